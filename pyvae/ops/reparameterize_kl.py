@@ -1,0 +1,178 @@
+"""``reparameterize_kl``: sample the posterior and its KL divergence to the prior in one pass."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyvae import reference
+from pyvae.backend import device_of, use_triton
+from pyvae.checks import accumulation_dtype, check_device, check_latents, expand_key
+from pyvae.ops.library import LIBRARY, next_power_of_two
+from pyvae.random import Stream, check_counters, check_key, fresh_key
+
+_TILE = 1024
+
+
+def tile(batch: int, latents: int) -> tuple[int, int]:
+    """Rows and columns of a program's tile: about 1,024 elements, eight for each thread of four warps."""
+    columns = min(next_power_of_two(max(latents, 4)), 128)
+    return min(next_power_of_two(batch), _TILE // columns), columns
+
+
+def _launch_forward(mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+    from pyvae.kernels.reparameterize_kl import reparameterize_kl_fwd_kernel
+
+    lead, batch, latents = mu.shape[:-2], mu.shape[-2], mu.shape[-1]
+    m, lv = mu.reshape(-1, batch, latents), logvar.reshape(-1, batch, latents)
+    key, sharing = expand_key(key, lead)
+    rows, columns = tile(batch, latents)
+    row_blocks = -(-batch // rows)
+    z = torch.empty(mu.shape, dtype=mu.dtype, device=mu.device)
+    partial = torch.empty((m.shape[0], row_blocks, latents), dtype=torch.float32, device=mu.device)
+    grid = (m.shape[0] * row_blocks * -(-latents // columns),)
+    with device_of(mu):
+        reparameterize_kl_fwd_kernel[grid](
+            m, lv, key.contiguous(), z, partial, batch, latents, sharing, *m.stride(), *lv.stride(),
+            STREAM=stream, ROWS=rows, COLUMNS=columns,
+        )  # fmt: skip
+    kl = partial.squeeze(1) if row_blocks == 1 else partial.sum(1)
+    return z, kl.reshape(*lead, latents)
+
+
+def _launch_backward(
+    grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, logvar: Tensor, key: Tensor, stream: int
+) -> tuple[Tensor, Tensor]:
+    from pyvae.kernels.reparameterize_kl import reparameterize_kl_bwd_kernel
+
+    lead, batch, latents = mu.shape[:-2], mu.shape[-2], mu.shape[-1]
+    m, lv = mu.reshape(-1, batch, latents), logvar.reshape(-1, batch, latents)
+    gz = m if grad_z is None else grad_z.reshape(-1, batch, latents)
+    gk = m[:, 0] if grad_kl is None else grad_kl.reshape(-1, latents)
+    key, sharing = expand_key(key, lead)
+    rows, columns = tile(batch, latents)
+    grad_mu = torch.empty(mu.shape, dtype=mu.dtype, device=mu.device)
+    grad_logvar = torch.empty_like(grad_mu)
+    grid = (m.shape[0] * -(-batch // rows) * -(-latents // columns),)
+    with device_of(mu):
+        reparameterize_kl_bwd_kernel[grid](
+            gz, gk, m, lv, key.contiguous(), grad_mu, grad_logvar, batch, latents, sharing,
+            *gz.stride(), *gk.stride(), *m.stride(), *lv.stride(),
+            HAS_GRAD_Z=grad_z is not None, HAS_GRAD_KL=grad_kl is not None,
+            STREAM=stream, ROWS=rows, COLUMNS=columns,
+        )  # fmt: skip
+    return grad_mu, grad_logvar
+
+
+def _forward(mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+    if mu.numel() and use_triton(mu):
+        return _launch_forward(mu, logvar, key, stream)
+    return reference.reparameterize_kl(mu, logvar, key=key, stream=stream)
+
+
+def _backward_op(
+    grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, logvar: Tensor, key: Tensor, stream: int
+) -> tuple[Tensor, Tensor]:
+    if mu.numel() and use_triton(mu):
+        return _launch_backward(grad_z, grad_kl, mu, logvar, key, stream)
+    return reference.reparameterize_kl_backward(grad_z, grad_kl, mu, logvar, key, stream)
+
+
+LIBRARY.define("reparameterize_kl(Tensor mu, Tensor logvar, Tensor key, int stream) -> (Tensor, Tensor)")
+LIBRARY.define(
+    "reparameterize_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor key, int stream)"
+    " -> (Tensor, Tensor)"
+)
+LIBRARY.impl("reparameterize_kl", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("reparameterize_kl_backward", _backward_op, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("pyvae::reparameterize_kl")
+def _(mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+    z = torch.empty(mu.shape, dtype=mu.dtype, device=mu.device)
+    kl = torch.empty((*mu.shape[:-2], mu.shape[-1]), dtype=accumulation_dtype(mu.dtype), device=mu.device)
+    return z, kl
+
+
+@torch.library.register_fake("pyvae::reparameterize_kl_backward")
+def _(
+    grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, logvar: Tensor, key: Tensor, stream: int
+) -> tuple[Tensor, Tensor]:
+    grad = torch.empty(mu.shape, dtype=mu.dtype, device=mu.device)
+    return grad, torch.empty_like(grad)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+    mu, logvar, key, ctx.stream = inputs
+    ctx.save_for_backward(mu, logvar, key)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_z is None and grad_kl is None:
+        return None, None, None, None
+    backward = (
+        torch.ops.pyvae.reparameterize_kl_backward if torch.compiler.is_compiling() else _backward_op
+    )
+    grad_mu, grad_logvar = backward(grad_z, grad_kl, *ctx.saved_tensors, ctx.stream)
+    needs_mu, needs_logvar = ctx.needs_input_grad[:2]
+    return grad_mu if needs_mu else None, grad_logvar if needs_logvar else None, None, None
+
+
+torch.library.register_autograd(
+    "pyvae::reparameterize_kl", _backward, setup_context=_setup_context, lib=LIBRARY
+)
+
+
+class _ReparameterizeKL(torch.autograd.Function):
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(torch.autograd.function.once_differentiable(_backward))
+
+
+def reparameterize_kl(
+    mu: Tensor, logvar: Tensor, *, key: Tensor | None = None, stream: int = Stream.POSTERIOR
+) -> tuple[Tensor, Tensor]:
+    """Sample a diagonal Gaussian posterior and its KL divergence to the standard normal prior.
+
+    ``z = mu + exp(logvar / 2) * eps`` and ``kl_j = mean_B 1/2 (mu_j^2 + exp(logvar_j) - 1 - logvar_j)``
+    (Kingma & Welling 2014, appendix B). The noise is a function of (key, stream, row, dimension) alone; the backward
+    pass draws it again instead of storing it.
+
+    Args:
+        mu: ``[..., B, D]``, float32, bfloat16, float16 or float64, any strides. Leading dimensions are ensemble
+            members.
+        logvar: log sigma^2, of the shape, dtype and device of ``mu``.
+        key: int64 ``[2]`` of (seed, step), or one for each member, ``[members, 2]``. Rows of members that share a
+            key count on, so no two of them draw the same noise. ``None`` takes a seed from torch's default
+            generator, so that ``torch.manual_seed`` governs it.
+        stream: which of the independent streams of the key to draw from.
+
+    Returns:
+        ``z`` ``[..., B, D]`` in the dtype of ``mu``, and ``kl`` ``[..., D]`` in nats, averaged over the batch
+        (NaN for an empty one, as torch.mean), float32 (float64 for float64). ``kl.sum(-1)`` is the KL divergence.
+
+    Raises:
+        TypeError: wrong dtype. ValueError: wrong shape or device.
+
+    >>> import torch
+    >>> z, kl = reparameterize_kl(torch.zeros(64, 10), torch.zeros(64, 10))
+    >>> z.shape, float(kl.sum())
+    (torch.Size([64, 10]), 0.0)
+    """
+    check_latents(mu, logvar)
+    if key is None:
+        key = fresh_key(mu.device)
+    check_key(key)
+    check_device("key", key, "mu", mu)
+    _, sharing = expand_key(key, mu.shape[:-2])
+    check_counters(sharing * mu.shape[-2] * math.ceil(mu.shape[-1] / 4))
+    stream = int(stream)
+    if torch.compiler.is_compiling():
+        return torch.ops.pyvae.reparameterize_kl(mu, logvar, key, stream)
+    if not use_triton(mu):
+        return reference.reparameterize_kl(mu, logvar, key=key, stream=stream)
+    if torch.is_grad_enabled() and (mu.requires_grad or logvar.requires_grad):
+        return _ReparameterizeKL.apply(mu, logvar, key, stream)
+    return _forward(mu, logvar, key, stream)

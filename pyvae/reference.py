@@ -1,0 +1,104 @@
+"""Every op in plain torch, on any device and in any float dtype: the specification that the kernels are tested
+against, and what runs where no kernel does. float64 inputs are computed in float64, all others in float32."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyvae.checks import (
+    accumulation_dtype,
+    check_latents,
+    expand_key,
+    flatten_pixels,
+    pixel_layout,
+)
+from pyvae.random import Stream, check_key, fresh_key, normal
+
+
+def posterior_noise(shape: torch.Size, key: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
+    """Standard normal noise of shape [..., B, D]; rows count on through the dimensions that share a key."""
+    check_key(key)
+    expanded, sharing = expand_key(key, shape[:-2])
+    rows = sharing * shape[-2]
+    return normal(expanded, rows, shape[-1], stream, dtype).reshape(shape)
+
+
+def reparameterize_kl(
+    mu: Tensor, logvar: Tensor, *, key: Tensor | None = None, stream: int = Stream.POSTERIOR
+) -> tuple[Tensor, Tensor]:
+    """Specification of :func:`pyvae.reparameterize_kl`."""
+    check_latents(mu, logvar)
+    key = fresh_key(mu.device) if key is None else key
+    dtype = accumulation_dtype(mu.dtype)
+    m, lv = mu.to(dtype), logvar.to(dtype)
+    z = m + torch.exp(0.5 * lv) * posterior_noise(mu.shape, key, stream, dtype)
+    # e^lv - 1 - lv cancels near lv = 0, where collapsed dimensions live
+    kl = 0.5 * (m.square() + (torch.expm1(lv) - lv))
+    return z.to(mu.dtype), kl.mean(-2)
+
+
+def reparameterize_kl_backward(
+    grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, logvar: Tensor, key: Tensor, stream: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``z`` and ``kl`` with respect to mu and logvar, with the noise drawn again from the key."""
+    dtype = accumulation_dtype(mu.dtype)
+    m, lv = mu.to(dtype), logvar.to(dtype)
+    grad_mu, grad_logvar = torch.zeros_like(m), torch.zeros_like(lv)
+    if grad_z is not None:
+        noise = posterior_noise(mu.shape, key, stream, dtype)
+        grad_mu = grad_mu + grad_z
+        grad_logvar = grad_logvar + 0.5 * grad_z * torch.exp(0.5 * lv) * noise
+    if grad_kl is not None:
+        per_row = grad_kl.unsqueeze(-2) / mu.shape[-2]
+        grad_mu = grad_mu + per_row * m
+        grad_logvar = grad_logvar + 0.5 * per_row * torch.expm1(lv)
+    return grad_mu.to(mu.dtype), grad_logvar.to(mu.dtype)
+
+
+def unpack_bits(packed: Tensor, pixels: int) -> Tensor:
+    """Bits [..., ceil(pixels / 8)] (uint8, little bit order) to uint8 pixels [..., pixels] of 0 and 1."""
+    bit = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    return ((packed.unsqueeze(-1) >> bit) & 1).flatten(-2)[..., :pixels]
+
+
+def pack_bits(pixels: Tensor) -> Tensor:
+    """Pixels [..., n] (zero or not) to packed bits [..., ceil(n / 8)] (uint8, little bit order)."""
+    lit = F.pad((pixels != 0).to(torch.uint8), (0, -pixels.shape[-1] % 8)).unflatten(-1, (-1, 8))
+    bit = torch.arange(8, dtype=torch.uint8, device=pixels.device)
+    return (lit << bit).sum(-1, dtype=torch.uint8)
+
+
+def bernoulli_nll(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    reduction: str = "batchmean",
+    event_dims: int | None = None,
+    target_max: int | None = None,
+) -> Tensor:
+    """Specification of :func:`pyvae.bernoulli_nll`."""
+    layout = pixel_layout(logits, target, reduction, event_dims, target_max)
+    flat_logits, flat_target = flatten_pixels(logits, target, layout)
+    dtype = accumulation_dtype(logits.dtype)
+    x = unpack_bits(flat_target, layout.pixels) if layout.packed else flat_target
+    x = x.to(dtype) / layout.target_max
+    per_image = F.binary_cross_entropy_with_logits(flat_logits.to(dtype), x, reduction="none").sum(-1)
+    if reduction == "none":
+        return per_image.reshape(*layout.lead, layout.batch)
+    total = per_image.mean(-1) if reduction == "batchmean" else per_image.sum(-1)
+    return total.reshape(layout.lead)
+
+
+def bernoulli_nll_backward(
+    grad_loss: Tensor, logits: Tensor, target: Tensor, reduction: str, event_dims: int, target_max: int | None
+) -> Tensor:
+    """Gradient with respect to the logits: (sigmoid(logits) - target) times the gradient of each image's loss."""
+    layout = pixel_layout(logits, target, reduction, event_dims, target_max)
+    flat_logits, flat_target = flatten_pixels(logits, target, layout)
+    dtype = accumulation_dtype(logits.dtype)
+    x = unpack_bits(flat_target, layout.pixels) if layout.packed else flat_target
+    per_image = grad_loss.reshape(layout.members, -1, 1).to(dtype)
+    if reduction == "batchmean":
+        per_image = per_image / layout.batch
+    grad = (torch.sigmoid(flat_logits.to(dtype)) - x.to(dtype) / layout.target_max) * per_image
+    return grad.to(logits.dtype).reshape(logits.shape)

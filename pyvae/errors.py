@@ -11,3 +11,7 @@ class DataError(PyvaeError, ValueError):
 
 class RunError(PyvaeError, RuntimeError):
     """A run directory cannot be used: foreign, of another recipe, or without a checkpoint."""
+
+
+class RecipeError(PyvaeError):
+    """A recipe asks for what cannot be."""

@@ -1,0 +1,172 @@
+"""The command line, generated from the recipes' dataclasses."""
+
+import logging
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from pyvae.engine.recipe import Recipe
+from pyvae.errors import PyvaeError
+from pyvae.recipes import RECIPES
+
+if TYPE_CHECKING:
+    import torch
+
+    from pyvae.data import Dataset
+    from pyvae.engine.run import Run
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe, or go on with its run where it stopped."""
+
+    recipe: OmitArgPrefixes[Recipe]
+    out: Path
+    """Run directory, made or resumed."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1", ..., or "auto": a GPU where there is one."""
+    log_every: int = 100
+    """Steps between rows of trace.csv."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between checkpoints."""
+
+    def __call__(self) -> int:
+        from pyvae.engine.loop import train
+        from pyvae.engine.run import Run
+
+        if self.log_every < 1:
+            raise PyvaeError(f"--log-every must be at least 1, got {self.log_every}")
+        device = _device(self.device)
+        dataset = _load(self.recipe)
+        run = Run.create_or_resume(self.out, self.recipe)
+        outcome = train(
+            run, dataset, device, log_every=self.log_every, checkpoint_seconds=self.checkpoint_seconds
+        )
+        _say(
+            f"{self.out}: {outcome.step:,} of {self.recipe.steps:,} steps, {outcome.steps_per_second:,.1f} steps/s"
+        )
+        if outcome.interrupted:
+            _say(f"interrupted and saved; go on with: {shlex.join(['pyvae', *sys.argv[1:]])}")
+            return INTERRUPTED
+        return 0
+
+
+@dataclass(frozen=True)
+class Traverse:
+    """Draw latent traversals of a run as PNG and GIF, in its figures/."""
+
+    run: Positional[Path]
+    """Run directory."""
+    span: float = 2.0
+    """Traverse from -span to span."""
+    columns: int = 11
+    """Values of each latent."""
+    seeds: tuple[int, ...] | None = None
+    """Indices of the images to start from; default: a square, an ellipse and a heart."""
+
+    def __call__(self) -> int:
+        from pyvae.report import traverse
+
+        run, dataset = _open(self.run)
+        for path in traverse(run, dataset, span=self.span, columns=self.columns, seeds=self.seeds):
+            _say(str(path))
+        return 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Evaluate a run and write its report.html, metrics.json and figures/."""
+
+    run: Positional[Path]
+    """Run directory."""
+    span: float = 2.0
+    """Latent traversals go from -span to span."""
+
+    def __call__(self) -> int:
+        from pyvae.report import report
+
+        run, dataset = _open(self.run)
+        _say(str(report(run, dataset, span=self.span)))
+        return 0
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Print versions, devices, which backend each op takes and why, and the data cache."""
+
+    def __call__(self) -> int:
+        from pyvae.doctor import describe
+
+        _say(describe())
+        return 0
+
+
+def _union(commands: Mapping[str, Any]) -> Any:
+    return Union.__getitem__(tuple(commands.values()))
+
+
+def _commands() -> Any:
+    recipes = {
+        name: Annotated[
+            Train,
+            tyro.conf.subcommand(name, default=Train(recipe, Path("runs") / name), description=description),
+        ]
+        for name, (description, recipe) in RECIPES.items()
+    }
+    train = make_dataclass("_Train", [("command", _union(recipes))], namespace={"__doc__": Train.__doc__})
+    commands = {"train": train, "traverse": Traverse, "report": Report, "doctor": Doctor}
+    return _union({name: Annotated[c, tyro.conf.subcommand(name)] for name, c in commands.items()})
+
+
+def main() -> None:
+    """Entry point of ``pyvae``: exits with 1 on an error of the user's, 2 on a wrong option, 130 when interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    config = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    try:
+        command = tyro.cli(_commands(), prog="pyvae", config=config)
+        sys.exit(getattr(command, "command", command)())
+    except PyvaeError as error:
+        sys.exit(f"pyvae: error: {error}")
+    except KeyboardInterrupt:
+        sys.stderr.write("pyvae: interrupted\n")
+        sys.exit(INTERRUPTED)
+
+
+def _load(recipe: Recipe) -> "Dataset":
+    from pyvae.data import load
+
+    return load(recipe.data)
+
+
+def _open(path: Path) -> tuple["Run", "Dataset"]:
+    from pyvae.engine.run import Run
+
+    run = Run.open(path)
+    return run, _load(run.recipe)
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PyvaeError(
+            f"--device {name} cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
+        ) from error
+    return device
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")

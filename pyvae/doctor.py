@@ -1,0 +1,85 @@
+"""What ``pyvae doctor`` prints: versions, devices, which backend each op takes and why, and the data cache."""
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+import pyvae
+from pyvae.backend import choose
+from pyvae.data import cache
+
+_PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard", "nvtx", "tyro")
+_VARIABLES = ("PYVAE_BACKEND", "PYVAE_CHECK", "PYVAE_CACHE", "TRITON_INTERPRET")
+
+
+def describe() -> str:
+    """The report, a line for each fact."""
+    sections = {
+        "versions": [f"pyvae {pyvae.__version__}", f"python {platform.python_version()}", *_versions()],
+        "devices": _devices(),
+        "ops": _ops(),
+        "environment": [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ]
+        or ["(nothing set)"],
+        "data cache": _cache(),
+    }
+    return "\n".join(
+        line for title, lines in sections.items() for line in [title, *(f"  {x}" for x in lines)]
+    )
+
+
+def _versions() -> list[str]:
+    return [f"{name} {_version(name)}" for name in _PACKAGES]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return f"missing: pip install {name}"
+
+
+def _devices() -> list[str]:
+    lines = [f"cpu: {platform.machine()}, {torch.get_num_threads()} threads, {_cpu_capability()}"]
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        lines.append(
+            f"cuda:{i}: {properties.name}, sm_{properties.major}{properties.minor}, "
+            f"{properties.total_memory / 2**30:.0f} GiB"
+        )
+    if not torch.cuda.is_available():
+        cause = (
+            "this torch is a CPU build" if torch.version.cuda is None else "no usable NVIDIA driver or GPU"
+        )
+        lines.append(f"no CUDA device: {cause}")
+    return lines
+
+
+def _cpu_capability() -> str:
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def _ops() -> list[str]:
+    devices = [torch.device("cpu")] + [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    lines = []
+    for op in pyvae.__all__:
+        for device in devices:
+            try:
+                backend, reason = choose(device, torch.float32)
+            except (RuntimeError, ValueError) as error:
+                backend, reason = "none", str(error)
+            lines.append(f"{op} on {device}: {backend} ({reason})")
+    return lines
+
+
+def _cache() -> list[str]:
+    directory = cache.directory()
+    files = sorted(directory.glob("*")) if directory.is_dir() else []
+    return [str(directory), *(f"{f.name}: {f.stat().st_size / 2**20:.0f} MiB" for f in files)]
+
+
+def main() -> None:
+    """Print the report."""
+    sys.stdout.write(describe() + "\n")

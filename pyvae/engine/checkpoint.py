@@ -1,0 +1,76 @@
+"""Checkpoints: one safetensors file of everything a run needs to go on, with its description in the header.
+
+Nothing is ever unpickled. A file appears whole or not at all, and the one before it is kept.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from pyvae.engine.files import write_atomically
+from pyvae.errors import RunError
+
+_KEPT = 2
+_PATTERN = "step-*.safetensors"
+
+
+class Checkpoint(NamedTuple):
+    """Tensors by name, and what they are."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def save(directory: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``step-<number>.safetensors`` and remove all but the newest two.
+
+    Raises:
+        RunError: the file cannot be written; the earlier ones survive.
+    """
+    from safetensors.torch import save as serialise
+
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"step-{checkpoint.step:012d}.safetensors"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    header = {"pyvae": json.dumps({"step": checkpoint.step, **checkpoint.metadata})}
+    write_atomically(path, serialise(tensors, header))
+    for old in paths(directory)[:-_KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def paths(directory: Path) -> list[Path]:
+    """Checkpoint files, oldest first."""
+    return sorted(directory.glob(_PATTERN))
+
+
+def load_newest(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint, or None where there is none.
+
+    Raises:
+        RunError: the newest file is not a whole checkpoint; the message says what to remove.
+    """
+    found = paths(directory)
+    return load(found[-1]) if found else None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        RunError: the file is truncated or foreign.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["pyvae"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Checkpoint(metadata.pop("step"), tensors, metadata)
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise RunError(
+            f"{path} is not a whole checkpoint ({type(error).__name__}); remove it to go on from the one before"
+        ) from error

@@ -1,0 +1,78 @@
+"""A recipe: everything that decides what a run computes."""
+
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from pyvae.errors import RecipeError
+from pyvae.objectives import OBJECTIVES, VAE, BetaVAE, CapacityVAE
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. Two runs of one recipe on one machine are equal bit for bit."""
+
+    objective: VAE | BetaVAE | CapacityVAE = field(default_factory=VAE)
+    data: str = "dsprites"
+    """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, or of 3dshapes.h5."""
+    architecture: Literal["burgess", "beta-vae-h", "kim", "kim-256", "locatello", "mlp"] = "burgess"
+    """Encoder and decoder, by paper; see pyvae.nets."""
+    init: Literal["torch", "kaiming", "normal", "glorot"] = "torch"
+    """Initial weights; see pyvae.nets.build."""
+    latents: int = 10
+    """Dimensions of z."""
+    batch_size: int = 64
+    """Images in a step."""
+    optimizer: Literal["adam", "adagrad"] = "adam"
+    """Adam with betas (0.9, 0.999) and epsilon 1e-8, or Adagrad."""
+    lr: float = 1e-4
+    """Learning rate."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the networks' arithmetic; weights, losses and moments are always float32."""
+    steps: int = 1_500_000
+    """Length of the run in steps. A finished run can be prolonged."""
+    seed: int = 0
+    """Decides the weights, the order of the data and the noise."""
+
+    def __post_init__(self) -> None:
+        for name in ("latents", "batch_size", "steps"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise RecipeError(f"lr must be positive, got {self.lr}")
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of plain values, from which :meth:`from_json` makes the recipe again."""
+        names = {cls: name for name, cls in OBJECTIVES.items()}
+        values = asdict(self)
+        values["objective"] = {"name": names[type(self.objective)], **values["objective"]}
+        return {"format": FORMAT, **values}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Recipe":
+        """Raises RecipeError when the values are not those of a recipe of this version."""
+        values = dict(values)
+        if values.pop("format", None) != FORMAT:
+            raise RecipeError("written by another version of pyvae")
+        objective = dict(values.pop("objective"))
+        known = {f.name for f in fields(cls)}
+        if unknown := set(values) - known:
+            raise RecipeError(f"unknown field {min(unknown)!r}")
+        return cls(objective=OBJECTIVES[objective.pop("name")](**objective), **values)
+
+
+def differences(mine: Recipe, theirs: Recipe) -> list[str]:
+    """Fields in which two recipes differ, with both values, but for the length of the run."""
+    a, b = _flat(mine), _flat(theirs)
+    return [
+        f"{name} is {b.get(name, 'absent')} there and {a.get(name, 'absent')} here"
+        for name in a | b
+        if name != "steps" and a.get(name, MISSING) != b.get(name, MISSING)
+    ]
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    values = recipe.to_json()
+    objective = values.pop("objective")
+    return {"objective": objective.pop("name"), **objective, **values}

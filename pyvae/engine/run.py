@@ -1,0 +1,106 @@
+"""A run directory: ``recipe.json``, ``trace.csv``, ``checkpoints/``, ``events/`` for TensorBoard, ``figures/``."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pyvae.engine import checkpoint
+from pyvae.engine.files import write_atomically
+from pyvae.engine.recipe import Recipe, differences
+from pyvae.engine.trace import read_trace
+from pyvae.errors import RecipeError, RunError
+from pyvae.nets import Autoencoder, build
+
+
+class Run:
+    """A run on disk."""
+
+    def __init__(self, path: Path, recipe: Recipe) -> None:
+        self.path = path
+        self.recipe = recipe
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """A run that exists.
+
+        Raises:
+            RunError: no such directory, or no run in it.
+        """
+        file = path / "recipe.json"
+        if not file.is_file():
+            raise RunError(
+                f"{path} holds no run (no recipe.json): make one with `pyvae train ... --out {path}`"
+            )
+        try:
+            return cls(path, Recipe.from_json(json.loads(file.read_text())))
+        except (RecipeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            raise RunError(f"{file} is not a recipe of this version of pyvae: {error}") from error
+
+    @classmethod
+    def create_or_resume(cls, path: Path, recipe: Recipe) -> "Run":
+        """The run of this recipe at ``path``, new or begun.
+
+        Raises:
+            RunError: the path is a file, a directory with something else in it, a run of another recipe, or cannot
+                be written.
+        """
+        if path.exists() and not path.is_dir():
+            raise RunError(f"--out {path} is a file: name a directory")
+        if (path / "recipe.json").exists():
+            existing = cls.open(path)
+            if different := differences(recipe, existing.recipe):
+                raise RunError(
+                    f"{path} holds a run of another recipe ({'; '.join(different)}): "
+                    "name another --out, or give that recipe to resume it"
+                )
+        elif path.is_dir() and any(path.iterdir()):
+            raise RunError(f"--out {path} is not empty and holds no run: name another directory")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make --out {path}: {error.strerror}") from error
+        write_atomically(path / "recipe.json", (json.dumps(recipe.to_json(), indent=2) + "\n").encode())
+        return cls(path, recipe)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run: a second process that trains it is refused with a RunError."""
+        with open(self.path / ".lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(f"{self.path} is being trained by another process") from error
+            yield
+
+    def trace(self) -> dict[str, np.ndarray]:
+        """Columns of ``trace.csv``: step, loss, recon, kl, beta, capacity, kl_0, kl_1, ..."""
+        return read_trace(self.path / "trace.csv")
+
+    def load_net(self) -> tuple[Autoencoder, int]:
+        """The network of the newest checkpoint, on the CPU in eval mode, and the steps it was trained for.
+
+        Raises:
+            RunError: there is no checkpoint yet.
+        """
+        newest = checkpoint.load_newest(self.checkpoints)
+        if newest is None:
+            raise RunError(f"{self.path} has no checkpoint yet: run its `pyvae train` command")
+        channels = int(newest.metadata["image_shape"][0])
+        net = build(self.recipe.architecture, channels, self.recipe.latents)
+        net.load_state_dict(
+            {name.removeprefix("net."): t for name, t in newest.tensors.items() if name.startswith("net.")}
+        )
+        return net.to(memory_format=torch.channels_last).eval(), newest.step  # type: ignore[call-overload]

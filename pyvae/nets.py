@@ -1,0 +1,203 @@
+"""Encoders and decoders under the names of their papers, as plain modules.
+
+An encoder maps images ``[B, C, 64, 64]`` to ``(mu, logvar)``, each ``[B, D]``; a decoder maps ``z [B, D]`` to Bernoulli
+logits ``[B, C, 64, 64]``. Weight counts (one channel, ten latents) are those of the published networks.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+SIDE = 64
+
+
+class Encoder(nn.Module):
+    """A trunk and a linear head that gives the mean in its first half and the log-variance in its second."""
+
+    def __init__(self, trunk: nn.Module, width: int, latents: int) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(width, 2 * latents)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        mu, logvar = self.head(self.trunk(images)).chunk(2, -1)
+        return mu, logvar
+
+
+class Autoencoder(nn.Module):
+    """An encoder and a decoder."""
+
+    def __init__(self, encoder: Encoder, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    @property
+    def latents(self) -> int:
+        return self.encoder.head.out_features // 2
+
+
+def _convs(channels: list[int], kernels: list[int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for (inputs, outputs), kernel in zip(pairwise(channels), kernels, strict=True):
+        layers += [nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2 - 1), nn.ReLU()]
+    return layers
+
+
+def _transposed_convs(channels: list[int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(channels):
+        layers += [nn.ConvTranspose2d(inputs, outputs, 4, stride=2, padding=1), nn.ReLU()]
+    return layers[:-1]
+
+
+def _linears(widths: list[int], activation: type[nn.Module] = nn.ReLU) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), activation()]
+    return layers
+
+
+def burgess(channels: int, latents: int) -> Autoencoder:
+    """Burgess et al. 2018, appendix: four 32-channel convolutions and two layers of 256; 502,005 weights."""
+    trunk = [*_convs([channels, 32, 32, 32, 32], [4] * 4), nn.Flatten(), *_linears([512, 256, 256])]
+    decoder = [
+        *_linears([latents, 256, 256, 512]),
+        nn.Unflatten(1, (32, 4, 4)),
+        *_transposed_convs([32, 32, 32, 32, channels]),
+    ]
+    return Autoencoder(Encoder(nn.Sequential(*trunk), 256, latents), nn.Sequential(*decoder))
+
+
+def beta_vae_h(channels: int, latents: int) -> Autoencoder:
+    """ "BetaVAE_H" of 1Konny/Beta-VAE, the network of ControlVAE (Shao et al. 2020); 763,285 weights."""
+    trunk = [
+        *_convs([channels, 32, 32, 64, 64], [4] * 4),
+        nn.Conv2d(64, 256, 4),
+        nn.ReLU(),
+        nn.Flatten(),
+    ]
+    decoder = [
+        nn.Linear(latents, 256),
+        nn.Unflatten(1, (256, 1, 1)),
+        nn.ReLU(),
+        nn.ConvTranspose2d(256, 64, 4),
+        nn.ReLU(),
+        *_transposed_convs([64, 64, 32, 32, channels]),
+    ]
+    return Autoencoder(Encoder(nn.Sequential(*trunk), 256, latents), nn.Sequential(*decoder))
+
+
+def _kim(channels: int, latents: int, width: int, kernels: list[int]) -> Autoencoder:
+    trunk = [
+        *_convs([channels, 32, 32, 64, 64], kernels),
+        nn.Flatten(),
+        *_linears([1024, width]),
+    ]
+    decoder = [
+        *_linears([latents, width, 1024]),
+        nn.Unflatten(1, (64, 4, 4)),
+        *_transposed_convs([64, 64, 32, 32, channels]),
+    ]
+    return Autoencoder(Encoder(nn.Sequential(*trunk), width, latents), nn.Sequential(*decoder))
+
+
+def kim(channels: int, latents: int) -> Autoencoder:
+    """Kim & Mnih 2018, appendix, for 2D Shapes: a fully connected layer of 128; 498,005 weights."""
+    return _kim(channels, latents, 128, [4] * 4)
+
+
+def kim_256(channels: int, latents: int) -> Autoencoder:
+    """Kim & Mnih 2018, appendix, for 3D Shapes and others: a fully connected layer of 256; 764,245 weights."""
+    return _kim(channels, latents, 256, [4] * 4)
+
+
+def locatello(channels: int, latents: int) -> Autoencoder:
+    """disentanglement_lib (Locatello et al. 2019) as its code has it: 2 x 2 kernels in the third and fourth layer,
+    where the paper's table says 4 x 4; 690,517 weights."""
+    return _kim(channels, latents, 256, [4, 4, 2, 2])
+
+
+def mlp(channels: int, latents: int) -> Autoencoder:
+    """Higgins et al. 2017, table 1: 1200-1200 with ReLU, 1200-1200-1200 with tanh; 14,196,516 weights."""
+    pixels = channels * SIDE * SIDE
+    trunk = [nn.Flatten(), *_linears([pixels, 1200, 1200])]
+    decoder = [
+        *_linears([latents, 1200, 1200, 1200], nn.Tanh),
+        nn.Linear(1200, pixels),
+        nn.Unflatten(1, (channels, SIDE, SIDE)),
+    ]
+    return Autoencoder(Encoder(nn.Sequential(*trunk), 1200, latents), nn.Sequential(*decoder))
+
+
+ARCHITECTURES: dict[str, Callable[[int, int], Autoencoder]] = {
+    f.__name__.replace("_", "-"): f for f in (burgess, beta_vae_h, kim, kim_256, locatello, mlp)
+}
+
+
+def _init_kaiming(layer: nn.Module) -> None:
+    # 1Konny's check for Conv2d misses ConvTranspose2d, which keeps torch's default in every published run of it
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        _zero_bias(layer)
+
+
+def _init_normal(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        nn.init.normal_(layer.weight, 0.0, 0.02)
+        _zero_bias(layer)
+
+
+def _init_glorot(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.xavier_uniform_(layer.weight)
+        _zero_bias(layer)
+
+
+def _zero_bias(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+INITIALISATIONS: dict[str, Callable[[nn.Module], None] | None] = {
+    "torch": None,
+    "kaiming": _init_kaiming,
+    "normal": _init_normal,
+    "glorot": _init_glorot,
+}
+
+
+def build(
+    architecture: str, channels: int, latents: int, *, init: str = "torch", seed: int = 0
+) -> Autoencoder:
+    """A network with the weights that ``seed`` gives; torch's global generator is left as it was.
+
+    Args:
+        architecture: "burgess", "beta-vae-h", "kim", "kim-256", "locatello" or "mlp".
+        channels: of the 64 x 64 images.
+        latents: D.
+        init: "torch" (its default); "kaiming" (1Konny/Beta-VAE, ControlVAE: normal, fan in, gain sqrt 2, zero bias,
+            transposed convolutions left alone as there); "normal" (1Konny/FactorVAE: N(0, 0.02), likewise);
+            "glorot" (TensorFlow's, disentanglement_lib).
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    if init not in INITIALISATIONS:
+        raise ValueError(f"init: expected one of {', '.join(INITIALISATIONS)}, got {init!r}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = ARCHITECTURES[architecture](channels, latents)
+        if initialise := INITIALISATIONS[init]:
+            net.apply(initialise)
+    return net
+
+
+def count_weights(module: nn.Module) -> int:
+    """Number of trainable scalars."""
+    return sum(math.prod(p.shape) for p in module.parameters())

@@ -1,0 +1,137 @@
+"""What every dataset with known factors of variation offers."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pyvae.errors import DataError
+
+Index = torch.Tensor | npt.NDArray[Any] | Sequence[Any] | int
+
+
+class Dataset(ABC):
+    """Images on the full grid of their factors: one image for every combination of factor classes.
+
+    Image ``i`` has the classes that are the digits of ``i`` in the mixed radix of `factor_sizes`, the last
+    factor the fastest. An index may be an int, a list, a numpy array or a tensor of any integer dtype and any
+    shape; results are tensors on the CPU whose leading dimensions are those of the index. A value outside of
+    ``[0, len)`` raises `IndexError`, anything but integers `TypeError`.
+    """
+
+    name: str
+    fingerprint: str
+    """A short identity that is the same wherever the content is the same."""
+    factor_names: tuple[str, ...]
+    factor_sizes: tuple[int, ...]
+    image_shape: tuple[int, int, int]
+    """Channels, height, width."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        fingerprint: str,
+        image_shape: tuple[int, int, int],
+        factor_names: Sequence[str],
+        factor_values: Sequence[npt.NDArray[Any]],
+    ) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.image_shape = image_shape
+        self.factor_names = tuple(factor_names)
+        self.factor_sizes = tuple(len(values) for values in factor_values)
+        self._values = [torch.tensor(values, dtype=torch.float64) for values in factor_values]
+        self._sizes = torch.tensor(self.factor_sizes)
+        self._strides = torch.tensor(strides(self.factor_sizes))
+
+    def __len__(self) -> int:
+        return math.prod(self.factor_sizes)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{n} {s}" for n, s in zip(self.factor_names, self.factor_sizes, strict=True))
+        return f"{type(self).__name__}({self.fingerprint}: {len(self)} images {self.image_shape}; {sizes})"
+
+    @abstractmethod
+    def images(self, index: Index) -> torch.Tensor:
+        """float32 ``[*index.shape, C, H, W]`` in [0, 1]."""
+
+    def factor_classes(self, index: Index) -> torch.Tensor:
+        """int64 ``[*index.shape, F]``: class ``0 .. factor_sizes[f] - 1`` of each factor."""
+        return self._checked(index)[..., None] // self._strides % self._sizes
+
+    def factor_values(self, index: Index) -> torch.Tensor:
+        """float64 ``[*index.shape, F]``: the generative values of each factor."""
+        classes = self.factor_classes(index)
+        return torch.stack([values[classes[..., f]] for f, values in enumerate(self._values)], dim=-1)
+
+    def index(self, classes: Index) -> torch.Tensor:
+        """int64 ``[...]`` for integer classes ``[..., F]``: the inverse of `factor_classes`.
+
+        Raises `ValueError` when the last dimension is not F, `IndexError` when a factor has no such class.
+        """
+        classes = _integers(classes, "classes")
+        if classes.dim() == 0 or classes.shape[-1] != len(self.factor_sizes):
+            raise ValueError(
+                f"classes: last dimension must be {len(self.factor_sizes)}, got {list(classes.shape)}"
+            )
+        wrong = (classes < 0) | (classes >= self._sizes)
+        if wrong.any():
+            *_, factor = place = tuple(wrong.nonzero()[0].tolist())
+            raise IndexError(
+                f"class {int(classes[place])} of {self.factor_names[factor]} is out of range "
+                f"for {self.factor_sizes[factor]} classes"
+            )
+        return (classes * self._strides).sum(-1)
+
+    def _checked(self, index: Index) -> torch.Tensor:
+        index = _integers(index, "index")
+        if index.numel():
+            low, high = (int(end) for end in torch.aminmax(index))
+            if low < 0 or high >= len(self):
+                raise IndexError(f"index {low if low < 0 else high} is out of range for {len(self)} images")
+        return index
+
+
+def strides(sizes: Sequence[int]) -> list[int]:
+    """How far apart two neighbouring classes of each factor are in the order of the images."""
+    return [math.prod(sizes[f + 1 :]) for f in range(len(sizes))]
+
+
+def grid_classes(sizes: Sequence[int], start: int, stop: int) -> npt.NDArray[np.int64]:
+    """int64 ``[stop - start, F]``: the factor classes of images ``start .. stop - 1`` of a grid."""
+    return np.arange(start, stop)[:, None] // np.array(strides(sizes)) % np.array(sizes)
+
+
+def file_format(path: Path) -> str:
+    """ "zip" or "hdf5" by the first bytes; `DataError` for what is neither, empty, or not there."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path") from error
+    if not start:
+        raise DataError(f"{path}: the file is empty; download it again")
+    if start.startswith(b"PK"):
+        return "zip"
+    if start == b"\x89HDF\r\n\x1a\n":
+        return "hdf5"
+    raise DataError(f"{path}: neither a .npz (zip) nor an HDF5 file; give the file as it was published")
+
+
+def _integers(value: Index, name: str) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        array = np.asarray(value)
+        if array.size and array.dtype.kind not in "iu":
+            raise TypeError(f"{name}: integers expected, got {array.dtype}")
+        return torch.tensor(array.astype(np.int64))
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"{name}: integers expected, got {value.dtype}")
+    return value.to(device="cpu", dtype=torch.int64)

@@ -1,0 +1,257 @@
+"""dSprites (Matthey et al. 2017), generated or read from a genuine file, as bits.
+
+Genuine files: https://github.com/google-deepmind/dsprites-dataset
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from pyvae.data import cache, sprites
+from pyvae.data.dataset import Dataset, Index, file_format, grid_classes
+from pyvae.errors import DataError
+
+Array = npt.NDArray[Any]
+StrPath = str | os.PathLike[str]
+
+IMAGE_SHAPE = (1, 64, 64)
+
+# The generator's version: raise it with every change of a pixel, so that no cache of the old ones is used.
+_GENERATED = "dsprites-generated-v1"
+_AGAIN = "download it again from https://github.com/google-deepmind/dsprites-dataset"
+_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+logger = logging.getLogger("pyvae")
+
+
+class DSprites(Dataset):
+    """737,280 binary images 64x64 of a square, an ellipse or a heart.
+
+    The factors are shape, scale, orientation, posX and posY. The sixth of the publication, color, has one
+    class and is left out.
+    """
+
+    bits: torch.Tensor
+    """uint8 ``[N, 512]``: eight pixels per byte, little bit order; mapped from the cache, copied on write."""
+    differing_pixels: int
+    """Pixels in which a genuine file differs from the generated images."""
+    differing_images: int
+
+    def __init__(self, cached: cache.Cached, origin: str, sizes: Sequence[int]) -> None:
+        super().__init__(
+            name="dsprites",
+            fingerprint=f"{origin}-crc32:{cached.crc32:08x}",
+            image_shape=IMAGE_SHAPE,
+            factor_names=sprites.FACTOR_NAMES,
+            factor_values=[v[:n] for v, n in zip(sprites.factor_values(), sizes, strict=True)],
+        )
+        self.bits = cached.bits
+        self.differing_pixels = cached.notes["differing_pixels"]
+        self.differing_images = cached.notes["differing_images"]
+
+    @classmethod
+    def generated(
+        cls,
+        cache_dir: StrPath | None = None,
+        progress: bool = True,
+        *,
+        _grid: Sequence[int] = sprites.FACTOR_SIZES,
+    ) -> DSprites:
+        """The generated images: made within seconds at the first call, mapped from the cache afterwards.
+
+        Raises `DataError` when the cache directory cannot be used.
+        """
+
+        def build(append: Callable[[Array], None]) -> dict[str, int]:
+            with _bar("generating dSprites", _grid, progress) as bar:
+                for block in sprites.generate(_grid):
+                    append(block)
+                    bar.update(len(block))
+            return {"differing_pixels": 0, "differing_images": 0}
+
+        source = f"{_GENERATED}-{'x'.join(map(str, _grid))}"
+        path = cache.directory(cache_dir) / f"{source}.bits"
+        cached = cache.load_or_build(path, source, (math.prod(_grid), sprites.ROW_BYTES), build)
+        return cls(cached, _GENERATED, _grid)
+
+    @classmethod
+    def genuine(
+        cls,
+        path: StrPath,
+        cache_dir: StrPath | None = None,
+        progress: bool = True,
+        *,
+        _grid: Sequence[int] = sprites.FACTOR_SIZES,
+    ) -> DSprites:
+        """The images of a published ``.npz`` or ``.hdf5`` file.
+
+        The first call packs them into a cache file of their own, checking shapes, types, values and order,
+        and compares them with the generated images (`differing_pixels`, and a line in the log). Nothing is
+        unpickled. Raises `DataError` saying what is wrong with the file.
+        """
+        path = Path(path).expanduser().resolve()
+        form = file_format(path)
+        status = path.stat()
+
+        def build(append: Callable[[Array], None]) -> dict[str, int]:
+            pixels = images = 0
+            with _bar(f"packing {path.name}", _grid, progress) as bar:
+                for block, generated in zip(_blocks(path, form, _grid), sprites.generate(_grid), strict=True):
+                    append(block)
+                    different = (block != generated).any(axis=1)
+                    images += int(different.sum())
+                    pixels += int(np.unpackbits(block[different] ^ generated[different]).sum())
+                    bar.update(len(block))
+            logger.info("%s: %d images differ from the generated ones, in %d pixels", path, images, pixels)
+            return {"differing_pixels": pixels, "differing_images": images}
+
+        identity = f"{path} {status.st_size} {status.st_mtime_ns} {_GENERATED} {tuple(_grid)}"
+        source = f"dsprites-genuine-{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}"
+        file = cache.directory(cache_dir) / f"{source}.bits"
+        cached = cache.load_or_build(file, source, (math.prod(_grid), sprites.ROW_BYTES), build)
+        return cls(cached, "dsprites-genuine", _grid)
+
+    def images(self, index: Index) -> torch.Tensor:
+        """float32 ``[*index.shape, 1, 64, 64]``, 0 or 1."""
+        index = self._checked(index)
+        packed = self.bits.index_select(0, index.flatten())
+        pixels = np.unpackbits(packed.numpy(), axis=1, bitorder="little")
+        return torch.from_numpy(pixels).float().view(*index.shape, *IMAGE_SHAPE)
+
+
+def _bar(what: str, sizes: Sequence[int], progress: bool) -> Any:
+    return tqdm(total=math.prod(sizes), desc=what, unit="img", unit_scale=True, disable=not progress)
+
+
+class _Column(NamedTuple):
+    """An array of a file, read from its start on: ``read(n)`` gives the next n rows."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[int], Array]
+
+
+def _blocks(path: Path, form: str, sizes: Sequence[int]) -> Iterator[Array]:
+    """The packed images of a genuine file, uint8 ``[n, 512]``, in the blocks of `sprites.generate`."""
+    count, block = math.prod(sizes), math.prod(sizes[2:])
+    try:
+        with _npz(path) if form == "zip" else _hdf5(path) as (images, classes):
+            if images.dtype != np.uint8 or images.shape != (count, 64, 64):
+                raise DataError(
+                    f"{path}: imgs is {_kind(images)} instead of uint8 {[count, 64, 64]}; {_AGAIN}"
+                )
+            if classes.dtype.kind not in "iu" or classes.shape != (count, 1 + len(sizes)):
+                wanted = f"integers {[count, 1 + len(sizes)]}"
+                raise DataError(
+                    f"{path}: the latent classes are {_kind(classes)} instead of {wanted}; {_AGAIN}"
+                )
+            for start in range(0, count, block):
+                _check_order(path, classes.read(block), sizes, start)
+                yield _packed(path, images.read(block), start)
+    except DataError:
+        raise
+    except _DAMAGE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path}: damaged or truncated ({reason}); {_AGAIN}") from error
+
+
+def _kind(column: _Column) -> str:
+    return f"{column.dtype} {list(column.shape)}"
+
+
+def _check_order(path: Path, classes: Array, sizes: Sequence[int], start: int) -> None:
+    expected = np.pad(grid_classes(sizes, start, start + len(classes)), ((0, 0), (1, 0)))
+    wrong = (classes != expected).any(axis=1)
+    if wrong.any():
+        first = int(wrong.argmax())
+        raise DataError(
+            f"{path}: image {start + first} has the latent classes {classes[first].tolist()} where "
+            f"{expected[first].tolist()} belong: not in the published order; {_AGAIN}"
+        )
+
+
+def _packed(path: Path, images: Array, start: int) -> Array:
+    if images.max() > 1:
+        first = int((images > 1).any(axis=(1, 2)).argmax())
+        raise DataError(
+            f"{path}: image {start + first} has the value {images[first].max()}, "
+            f"but dSprites holds 0 and 1 only; {_AGAIN}"
+        )
+    return np.packbits(images.reshape(len(images), -1), axis=1, bitorder="little")
+
+
+@contextlib.contextmanager
+def _npz(path: Path) -> Iterator[tuple[_Column, _Column]]:
+    # numpy.load would unpickle the member `metadata`, an object array of Python 2: it is never opened here.
+    with contextlib.ExitStack() as stack:
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        keys = [name.removesuffix(".npy") for name in archive.namelist()]
+        _check_keys(path, keys, ("imgs", "latents_classes"))
+        columns = [
+            _npy(stack.enter_context(archive.open(f"{key}.npy"))) for key in ("imgs", "latents_classes")
+        ]
+        yield columns[0], columns[1]
+
+
+def _npy(stream: IO[bytes]) -> _Column:
+    version = np.lib.format.read_magic(stream)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in header:
+        raise ValueError(f".npy format {version}")
+    shape, fortran_order, dtype = header[version](stream)
+    if fortran_order:
+        raise ValueError("an array in Fortran order")
+
+    def read(rows: int) -> Array:
+        array = np.empty((rows, *shape[1:]), dtype)
+        rest = array.view(np.uint8).reshape(-1).data
+        while rest:
+            taken = stream.readinto(rest[: 1 << 20])  # type: ignore[attr-defined]
+            if not taken:
+                raise EOFError("an array ends early")
+            rest = rest[taken:]
+        return array
+
+    return _Column(shape, dtype, read)
+
+
+@contextlib.contextmanager
+def _hdf5(path: Path) -> Iterator[tuple[_Column, _Column]]:
+    import h5py
+
+    def column(dataset: Any) -> _Column:
+        position = 0
+
+        def read(rows: int) -> Array:
+            nonlocal position
+            position += rows
+            return np.asarray(dataset[position - rows : position])
+
+        return _Column(dataset.shape, dataset.dtype, read)
+
+    with h5py.File(path, "r") as file:
+        keys: list[str] = []
+        file.visit(keys.append)
+        _check_keys(path, keys, ("imgs", "latents/classes"))
+        yield column(file["imgs"]), column(file["latents/classes"])
+
+
+def _check_keys(path: Path, keys: Sequence[str], needed: tuple[str, ...]) -> None:
+    if not set(needed) <= set(keys):
+        raise DataError(
+            f"{path}: not dSprites: it holds {', '.join(keys)} instead of {', '.join(needed)}; {_AGAIN}"
+        )

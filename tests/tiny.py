@@ -1,0 +1,29 @@
+"""A data set small enough to train on in a test."""
+
+import torch
+
+from pyvae.data.dataset import Dataset
+
+
+class TinyData(Dataset):
+    """Bright squares on a 4 x 5 x 6 grid of (size, row, column)."""
+
+    def __init__(self, channels: int = 1, fingerprint: str = "tiny-v1") -> None:
+        sizes = (4, 5, 6)
+        super().__init__(
+            name="tiny",
+            fingerprint=fingerprint,
+            image_shape=(channels, 64, 64),
+            factor_names=("size", "row", "column"),
+            factor_values=[torch.arange(n).double().numpy() for n in sizes],
+        )
+        classes = self.factor_classes(torch.arange(len(self)))
+        side, top, left = 6 + 4 * classes[:, 0], 2 + 10 * classes[:, 1], 2 + 8 * classes[:, 2]
+        at = torch.arange(64)
+        rows = (at >= top[:, None]) & (at < (top + side)[:, None])
+        columns = (at >= left[:, None]) & (at < (left + side)[:, None])
+        image = (rows[:, :, None] & columns[:, None, :]).float()
+        self._images = image[:, None].expand(-1, channels, -1, -1).contiguous()
+
+    def images(self, index):
+        return self._images[self._checked(index)]

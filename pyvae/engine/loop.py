@@ -109,7 +109,7 @@ class _Loop:
             while trainer.step < total and not signals:
                 step = trainer.step
                 row = trainer.advance()
-                if step % self._log_every == 0 or trainer.step == total:
+                if step % self._log_every == 0:
                     self._ring.write(step, row)
                 now = time.monotonic()
                 if self._ring.full or now - last_drain >= _DRAIN_SECONDS:

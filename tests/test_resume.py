@@ -1,0 +1,156 @@
+"""A run that was stopped and resumed equals one that was not, bit for bit."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyvae.engine import checkpoint
+from pyvae.engine.loop import train
+from pyvae.engine.recipe import Recipe
+from pyvae.engine.run import Run
+from pyvae.errors import RunError
+from tiny import TinyData
+from train_tiny import RECIPE
+
+CPU = torch.device("cpu")
+SCRIPT = Path(__file__).with_name("train_tiny.py")
+
+
+def run_to(path: Path, recipe: Recipe, data=None, **options):
+    return train(Run.create_or_resume(path, recipe), data or TinyData(), CPU, log_every=3, **options)
+
+
+def assert_same(a: Path, b: Path):
+    one, two = (checkpoint.load_newest(path / "checkpoints") for path in (a, b))
+    assert one.step == two.step
+    assert one.tensors.keys() == two.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert torch.equal(tensor, two.tensors[name]), name
+    assert (a / "trace.csv").read_text() == (b / "trace.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    path = tmp_path_factory.mktemp("straight") / "run"
+    run_to(path, replace(RECIPE, steps=200))
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"optimizer": "adagrad", "architecture": "kim"}, {"precision": "bf16", "architecture": "mlp"}],
+    ids=["adam", "adagrad", "bf16"],
+)
+def test_two_halves_equal_the_whole(tmp_path, change):
+    recipe = replace(RECIPE, **change)
+    run_to(tmp_path / "whole", replace(recipe, steps=20))
+    run_to(tmp_path / "halves", replace(recipe, steps=10))
+    run_to(tmp_path / "halves", replace(recipe, steps=20))
+    assert_same(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_a_hundred_and_a_hundred(tmp_path, straight):
+    run_to(tmp_path / "run", replace(RECIPE, steps=100))
+    run_to(tmp_path / "run", replace(RECIPE, steps=200), checkpoint_seconds=0.05)
+    assert_same(straight, tmp_path / "run")
+
+
+def test_a_finished_run_is_left_alone(straight):
+    before = {p: p.stat().st_mtime_ns for p in (straight / "checkpoints").iterdir()}
+    outcome = run_to(straight, replace(RECIPE, steps=200))
+    assert outcome.step == 200
+    assert not outcome.interrupted
+    assert {p: p.stat().st_mtime_ns for p in (straight / "checkpoints").iterdir()} == before
+
+
+def test_seeds_give_different_runs(tmp_path, straight):
+    run_to(tmp_path / "run", replace(RECIPE, steps=1, seed=4))
+    assert (tmp_path / "run/trace.csv").read_text().splitlines()[1] != (
+        straight / "trace.csv"
+    ).read_text().splitlines()[1]
+
+
+def start(path: Path, steps: int = 200, checkpoint_seconds: float = 0.1) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), str(path), str(steps), str(checkpoint_seconds)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_progress(process: subprocess.Popen, path: Path, steps: int):
+    trace = path / "trace.csv"
+    while process.poll() is None:
+        if trace.exists() and trace.read_text().count("\n") > steps // 3:
+            return
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on(tmp_path, straight, number):
+    process = start(tmp_path / "run", checkpoint_seconds=1000)
+    wait_for_progress(process, tmp_path / "run", 3)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    saved = checkpoint.load_newest(tmp_path / "run/checkpoints").step
+    assert 0 < saved < 200
+    run_to(tmp_path / "run", replace(RECIPE, steps=200))
+    assert_same(straight, tmp_path / "run")
+
+
+def kill_and_resume(path: Path, straight: Path, kills: int, seed: int):
+    moments = random.Random(seed)
+    for _ in range(kills):
+        process = start(path)
+        wait_for_progress(process, path, 3)
+        time.sleep(moments.uniform(0.0, 1.0))
+        process.kill()
+        process.communicate()
+    process = start(path)
+    assert process.wait(timeout=300) == 0, process.stderr.read()
+    assert_same(straight, path)
+
+
+def test_sigkill(tmp_path, straight):
+    kill_and_resume(tmp_path / "run", straight, kills=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_sigkill_many_times(tmp_path, straight, seed):
+    kill_and_resume(tmp_path / "run", straight, kills=5, seed=seed)
+
+
+def test_another_recipe_is_refused_by_name(straight):
+    with pytest.raises(
+        RunError, match=r"another recipe \(gamma is 10.0 there and 5.0 here; lr is 0.001 there and 0.1"
+    ):
+        run_to(straight, replace(RECIPE, objective=replace(RECIPE.objective, gamma=5.0), lr=0.1, steps=300))
+
+
+def test_other_data_is_refused(straight):
+    with pytest.raises(RunError, match="trained on tiny-v1, but the data now is tiny-v2"):
+        run_to(straight, replace(RECIPE, steps=300), TinyData(fingerprint="tiny-v2"))
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_works(tmp_path, straight):
+    run_to(tmp_path / "run", replace(RECIPE, steps=150))
+    run_to(tmp_path / "run", replace(RECIPE, steps=180))
+    newest = checkpoint.paths(tmp_path / "run/checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.raises(RunError, match="remove it to go on from the one before"):
+        run_to(tmp_path / "run", replace(RECIPE, steps=200))
+    newest.unlink()
+    run_to(tmp_path / "run", replace(RECIPE, steps=200))
+    assert_same(straight, tmp_path / "run")
+
+
+def test_a_second_process_is_refused(straight):
+    run = Run.open(straight)
+    with run.locked(), pytest.raises(RunError, match="being trained by another process"):
+        run_to(straight, replace(RECIPE, steps=300))

@@ -1,0 +1,153 @@
+"""The command line as a user meets it: every wrong input ends in one clear line and a non-zero status."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def pyvae(cache, tmp_path):
+    def call(*arguments, **environment):
+        env = {**os.environ, "PYVAE_CACHE": str(cache), "OMP_NUM_THREADS": "1", **environment}
+        env.pop("TRITON_INTERPRET", None)
+        command = [sys.executable, "-m", "pyvae", *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+
+    return call
+
+
+def refused(done, *words, status=1):
+    """One line on standard error that holds the words, and no traceback."""
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    for word in words:
+        assert word in last, last
+
+
+def test_train_resume_report_traverse(pyvae, tmp_path):
+    options = ("--architecture", "kim", "--batch-size", 4, "--log-every", 1, "--latents", 3, "--beta", 2.5)
+    done = pyvae("train", "beta-vae", *options, "--steps", 3, "--out", "run")
+    assert done.returncode == 0, done.stderr
+    assert "run: 3 of 3 steps" in done.stdout
+    done = pyvae("train", "beta-vae", *options, "--steps", 5, "--out", "run")
+    assert done.returncode == 0, done.stderr
+    recipe = json.loads((tmp_path / "run/recipe.json").read_text())
+    assert recipe["objective"] == {"name": "beta-vae", "beta": 2.5}
+    assert (recipe["architecture"], recipe["latents"], recipe["steps"]) == ("kim", 3, 5)
+    rows = (tmp_path / "run/trace.csv").read_text().splitlines()
+    assert rows[0] == "step,loss,recon,kl,beta,capacity,kl_0,kl_1,kl_2"
+    assert [row.split(",")[0] for row in rows[1:]] == ["0", "1", "2", "3", "4"]
+    assert list((tmp_path / "run/events").glob("events*"))
+
+    refused(
+        pyvae("train", "vae", "--out", "run"),
+        "run of another recipe",
+        "objective is beta-vae there and vae here",
+    )
+
+    done = pyvae("traverse", "run", "--seeds", 1000, "--columns", 5, "--span", 3)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        assert (tmp_path / line).is_file()
+    done = pyvae("report", "run")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / done.stdout.strip()).name == "report.html"
+    assert json.loads((tmp_path / "run/metrics.json").read_text())
+
+
+def test_doctor_names_the_backend_of_every_op(pyvae):
+    done = pyvae("doctor", PYVAE_BACKEND="reference")
+    assert done.returncode == 0, done.stderr
+    assert "reparameterize_kl on cpu: reference (PYVAE_BACKEND=reference)" in done.stdout
+    assert "bernoulli_nll on cpu: reference" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("train",), ("train", "beta-vae"), ("traverse",), ("report",), ("doctor",)]
+)
+def test_help(pyvae, command):
+    done = pyvae(*command, "--help")
+    assert done.returncode == 0
+    assert "usage: pyvae" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "beta-vae", "--betta", 4),
+        ("train", "gamma-vae"),
+        ("train", "vae", "--seed", "x"),
+        ("fly",),
+        ("report",),
+    ],
+)
+def test_unknown_options(pyvae, arguments):
+    done = pyvae(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "--help" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--steps", 0), ("steps must be at least 1, got 0",)),
+        (("--batch-size", -1), ("batch_size must be at least 1",)),
+        (("--lr", "nan"), ("lr must be positive",)),
+        (("--log-every", 0), ("--log-every must be at least 1",)),
+        (("--device", "cuda:7"), ("--device cuda:7 cannot be used here", "--device cpu")),
+        (("--device", "abacus"), ("--device abacus cannot be used here",)),
+        (("--data", "missing.npz"), ("missing.npz",)),
+        (("--data", "shapes3d"), ("3dshapes.h5",)),
+    ],
+)
+def test_impossible_recipes(pyvae, tmp_path, options, words):
+    refused(pyvae("train", "vae", *options, "--out", "run"), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_and_foreign_data(pyvae, tmp_path):
+    (tmp_path / "text.npz").write_text("not a zip")
+    np.savez(tmp_path / "foreign.npz", weights=np.zeros(3))
+    whole = (tmp_path / "foreign.npz").read_bytes()
+    (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "half.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"0" * 100)
+    for name in ("text.npz", "foreign.npz", "half.npz", "half.h5"):
+        refused(pyvae("train", "vae", "--data", name, "--out", "run"), name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_out(pyvae, tmp_path):
+    (tmp_path / "file").write_text("hello")
+    refused(pyvae("train", "vae", "--out", "file"), "--out file is a file")
+    refused(pyvae("train", "vae", "--out", "file/run"), "cannot make --out file/run", "Not a directory")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").write_text("hello")
+    refused(pyvae("train", "vae", "--out", "full"), "not empty and holds no run")
+    assert sorted(p.name for p in (tmp_path / "full").iterdir()) == ["thesis.tex"]
+
+
+def test_runs_that_are_none(pyvae, tmp_path):
+    for command in ("report", "traverse"):
+        refused(pyvae(command, "nowhere"), "nowhere holds no run", "pyvae train")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/recipe.json").write_text("{")
+    refused(pyvae("report", "odd"), "recipe.json is not a recipe")
+    (tmp_path / "odd/recipe.json").write_text('{"format": 99}')
+    refused(pyvae("report", "odd"), "another version of pyvae")
+
+
+def test_a_cache_that_cannot_be_written(pyvae, tmp_path):
+    (tmp_path / "blocked").write_text("")
+    done = pyvae("train", "vae", "--steps", 1, "--out", "run", PYVAE_CACHE=str(tmp_path / "blocked"))
+    refused(done, "PYVAE_CACHE")

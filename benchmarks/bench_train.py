@@ -25,6 +25,7 @@ from pyvae.engine.recipe import Recipe
 from pyvae.engine.trainer import Trainer
 from pyvae.nets import build
 from pyvae.objectives import BetaVAE
+from pyvae.reference import unpack_bits
 
 RECIPE = Recipe(objective=BetaVAE(), architecture="burgess", init="kaiming", lr=5e-4)
 Step = Callable[[], object]
@@ -44,7 +45,7 @@ def popular(*, fused: bool = False, channels_last: bool = False, compiled: bool 
     net = build(RECIPE.architecture, 1, RECIPE.latents, init=RECIPE.init).to(memory_format=layout)
     encoder, decoder = (torch.compile(m) if compiled else m for m in (net.encoder, net.decoder))
     optimizer = torch.optim.Adam(net.parameters(), lr=RECIPE.lr, fused=fused)
-    images = load("dsprites").images(torch.arange(0, 700_000, 700)).to(torch.uint8)
+    images = unpack_bits(load("dsprites").bits[::700], 4096).view(-1, 1, 64, 64)
 
     def step() -> None:
         x = images[torch.randint(len(images), (RECIPE.batch_size,))].float().contiguous(memory_format=layout)

@@ -3,7 +3,7 @@
 import logging
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Union
@@ -131,14 +131,19 @@ def _commands() -> Any:
     return _union({name: Annotated[c, tyro.conf.subcommand(name)] for name, c in commands.items()})
 
 
+def parse(arguments: Sequence[str]) -> Callable[[], int]:
+    """The command that the arguments name, ready to be called; a wrong option exits with 2."""
+    config = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
+    command = tyro.cli(_commands(), prog="pyvae", args=arguments, config=config)
+    return getattr(command, "command", command)
+
+
 def main() -> None:
     """Entry point of ``pyvae``: exits with 1 on an error of the user's, 2 on a wrong option, 130 when interrupted."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pyvae").setLevel(logging.INFO)
-    config = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     try:
-        command = tyro.cli(_commands(), prog="pyvae", config=config)
-        sys.exit(getattr(command, "command", command)())
+        sys.exit(parse(sys.argv[1:])())
     except PyvaeError as error:
         sys.exit(f"pyvae: error: {error}")
     except KeyboardInterrupt:

@@ -1,0 +1,91 @@
+"""Numbers of a trained network on a fixed subset of its data set."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyvae.data.dataset import Dataset
+from pyvae.functional import bernoulli_nll, reparameterize_kl
+from pyvae.nets import Autoencoder
+from pyvae.random import Stream, data_order, make_key
+
+IMAGES = 4096
+_BATCH = 256
+_SEED = 0
+
+
+class Evaluation(NamedTuple):
+    """Averages over the subset, in nats per image."""
+
+    images: int
+    recon: float
+    kl: list[float]
+    """Of each latent."""
+    dependence: list[list[float]] | None
+    """eta^2 of each latent (row) and factor (column); None for data without factors."""
+
+    def to_json(self, dataset: Dataset, steps: int) -> dict[str, Any]:
+        """What ``metrics.json`` holds."""
+        total = sum(self.kl)
+        return {
+            "steps": steps,
+            "data": dataset.fingerprint,
+            "images": self.images,
+            "recon": self.recon,
+            "kl": total,
+            "elbo": -(self.recon + total),
+            "kl_of_latents": self.kl,
+            "factors": list(dataset.factor_names),
+            "eta_squared": self.dependence,
+        }
+
+
+def subset(dataset: Dataset, count: int = IMAGES) -> Tensor:
+    """Indices int64 of the images that reports are made of: the first of a fixed keyed permutation."""
+    size = len(dataset)
+    return data_order(make_key(_SEED), torch.arange(min(count, size)), size)
+
+
+@torch.inference_mode()
+def evaluate(net: Autoencoder, dataset: Dataset) -> Evaluation:
+    """Reconstruction loss of one sampled z, KL of each latent, and which latent follows which factor."""
+    index = subset(dataset)
+    recon = torch.zeros((), dtype=torch.float64)
+    kl = torch.zeros(net.latents, dtype=torch.float64)
+    codes = []
+    for step, chunk in enumerate(index.split(_BATCH)):
+        images = dataset.images(chunk)
+        mu, logvar = net.encoder(images)
+        key = make_key(_SEED, step)
+        z, divergence = reparameterize_kl(mu, logvar, key=key, stream=Stream.METRIC)
+        recon += bernoulli_nll(net.decoder(z), images, reduction="sum").double()
+        kl += divergence.double() * len(chunk)
+        codes.append(mu)
+    dependence = None
+    if dataset.factor_names:
+        dependence = correlation_ratio(torch.cat(codes), dataset.factor_classes(index)).tolist()
+    return Evaluation(len(index), float(recon) / len(index), (kl / len(index)).tolist(), dependence)
+
+
+def correlation_ratio(codes: Tensor, classes: Tensor) -> Tensor:
+    """eta^2: the share of a code's variance that lies between the classes of a factor (Fisher's correlation ratio).
+
+    Args:
+        codes: ``[n, D]``.
+        classes: int64 ``[n, F]``.
+
+    Returns:
+        float64 ``[D, F]`` in [0, 1]; 0 for a constant code.
+    """
+    centred = codes.double() - codes.double().mean(0)
+    total = centred.square().sum(0)
+    columns = []
+    for factor in classes.unbind(-1):
+        count = torch.bincount(factor).double()
+        sums = torch.zeros(len(count), codes.shape[1], dtype=torch.float64).index_add_(0, factor, centred)
+        between = (sums.square() / count.clamp_min(1)[:, None]).sum(0)
+        columns.append(
+            torch.where(total > 0, between / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+        )
+    return torch.stack(columns, -1)

@@ -1,0 +1,143 @@
+"""Figures of a run, drawn with matplotlib's objects alone: no window, no global state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyvae.engine.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Trace = dict[str, np.ndarray]
+_SMOOTHED_ROWS = 60
+_DPI = 120
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=_DPI, bbox_inches="tight")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content.getvalue())
+    return path
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Running mean over a fiftieth of the rows, the window cut at both ends."""
+    width = max(len(values) // 50, 1)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    first = np.clip(np.arange(len(values)) - width, 0, None)
+    last = np.clip(np.arange(len(values)) + width + 1, None, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def draw_trace(trace: Trace) -> Figure:
+    """Reconstruction, KL, KL of each latent, and beta and C where they say something, against the step."""
+    from matplotlib.figure import Figure
+
+    panels = _panels(trace)
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.4 * columns, 2.9 * rows), layout="constrained")
+    for number, (title, draw) in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        draw(axes)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return figure
+
+
+def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
+    panels: list[tuple[str, Callable[[Any], None]]] = [
+        ("reconstruction, nats per image", lambda axes: _line(axes, trace, "recon", log=True)),
+        ("KL, nats per image", lambda axes: _kl(axes, trace)),
+        ("KL of each latent, nats", lambda axes: _latents(axes, trace)),
+    ]
+    if np.ptp(trace["beta"]) > 0:
+        panels.append(("weight of the KL in the gradient", lambda axes: _line(axes, trace, "beta")))
+    if np.ptp(trace["capacity"]) > 0:
+        panels.append(("capacity C, nats", lambda axes: _line(axes, trace, "capacity")))
+    return panels
+
+
+def _line(axes: Any, trace: Trace, name: str, *, log: bool = False, **style: Any) -> None:
+    values = trace[name]
+    if len(values) < _SMOOTHED_ROWS:
+        axes.plot(trace["step"], values, ".-" if len(values) < 5 else "-", lw=1.2, **style)
+    else:
+        faint = axes.plot(trace["step"], values, lw=0.6, alpha=0.3, **{**style, "label": None})
+        axes.plot(trace["step"], smooth(values), lw=1.4, **{"color": faint[0].get_color(), **style})
+    if log and values.min() > 0 and values.max() > 4 * values.min():
+        axes.set_yscale("log")
+
+
+def _kl(axes: Any, trace: Trace) -> None:
+    _line(axes, trace, "kl", label="KL")
+    if np.ptp(trace["capacity"]) > 0:
+        axes.plot(trace["step"], trace["capacity"], "k--", lw=1, label="C")
+        axes.legend(fontsize=8, frameon=False)
+
+
+def _latents(axes: Any, trace: Trace) -> None:
+    from matplotlib import colormaps
+
+    names = [name for name in trace if name.startswith("kl_")]
+    colours = colormaps["tab10" if len(names) <= 10 else "turbo"]
+    for j, name in enumerate(names):
+        colour = colours(j if len(names) <= 10 else j / (len(names) - 1))
+        axes.plot(trace["step"], smooth(trace[name]), lw=1.1, color=colour, label=name.removeprefix("kl_"))
+    if len(names) <= 12:
+        axes.legend(
+            title="latent",
+            fontsize=7,
+            title_fontsize=7,
+            frameon=False,
+            loc="upper left",
+            bbox_to_anchor=(1, 1),
+        )
+
+
+def draw_reconstructions(images: Tensor, means: Tensor) -> Figure:
+    """Inputs above their reconstructions, ``[n, C, H, W]`` in [0, 1] each, in rows of ten."""
+    from matplotlib.figure import Figure
+
+    per_row = 10
+    blocks = [
+        torch.cat([_row(images[i : i + per_row], per_row), _row(means[i : i + per_row], per_row)], 1)
+        for i in range(0, len(images), per_row)
+    ]
+    picture = torch.cat(blocks, 1)
+    figure = Figure(figsize=(per_row, picture.shape[1] / picture.shape[2] * per_row), layout="constrained")
+    show(figure.add_subplot(), picture)
+    return figure
+
+
+def _row(images: Tensor, columns: int) -> Tensor:
+    missing = columns - len(images)
+    padded = torch.cat([images, images.new_ones(missing, *images.shape[1:])]) if missing else images
+    return tile(padded.unsqueeze(0))
+
+
+def tile(images: Tensor, gap: int = 2) -> Tensor:
+    """A grid ``[rows, columns, C, H, W]`` as one image ``[C, rows (H + gap), columns (W + gap)]``, gaps grey."""
+    padded = torch.nn.functional.pad(images, (0, gap, 0, gap), value=0.5)
+    rows, columns, channels, height, width = padded.shape
+    return padded.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+
+
+def show(axes: Any, image: Tensor) -> None:
+    """An image ``[C, H, W]`` in [0, 1] without ticks; grey for one channel."""
+    pixels = image.permute(1, 2, 0).numpy()
+    axes.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
+    axes.set_axis_off()

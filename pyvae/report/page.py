@@ -1,0 +1,199 @@
+"""``report.html``: everything about a run on one page that needs nothing else."""
+
+import base64
+import html
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import torch
+
+from pyvae.data.dataset import Dataset
+from pyvae.engine import checkpoint
+from pyvae.engine.files import write_atomically
+from pyvae.engine.run import Run
+from pyvae.nets import Autoencoder
+from pyvae.report import traversal
+from pyvae.report.evaluation import Evaluation, evaluate, subset
+from pyvae.report.figures import draw_reconstructions, draw_trace, save
+
+_RECONSTRUCTIONS = 20
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: 0; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ddd; }
+p.note, figcaption { color: #555; font-size: .9rem; }
+p.short { background: #fff4d6; padding: .5rem .8rem; border-radius: 4px; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.strongest { background: #d7ead9; font-weight: 600; }
+tr.inactive { color: #999; }
+.columns { display: flex; flex-wrap: wrap; gap: 2rem 4rem; }
+.scroll { overflow-x: auto; }
+figure { margin: 0 0 1.2rem; }
+img { max-width: 100%; height: auto; }
+</style>
+<h1>$title</h1>
+<p class="note">$subtitle</p>
+$shortfall
+<h2>Results</h2>
+<div class="columns"><div>$results</div><div class="scroll">$latents</div></div>
+<p class="note">$caption</p>
+<h2>Training</h2>
+$trace
+<h2>Reconstructions</h2>
+$reconstructions
+<h2>Latent traversals</h2>
+$traversals
+<h2>Recipe</h2>
+<div class="columns"><div>$recipe</div><div>$provenance</div></div>
+</html>
+""")
+
+
+def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
+    """Evaluate the run's newest weights and write ``metrics.json``, ``figures/`` and ``report.html``.
+
+    Args:
+        run: with a checkpoint and a trace.
+        dataset: that of its recipe.
+        span: traversals go from ``-span`` to ``span``.
+
+    Returns:
+        the path of the page, which holds all of its images.
+
+    Raises:
+        RunError: no checkpoint or no trace yet, or a file cannot be written.
+    """
+    trace = run.trace()
+    net, steps = run.load_net()
+    evaluation = evaluate(net, dataset)
+    metrics = evaluation.to_json(dataset, steps)
+    write_atomically(run.path / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    traversals = traversal.draw(run, net, dataset, evaluation.kl, span=span)
+    newest = checkpoint.load_newest(run.checkpoints)
+    page = _PAGE.substitute(
+        title=html.escape(f"{run.recipe.to_json()['objective']['name']}: {run.path.name}"),
+        subtitle=html.escape(f"{steps:,} steps on {dataset.fingerprint}, seed {run.recipe.seed}"),
+        shortfall=_shortfall(steps, run.recipe.steps),
+        results=_table(_results(metrics)),
+        latents=_latents(evaluation, dataset),
+        caption=_caption(evaluation),
+        trace=_figure(save(draw_trace(trace), run.figures / "trace.png"), _TRACE_CAPTION),
+        reconstructions=_figure(
+            _draw_reconstructions(run, net, dataset), "Inputs above the means of their reconstructions."
+        ),
+        traversals="".join(
+            _figure(
+                path,
+                f"From image {seed:,}: each row sets one latent from {-span:g} to {span:g}, highest KL first.",
+            )
+            if path.suffix == ".png"
+            else _figure(path, "The same in motion, in reading order.")
+            for path, seed in traversals
+        ),
+        recipe=_table(_recipe(run)),
+        provenance=_table(_provenance(newest.metadata if newest else {}, steps)),
+    )
+    path = run.path / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+_TRACE_CAPTION = "Minibatch values (faint) and their running mean, against the step."
+
+
+@torch.inference_mode()
+def _draw_reconstructions(run: Run, net: Autoencoder, dataset: Dataset) -> Path:
+    images = dataset.images(subset(dataset, _RECONSTRUCTIONS))
+    mu, _ = net.encoder(images)
+    return save(
+        draw_reconstructions(images, torch.sigmoid(net.decoder(mu))), run.figures / "reconstructions.png"
+    )
+
+
+def _shortfall(steps: int, planned: int) -> str:
+    if steps >= planned:
+        return ""
+    return f'<p class="short">This run has made {steps:,} of its {planned:,} steps.</p>'
+
+
+def _results(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("reconstruction", f"{metrics['recon']:.2f} nats"),
+        ("KL", f"{metrics['kl']:.2f} nats"),
+        ("ELBO", f"{metrics['elbo']:.2f} nats"),
+    ]
+
+
+def _latents(evaluation: Evaluation, dataset: Dataset) -> str:
+    names = dataset.factor_names if evaluation.dependence else ()
+    head = "".join(f'<th class="number">{html.escape(name)}</th>' for name in ("KL, nats", *names))
+    rows = [f"<tr><th>latent</th>{head}</tr>"]
+    for j in sorted(range(len(evaluation.kl)), key=lambda j: -evaluation.kl[j]):
+        active = evaluation.kl[j] >= traversal.ACTIVE_NATS
+        cells = [f'<td class="number">{evaluation.kl[j]:.3f}</td>']
+        shares = evaluation.dependence[j] if evaluation.dependence else []
+        for share in shares:
+            strongest = active and share == max(shares)
+            kind = "number strongest" if strongest else "number"
+            cells.append(f'<td class="{kind}">{share:.2f}</td>')
+        kind = "active" if active else "inactive"
+        rows.append(f'<tr class="{kind}"><td>z{j}</td>{"".join(cells)}</tr>')
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _caption(evaluation: Evaluation) -> str:
+    text = (
+        f"Averages over {evaluation.images:,} images of a fixed random subset, one sampled z each. "
+        f"Latents below {traversal.ACTIVE_NATS} nats are grey: the posterior is the prior there."
+    )
+    if evaluation.dependence:
+        text += (
+            " The factor columns give &eta;&sup2;, the share of the variance of the latent's mean that the factor "
+            "alone explains; the strongest factor of each active latent is marked."
+        )
+    return text
+
+
+def _recipe(run: Run) -> Iterable[tuple[str, str]]:
+    values = run.recipe.to_json()
+    objective = values.pop("objective")
+    values.pop("format")
+    for name, value in {"objective": objective.pop("name"), **objective, **values}.items():
+        yield name.replace("_", " "), str(value)
+
+
+def _provenance(metadata: dict[str, Any], steps: int) -> Iterable[tuple[str, str]]:
+    if "device" in metadata:
+        yield "device", metadata["device"]
+    if metadata.get("seconds"):
+        yield "wall time", _duration(metadata["seconds"])
+        yield "speed", f"{steps / metadata['seconds']:,.1f} steps/s"
+    yield from metadata.get("versions", {}).items()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    cells = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in rows)
+    return f"<table>{cells}</table>"
+
+
+def _figure(path: Path, caption: str) -> str:
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    text = html.escape(caption)
+    source = f"data:image/{path.suffix[1:]};base64,{encoded}"
+    return f'<figure><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>\n'

@@ -1,0 +1,154 @@
+"""Latent traversals: what each latent draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyvae.data.dataset import Dataset
+from pyvae.engine.files import write_atomically
+from pyvae.engine.run import Run
+from pyvae.errors import RunError
+from pyvae.nets import Autoencoder
+from pyvae.report.evaluation import evaluate
+from pyvae.report.figures import save, show, tile
+
+# a square, an ellipse and a heart: the images that 1Konny/Beta-VAE and ControlVAE start from
+DSPRITES_SEEDS = (87040, 332800, 578560)
+ACTIVE_NATS = 0.05
+_FRAME_MILLISECONDS = 120
+
+
+class Traversal(NamedTuple):
+    """Decoded traversals of one image's code."""
+
+    image: Tensor
+    """The image, ``[C, H, W]``."""
+    reconstruction: Tensor
+    """``[C, H, W]``, of the mean code."""
+    order: list[int]
+    """Latents, the one of the highest KL first."""
+    values: Tensor
+    """What each latent was set to, ``[columns]``."""
+    decoded: Tensor
+    """``[D, columns, C, H, W]`` in [0, 1], rows in that order."""
+
+
+def traverse(
+    run: Run,
+    dataset: Dataset,
+    *,
+    span: float = 2.0,
+    columns: int = 11,
+    seeds: Sequence[int] | None = None,
+) -> list[Path]:
+    """Draw traversals of the run's newest weights as ``figures/traversal-<seed>.png`` and ``.gif``.
+
+    Args:
+        run: with a checkpoint.
+        dataset: that of its recipe.
+        span: latents go from ``-span`` to ``span``.
+        columns: values of each latent.
+        seeds: indices of the images to start from; None: a square, an ellipse and a heart of dSprites, or three
+            images spread over another data set.
+
+    Raises:
+        RunError: no checkpoint, or a seed, span or number of columns that cannot be.
+    """
+    net, _ = run.load_net()
+    kl = evaluate(net, dataset).kl
+    return [path for path, _ in draw(run, net, dataset, kl, span=span, columns=columns, seeds=seeds)]
+
+
+def draw(
+    run: Run,
+    net: Autoencoder,
+    dataset: Dataset,
+    kl: Sequence[float],
+    *,
+    span: float,
+    columns: int = 11,
+    seeds: Sequence[int] | None = None,
+) -> list[tuple[Path, int]]:
+    """Files and the seeds that they start from, for a network whose latents' KL is known."""
+    if not span > 0 or columns < 2:
+        raise RunError(f"a traversal needs a span above 0 and at least 2 columns, got {span} and {columns}")
+    files = []
+    for seed in default_seeds(dataset) if seeds is None else seeds:
+        if not 0 <= seed < len(dataset):
+            raise RunError(f"seed {seed} is not an image: the data set has {len(dataset):,}, counted from 0")
+        traversal = compute(net, dataset.images(seed), kl, span, columns)
+        stem = run.figures / f"traversal-{seed}"
+        files.append((_write_png(traversal, kl, stem.with_suffix(".png")), seed))
+        files.append((_write_gif(traversal, stem.with_suffix(".gif")), seed))
+    return files
+
+
+def default_seeds(dataset: Dataset) -> tuple[int, ...]:
+    """Where traversals start from when nothing is said."""
+    size = len(dataset)
+    return DSPRITES_SEEDS if size == 737_280 else tuple(sorted({size // 6, size // 2, size * 5 // 6}))
+
+
+@torch.inference_mode()
+def compute(net: Autoencoder, image: Tensor, kl: Sequence[float], span: float, columns: int) -> Traversal:
+    """Set one latent at a time of the image's mean code to ``columns`` values, and decode."""
+    mu, _ = net.encoder(image.unsqueeze(0))
+    order = sorted(range(net.latents), key=lambda j: -kl[j])
+    values = torch.linspace(-span, span, columns)
+    codes = mu.expand(net.latents, columns, -1).clone()
+    for row, j in enumerate(order):
+        codes[row, :, j] = values
+    decoded = torch.sigmoid(net.decoder(codes.flatten(0, 1))).unflatten(0, (net.latents, columns))
+    return Traversal(image, torch.sigmoid(net.decoder(mu))[0], order, values, decoded)
+
+
+def _write_png(traversal: Traversal, kl: Sequence[float], path: Path) -> Path:
+    from matplotlib.figure import Figure
+
+    latents, columns = traversal.decoded.shape[:2]
+    figure = Figure(figsize=(0.72 * (columns + 3.2), 0.72 * latents + 0.5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1, columns], gridspec_kw={"wspace": 0.0})
+    show(left, torch.cat([traversal.image, traversal.reconstruction], 1))
+    left.set_title("input,\nreconstruction", fontsize=8)
+    show(right, tile(traversal.decoded))
+    right.set_axis_on()
+    right.spines[:].set_visible(False)
+    height, width = (traversal.decoded.shape[d] + 2 for d in (-2, -1))
+    names = [f"{v:.1f}".replace("-0.0", "0.0") for v in traversal.values.tolist()]
+    right.set_xticks([width * (c + 0.5) for c in range(columns)], names, fontsize=8)
+    labels = [f"z{j}  {kl[j]:.2f} nats" for j in traversal.order]
+    right.set_yticks([height * (r + 0.5) for r in range(latents)], labels, fontsize=8)
+    right.tick_params(length=0)
+    for label, j in zip(right.get_yticklabels(), traversal.order, strict=True):
+        label.set_color("black" if kl[j] >= ACTIVE_NATS else "0.6")
+    return save(figure, path)
+
+
+def _write_gif(traversal: Traversal, path: Path) -> Path:
+    """All latents side by side, in rows of five, moving there and back for ever."""
+    import io
+
+    from PIL import Image
+
+    columns = traversal.decoded.shape[1]
+    there_and_back = [*range(columns), *range(columns - 2, 0, -1)]
+    frames = []
+    for column in there_and_back:
+        images = traversal.decoded[:, column]
+        missing = -len(images) % 5
+        padded = torch.cat([images, images.new_full((missing, *images.shape[1:]), 0.5)])
+        pixels = (tile(padded.unflatten(0, (-1, 5))) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        frame = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        frames.append(frame.resize((frame.width * 2, frame.height * 2), Image.Resampling.NEAREST))
+    content = io.BytesIO()
+    frames[0].save(
+        content, "GIF", save_all=True, append_images=frames[1:], duration=_FRAME_MILLISECONDS, loop=0
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, content.getvalue())
+    return path

@@ -1,0 +1,86 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from pyvae.engine.loop import train
+from pyvae.engine.run import Run
+from pyvae.errors import RunError
+from pyvae.nets import build
+from pyvae.report import traverse
+from pyvae.report.traversal import compute, default_seeds
+from test_report import RECIPE
+from tiny import TinyData
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = Run.create_or_resume(tmp_path_factory.mktemp("run") / "run", replace(RECIPE, steps=2))
+    train(run, TinyData(), torch.device("cpu"))
+    return run
+
+
+def test_one_latent_at_a_time_in_order_of_kl():
+    net, image, kl = build("kim", 1, 3).eval(), TinyData().images(7), [0.5, 2.0, 1.0]
+    result = compute(net, image, kl, span=1.5, columns=4)
+    assert result.order == [1, 2, 0]
+    torch.testing.assert_close(result.values, torch.tensor([-1.5, -0.5, 0.5, 1.5]))
+    with torch.no_grad():
+        mu = net.encoder(image[None])[0]
+        torch.testing.assert_close(result.reconstruction, torch.sigmoid(net.decoder(mu))[0])
+        for row, j in enumerate(result.order):
+            for column, value in enumerate(result.values):
+                z = mu.clone()
+                z[0, j] = value
+                torch.testing.assert_close(result.decoded[row, column], torch.sigmoid(net.decoder(z))[0])
+    assert (result.decoded[0, 0] - result.decoded[0, -1]).abs().max() > 1e-4
+
+
+def test_files(run):
+    paths = traverse(run, TinyData(), columns=5, seeds=[3, 100])
+    assert [p.name for p in paths] == [
+        "traversal-3.png",
+        "traversal-3.gif",
+        "traversal-100.png",
+        "traversal-100.gif",
+    ]
+    for path in paths:
+        with Image.open(path) as image:
+            assert min(image.size) > 100
+            if path.suffix == ".gif":
+                assert image.n_frames == 2 * 5 - 2
+                assert image.info["loop"] == 0
+
+
+def test_three_channels(tmp_path):
+    run = Run.create_or_resume(tmp_path / "run", replace(RECIPE, steps=1))
+    train(run, TinyData(channels=3), torch.device("cpu"))
+    assert len(traverse(run, TinyData(channels=3))) == 6
+
+
+def test_default_seeds():
+    class Size:
+        def __init__(self, size):
+            self.size = size
+
+        def __len__(self):
+            return self.size
+
+    assert default_seeds(Size(737_280)) == (87040, 332800, 578560)
+    assert default_seeds(TinyData()) == (20, 60, 100)
+    assert default_seeds(Size(1)) == (0,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": [120]}, "seed 120 is not an image: the data set has 120"),
+        ({"seeds": [-1]}, "seed -1 is not an image"),
+        ({"span": 0.0}, "span above 0"),
+        ({"columns": 1}, "at least 2 columns"),
+    ],
+)
+def test_what_cannot_be_drawn(run, options, message):
+    with pytest.raises(RunError, match=message):
+        traverse(run, TinyData(), **options)

@@ -130,7 +130,9 @@ def bernoulli_nll_bwd_kernel(
         PACKED,
         BLOCK,
     )
-    upstream = tl.load(grad_loss_ptr + (row // B) * grad_loss_stride_member + (row % B) * grad_loss_stride_row)
+    upstream = tl.load(
+        grad_loss_ptr + (row // B) * grad_loss_stride_member + (row % B) * grad_loss_stride_row
+    )
     e = tl.exp(-tl.abs(logits))
     tail = e / (1.0 + e)
     # sigma(l) - x from the small tail of the sigmoid, so that a confident right answer keeps its tiny gradient

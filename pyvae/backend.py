@@ -59,7 +59,10 @@ def use_triton(x: Tensor) -> bool:
 @lru_cache(maxsize=1)
 def has_triton() -> bool:
     """Whether triton can be imported."""
-    return find_spec("triton") is not None
+    try:
+        return find_spec("triton") is not None
+    except ImportError:  # from an import hook that blocks it
+        return False
 
 
 def device_of(x: Tensor) -> AbstractContextManager[object]:
@@ -83,4 +86,6 @@ def _require_triton(device: torch.device, dtype: torch.dtype) -> None:
 
 @lru_cache(maxsize=1)
 def _warn_slow() -> None:
-    warnings.warn("CUDA tensors but triton is not installed: pyvae runs its slow reference (pip install triton)")
+    warnings.warn(
+        "CUDA tensors but triton is not installed: pyvae runs its slow reference (pip install triton)"
+    )

@@ -11,8 +11,11 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def value_checks() -> bool:
-    """Whether checks that read values, and so wait for the device, are asked for (``PYVAE_CHECK=1``)."""
-    return os.environ.get("PYVAE_CHECK") == "1"
+    """Whether checks that read values, and so wait for the device, are asked for (``PYVAE_CHECK=1``).
+
+    Not while torch.compile traces, which has no values; the operators check again when they run.
+    """
+    return os.environ.get("PYVAE_CHECK") == "1" and not torch.compiler.is_compiling()
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -47,6 +50,10 @@ def check_latents(mu: Tensor, logvar: Tensor) -> None:
         raise ValueError(f"mu: expected shape [..., batch, latents], got {list(mu.shape)}")
     if mu.shape[-1] == 0:
         raise ValueError(f"mu: no latent dimension in shape {list(mu.shape)}")
+
+
+def check_finite(mu: Tensor, logvar: Tensor) -> None:
+    """Raise, if value checks are asked for, unless mu and logvar are finite."""
     if value_checks() and not bool(torch.isfinite(mu).all() & torch.isfinite(logvar).all()):
         raise ValueError("mu or logvar holds NaN or infinity")
 

@@ -47,7 +47,9 @@ def fresh_key(device: torch.device | str | None = None) -> Tensor:
     return torch.cat([seed, torch.zeros_like(seed)])
 
 
-def philox(seed: Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(
+    seed: Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox4x32-10.
 
     Args:
@@ -69,7 +71,7 @@ def philox(seed: Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> tupl
             p0 & _MASK32,
         )
         k0, k1 = (k0 + _WEYL[0]) & _MASK32, (k1 + _WEYL[1]) & _MASK32
-    return torch.broadcast_tensors(c0, c1, c2, c3)  # type: ignore[return-value]
+    return torch.broadcast_tensors(c0, c1, c2, c3)
 
 
 def bits(key: Tensor, rows: int, columns: int, stream: int) -> Tensor:
@@ -98,16 +100,12 @@ def uniform_from_bits(words: Tensor, dtype: torch.dtype = torch.float32) -> Tens
     return ((words >> 9).to(dtype) + 0.5) * 2.0**-23
 
 
-def uniform(
-    key: Tensor, rows: int, columns: int, stream: int, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def uniform(key: Tensor, rows: int, columns: int, stream: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Uniform draws ``[..., rows, columns]`` in the open interval (0, 1)."""
     return uniform_from_bits(bits(key, rows, columns, stream), dtype)
 
 
-def normal(
-    key: Tensor, rows: int, columns: int, stream: int, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def normal(key: Tensor, rows: int, columns: int, stream: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal draws ``[..., rows, columns]``: Box-Muller on words (0, 1) and (2, 3) of each counter.
 
     The largest magnitude is sqrt(2 * 24 * ln 2) = 5.77: a standard normal exceeds it once in 1.3e8 draws.
@@ -189,7 +187,9 @@ def check_key(key: Tensor) -> None:
 def check_counters(count: int) -> None:
     """Raise when a draw would use up the 32-bit index of the counter and repeat itself."""
     if count > 2**32:
-        raise ValueError(f"one key draws at most 2**32 counters of four values, got {count}: use a key per slice")
+        raise ValueError(
+            f"one key draws at most 2**32 counters of four values, got {count}: use a key per slice"
+        )
 
 
 def _signed64(x: int) -> int:

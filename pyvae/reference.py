@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyvae.checks import (
     accumulation_dtype,
+    check_finite,
     check_latents,
     expand_key,
     flatten_pixels,
@@ -28,6 +29,7 @@ def reparameterize_kl(
 ) -> tuple[Tensor, Tensor]:
     """Specification of :func:`pyvae.reparameterize_kl`."""
     check_latents(mu, logvar)
+    check_finite(mu, logvar)
     key = fresh_key(mu.device) if key is None else key
     dtype = accumulation_dtype(mu.dtype)
     m, lv = mu.to(dtype), logvar.to(dtype)

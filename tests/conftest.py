@@ -1,6 +1,7 @@
 """Must run before anything imports triton, which torch.compile does too: kernels are interpreted without a GPU."""
 
 import os
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -35,13 +36,17 @@ def triton_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory from torch.empty holds NaN, so that an output that a kernel does not write is seen."""
-    empty = torch.empty
+    """New memory of the ops holds NaN, so that an output element that a kernel does not write is seen."""
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
 
+
+def _poisoned(new: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def poisoned(*args, **kwargs):
-        x = empty(*args, **kwargs)
+        x = new(*args, **kwargs)
+        # neither what torch.compile traces nor its fake tensors
         if not torch.compiler.is_compiling() and type(x) is torch.Tensor and x.is_floating_point():
             x.fill_(float("nan"))
         return x
 
-    monkeypatch.setattr(torch, "empty", poisoned)
+    return poisoned

@@ -1,5 +1,7 @@
 """``bernoulli_nll``: the reconstruction loss of binary images, from logits."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from pyvae import reference
 from pyvae.backend import device_of, use_triton
 from pyvae.checks import PixelLayout, accumulation_dtype, flatten_pixels, pixel_layout
-from pyvae.ops.library import LIBRARY, next_power_of_two
+from pyvae.ops.library import LIBRARY, next_power_of_two, refuse_double_backward
 
 
 def block(pixels: int) -> int:
@@ -53,7 +55,9 @@ def _launch_backward(
 
     flat_logits, flat_target = _rows(logits, target, layout)
     size = block(layout.pixels)
-    per_image = grad_loss if reduction == "none" else grad_loss.unsqueeze(-1).expand(*layout.lead, layout.batch)
+    per_image = (
+        grad_loss if reduction == "none" else grad_loss.unsqueeze(-1).expand(*layout.lead, layout.batch)
+    )
     per_image = per_image.reshape(layout.members, layout.batch)
     grad_logits = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     with device_of(logits):
@@ -115,18 +119,29 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str, int, int | None]
     ctx.save_for_backward(logits, target)
 
 
-def _backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-    backward = torch.ops.pyvae.bernoulli_nll_backward if torch.compiler.is_compiling() else _backward_op
-    return backward(grad_loss, *ctx.saved_tensors, *ctx.options), None, None, None, None
+def _backward(op: Callable[..., Tensor], ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    return op(grad_loss, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
-torch.library.register_autograd("pyvae::bernoulli_nll", _backward, setup_context=_setup_context, lib=LIBRARY)
+# traced with fake tensors, so its backward must be an operator too
+torch.library.register_autograd(
+    "pyvae::bernoulli_nll",
+    partial(_backward, torch.ops.pyvae.bernoulli_nll_backward),
+    setup_context=_setup_context,
+    lib=LIBRARY,
+)
+torch.library.register_autograd("pyvae::bernoulli_nll_backward", refuse_double_backward, lib=LIBRARY)
 
 
 class _BernoulliNLL(torch.autograd.Function):
     forward = staticmethod(_forward)
     setup_context = staticmethod(_setup_context)
-    backward = staticmethod(torch.autograd.function.once_differentiable(_backward))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        # under create_graph=True the slower operator, which refuses gradients of gradients
+        op = torch.ops.pyvae.bernoulli_nll_backward if torch.is_grad_enabled() else _backward_op
+        return _backward(op, ctx, *grads)
 
 
 def bernoulli_nll(

@@ -1,6 +1,8 @@
 """``reparameterize_kl``: sample the posterior and its KL divergence to the prior in one pass."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,8 +10,8 @@ from torch import Tensor
 
 from pyvae import reference
 from pyvae.backend import device_of, use_triton
-from pyvae.checks import accumulation_dtype, check_device, check_latents, expand_key
-from pyvae.ops.library import LIBRARY, next_power_of_two
+from pyvae.checks import accumulation_dtype, check_device, check_finite, check_latents, expand_key
+from pyvae.ops.library import LIBRARY, next_power_of_two, refuse_double_backward
 from pyvae.random import Stream, check_counters, check_key, fresh_key
 
 _TILE = 1024
@@ -24,6 +26,7 @@ def tile(batch: int, latents: int) -> tuple[int, int]:
 def _launch_forward(mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
     from pyvae.kernels.reparameterize_kl import reparameterize_kl_fwd_kernel
 
+    check_finite(mu, logvar)
     lead, batch, latents = mu.shape[:-2], mu.shape[-2], mu.shape[-1]
     m, lv = mu.reshape(-1, batch, latents), logvar.reshape(-1, batch, latents)
     key, sharing = expand_key(key, lead)
@@ -103,32 +106,43 @@ def _(
     return grad, torch.empty_like(grad)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: tuple[Tensor, Tensor]
+) -> None:
     mu, logvar, key, ctx.stream = inputs
     ctx.save_for_backward(mu, logvar, key)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    op: Callable[..., tuple[Tensor, Tensor]], ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None
+) -> tuple[Tensor | None, ...]:
     if grad_z is None and grad_kl is None:
         return None, None, None, None
-    backward = (
-        torch.ops.pyvae.reparameterize_kl_backward if torch.compiler.is_compiling() else _backward_op
-    )
-    grad_mu, grad_logvar = backward(grad_z, grad_kl, *ctx.saved_tensors, ctx.stream)
+    grad_mu, grad_logvar = op(grad_z, grad_kl, *ctx.saved_tensors, ctx.stream)
     needs_mu, needs_logvar = ctx.needs_input_grad[:2]
     return grad_mu if needs_mu else None, grad_logvar if needs_logvar else None, None, None
 
 
+# traced with fake tensors, so its backward must be an operator too
 torch.library.register_autograd(
-    "pyvae::reparameterize_kl", _backward, setup_context=_setup_context, lib=LIBRARY
+    "pyvae::reparameterize_kl",
+    partial(_backward, torch.ops.pyvae.reparameterize_kl_backward),
+    setup_context=_setup_context,
+    lib=LIBRARY,
 )
+torch.library.register_autograd("pyvae::reparameterize_kl_backward", refuse_double_backward, lib=LIBRARY)
 
 
 class _ReparameterizeKL(torch.autograd.Function):
     forward = staticmethod(_forward)
     setup_context = staticmethod(_setup_context)
-    backward = staticmethod(torch.autograd.function.once_differentiable(_backward))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        # under create_graph=True the slower operator, which refuses gradients of gradients
+        op = torch.ops.pyvae.reparameterize_kl_backward if torch.is_grad_enabled() else _backward_op
+        return _backward(op, ctx, *grads)
 
 
 def reparameterize_kl(

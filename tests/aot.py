@@ -1,0 +1,273 @@
+"""Compile every Triton kernel for NVIDIA GPUs without having one, as the ops would launch it.
+
+``python tests/aot.py`` prints registers, shared memory, spills and 128-bit loads of each; test_aot.py reads it with
+``--json``. The launches are those of pyvae/ops, recorded on meta tensors, so tiles, flags and the specialisation of
+integers are the real ones.
+"""
+
+import argparse
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+
+from pyvae.checks import pixel_layout
+from pyvae.ops import bernoulli_nll, reparameterize_kl
+
+KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+ARCHITECTURES = (80, 90, 100, 120)
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.uint8: "*u8",
+    torch.int64: "*i64",
+}
+
+
+class Launch(NamedTuple):
+    """A kernel as (module, name), what it was launched with, and what to call that in a table."""
+
+    kernel: tuple[str, str]
+    label: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    divisible: tuple[str, ...]
+
+
+class Figures(NamedTuple):
+    kernel: str
+    label: str
+    arch: int
+    registers: int
+    shared: int
+    stack: int
+    spilled: int
+    wide_loads: int
+
+
+def kernels() -> list[tuple[str, str]]:
+    """(module, name) of every kernel in kernels/."""
+    return [
+        (path.stem, node.name)
+        for path in sorted(KERNELS.glob("*.py"))
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")
+    ]
+
+
+class Recorder:
+    """Stands in for a kernel and keeps what it is launched with."""
+
+    def __init__(self, kernel: tuple[str, str], launches: dict[Launch, None]) -> None:
+        self._kernel = kernel
+        self._function = getattr(import_module(f"pyvae.kernels.{kernel[0]}"), kernel[1])
+        self._launches = launches
+        self.label = ""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> "Recorder":
+        return self
+
+    def __call__(self, *args: Any, **constexprs: Any) -> None:
+        signature, constants, divisible = {}, dict(constexprs), []
+        for name, value in zip(self._function.arg_names, args, strict=False):
+            if isinstance(value, torch.Tensor):
+                signature[name] = POINTERS[value.dtype]
+                divisible.append(name)
+            elif isinstance(value, float):
+                signature[name] = "fp32"
+            elif value == 1:
+                constants[name] = 1
+            else:
+                signature[name] = "i32" if value < 2**31 else "i64"
+                if value % 16 == 0:
+                    divisible.append(name)
+        signature |= dict.fromkeys(constants, "constexpr")
+        launch = Launch(
+            self._kernel,
+            self.label,
+            tuple(signature.items()),
+            tuple(constants.items()),
+            tuple(divisible),
+        )
+        if all(launch._replace(label=known.label) != known for known in self._launches):
+            self._launches[launch] = None
+
+
+def launches() -> list[Launch]:
+    """What the ops launch over a covering set of sizes, dtypes and flags."""
+    found: dict[Launch, None] = {}
+    recorders = [Recorder(kernel, found) for kernel in kernels()]
+    with ExitStack() as stack:
+        for recorder, (module, name) in zip(recorders, kernels(), strict=True):
+            stack.enter_context(mock.patch(f"pyvae.kernels.{module}.{name}", recorder))
+
+        def label(text: str) -> None:
+            for recorder in recorders:
+                recorder.label = text
+
+        for case in REPARAMETERIZE_KL:
+            label(" ".join(str(x).removeprefix("torch.") for x in case))
+            _launch_reparameterize_kl(*case)
+        for case in BERNOULLI_NLL:
+            label(" ".join(str(x).removeprefix("torch.") for x in case))
+            _launch_bernoulli_nll(*case)
+    return list(found)
+
+
+# batch, latents, dtype, layout of the inputs, which upstream gradients there are
+REPARAMETERIZE_KL = [
+    (64, 10, torch.float32, "dense", "z kl"),
+    (64, 10, torch.float32, "chunked", "z kl"),
+    (64, 10, torch.bfloat16, "dense", "z"),
+    (64, 128, torch.float32, "dense", "z kl"),
+    (64, 128, torch.float32, "transposed", "kl"),
+    (64, 128, torch.bfloat16, "dense", "z kl"),
+    (64, 128, torch.float16, "dense", "z kl"),
+    (64, 1, torch.float32, "dense", "z kl"),
+    (1, 1, torch.float32, "dense", "z kl"),
+    (1, 1, torch.float16, "dense", "kl"),
+    (1, 130, torch.float32, "dense", "z"),
+    (3, 4, torch.bfloat16, "members", "z kl"),
+]
+
+# batch, pixels, dtype of the logits, target, reduction
+BERNOULLI_NLL = [
+    (64, 4096, torch.float32, "bits", "batchmean"),
+    (64, 4096, torch.float32, torch.float32, "batchmean"),
+    (64, 4096, torch.float32, torch.uint8, "batchmean"),
+    (64, 4096, torch.bfloat16, "bits", "batchmean"),
+    (64, 4096, torch.bfloat16, torch.bfloat16, "none"),
+    (64, 4096, torch.float16, torch.float32, "sum"),
+    (63, 784, torch.float32, torch.float32, "none"),
+    (63, 784, torch.float32, "bits", "none"),
+    (63, 65, torch.float32, "bits", "batchmean"),
+    (1, 1, torch.float32, torch.float32, "batchmean"),
+    (1, 1, torch.float32, "bits", "none"),
+    (1, 8, torch.float16, torch.uint8, "batchmean"),
+]
+
+
+def _launch_reparameterize_kl(
+    batch: int, latents: int, dtype: torch.dtype, layout: str, upstream: str
+) -> None:
+    members = 2 if layout == "members" else 1
+    shape = (members, batch, latents)
+    mu = torch.empty(shape, dtype=dtype, device="meta")
+    logvar = torch.empty(shape, dtype=dtype, device="meta")
+    if layout == "chunked":
+        mu, logvar = torch.empty((members, batch, 2 * latents), dtype=dtype, device="meta").chunk(2, -1)
+    if layout == "transposed":
+        mu, logvar = (torch.empty((members, latents, batch), dtype=dtype, device="meta").mT for _ in range(2))
+    key = torch.empty(2 if layout == "dense" else (members, 2), dtype=torch.int64, device="meta")
+    grad_z = torch.empty(shape, dtype=dtype, device="meta") if "z" in upstream.split() else None
+    # the gradient of kl.sum(): one element, expanded
+    grad_kl = torch.empty((), device="meta").expand(members, latents) if "kl" in upstream else None
+    reparameterize_kl._launch_forward(mu, logvar, key, 0)
+    reparameterize_kl._launch_backward(grad_z, grad_kl, mu, logvar, key, 0)
+
+
+def _launch_bernoulli_nll(
+    batch: int, pixels: int, dtype: torch.dtype, target: torch.dtype | str, reduction: str
+) -> None:
+    logits = torch.empty((batch, pixels), dtype=dtype, device="meta")
+    if target == "bits":
+        x, target_max = torch.empty((batch, -(-pixels // 8)), dtype=torch.uint8, device="meta"), None
+    else:
+        x = torch.empty((batch, pixels), dtype=target, device="meta")
+        target_max = 255 if target == torch.uint8 else None
+    layout = pixel_layout(logits, x, reduction, 1, target_max)
+    grad_loss = torch.empty(batch if reduction == "none" else (), device="meta")
+    bernoulli_nll._launch_forward(logits, x, reduction, layout)
+    bernoulli_nll._launch_backward(grad_loss, logits, x, reduction, layout)
+
+
+def compiled(launch: Launch, arch: int) -> Any:
+    """The compiled kernel of a launch."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    module, name = launch.kernel
+    function = getattr(import_module(f"pyvae.kernels.{module}"), name)
+    signature = dict(launch.signature)
+    attrs = {
+        (function.arg_names.index(argument),): [["tt.divisibility", 16]] for argument in launch.divisible
+    }
+    source = ASTSource(
+        function,
+        signature={name: signature[name] for name in function.arg_names},
+        constexprs=dict(launch.constants),
+        attrs=attrs,
+    )
+    options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def figures(job: tuple[Launch, int]) -> Figures:
+    """Resources of a launch on an architecture, as ptxas reports them."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    launch, arch = job
+    kernel = compiled(launch, arch)
+    ptx = kernel.asm["ptx"]
+    target = re.search(r"\.target\s+(\w+)", ptx)[1]
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
+        file.write(ptx)
+        file.flush()
+        command = [get_ptxas(arch).path, "-v", f"--gpu-name={target}", file.name, "-o", os.devnull]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    report = done.stdout + done.stderr
+    stack, spilled = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report).groups()
+    return Figures(
+        kernel=launch.kernel[1],
+        label=launch.label,
+        arch=arch,
+        registers=int(re.search(r"Used (\d+) registers", report)[1]),
+        shared=kernel.metadata.shared,
+        stack=int(stack),
+        spilled=int(spilled),
+        wide_loads=len(re.findall(r"ld\.global\S*\.v(?:4\.b32|2\.b64)", ptx)),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    # interpreted and compiled kernels do not mix in one process
+    os.environ.pop("TRITON_INTERPRET", None)
+    found = launches()
+    missing = {name for _, name in kernels()} - {launch.kernel[1] for launch in found}
+    if missing:
+        sys.exit(f"no launch of {', '.join(sorted(missing))} in {Path(__file__).name}: add one")
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        jobs = [(launch, arch) for launch in found for arch in ARCHITECTURES]
+        with ProcessPoolExecutor(args.processes) as pool:
+            rows = list(pool.map(figures, jobs))
+    if args.json:
+        print(json.dumps([row._asdict() for row in rows]))
+        return
+    print(f"{'kernel':32} {'launch':48}  arch  regs shared stack spill ld.v4")
+    for row in rows:
+        print(
+            f"{row.kernel:32} {row.label:48} sm_{row.arch:<4}{row.registers:4} {row.shared:6} {row.stack:5} "
+            f"{row.spilled:5} {row.wide_loads:5}"
+        )
+
+
+if __name__ == "__main__":
+    main()

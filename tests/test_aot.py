@@ -1,0 +1,48 @@
+"""Every kernel compiles for every architecture, within the registers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from aot import kernels
+
+pytest.importorskip("triton")
+
+SCRIPT = Path(__file__).with_name("aot.py")
+
+
+@pytest.fixture(scope="module")
+def figures():
+    # a process of its own: this one interprets kernels
+    done = subprocess.run([sys.executable, str(SCRIPT), "--json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def named(row):
+    return f"{row['kernel']} ({row['label']}) on sm_{row['arch']}"
+
+
+def test_every_kernel_is_compiled_for_every_architecture(figures):
+    names = {name for _, name in kernels()}
+    assert len(names) >= 4
+    assert {(row["kernel"], row["arch"]) for row in figures} == {
+        (name, arch) for name in names for arch in (80, 90, 100, 120)
+    }
+
+
+def test_nothing_spills_and_nothing_has_a_stack_frame(figures):
+    assert [named(row) for row in figures if row["spilled"] or row["stack"]] == []
+
+
+def test_a_program_leaves_registers_for_others(figures):
+    """Up to 128 registers a thread, four programs of four warps share a multiprocessor."""
+    assert [f"{named(row)}: {row['registers']}" for row in figures if row["registers"] > 128] == []
+
+
+def test_rows_of_a_multiple_of_sixteen_are_read_in_128_bits(figures):
+    wide = [row for row in figures if row["label"].startswith(("64 128 float32 dense", "64 4096 float32"))]
+    assert {row["kernel"] for row in wide} == {row["kernel"] for row in figures}
+    assert [named(row) for row in wide if row["wide_loads"] == 0] == []

@@ -1,6 +1,6 @@
 """Fused kernels and a training engine for variational autoencoders.
 
-The ops are :func:`reparameterize_kl` and :func:`bernoulli_nll`; :mod:`pyvae.reference` specifies them in plain torch.
+The ops are in :mod:`pyvae.functional`; :mod:`pyvae.reference` specifies each in plain torch.
 """
 
 from importlib import import_module
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pyvae.functional import bernoulli_nll, reparameterize_kl
+    from pyvae.functional import aggregate_log_density, bernoulli_nll, reparameterize_kl
 
-__all__ = ["bernoulli_nll", "reparameterize_kl"]
+__all__ = ["aggregate_log_density", "bernoulli_nll", "reparameterize_kl"]
 
 
 def __getattr__(name: str) -> object:

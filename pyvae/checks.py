@@ -52,6 +52,17 @@ def check_latents(mu: Tensor, logvar: Tensor) -> None:
         raise ValueError(f"mu: no latent dimension in shape {list(mu.shape)}")
 
 
+def check_aggregate(z: Tensor, mu: Tensor, logvar: Tensor) -> None:
+    """Raise unless z is of the shape, dtype and device of the posteriors."""
+    check_latents(mu, logvar)
+    check_float("z", z)
+    if z.shape != mu.shape:
+        raise ValueError(f"z: expected the shape of mu {list(mu.shape)}, got {list(z.shape)}")
+    if z.dtype != mu.dtype:
+        raise TypeError(f"z: expected the dtype of mu {mu.dtype}, got {z.dtype}")
+    check_device("z", z, "mu", mu)
+
+
 def check_finite(mu: Tensor, logvar: Tensor) -> None:
     """Raise, if value checks are asked for, unless mu and logvar are finite."""
     if value_checks() and not bool(torch.isfinite(mu).all() & torch.isfinite(logvar).all()):

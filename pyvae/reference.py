@@ -1,12 +1,15 @@
 """Every op in plain torch, on any device and in any float dtype: the specification that the kernels are tested
 against, and what runs where no kernel does. float64 inputs are computed in float64, all others in float32."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pyvae.checks import (
     accumulation_dtype,
+    check_aggregate,
     check_finite,
     check_latents,
     expand_key,
@@ -104,3 +107,68 @@ def bernoulli_nll_backward(
         per_image = per_image / layout.batch
     grad = (torch.sigmoid(flat_logits.to(dtype)) - x.to(dtype) / layout.target_max) * per_image
     return grad.to(logits.dtype).reshape(logits.shape)
+
+
+def aggregate_log_weights(batch: int, dataset_size: int, weighting: str) -> tuple[float, float, float]:
+    """log W of the image itself, of the one after it, and of each other image of the batch."""
+    if dataset_size < max(batch, 1):
+        raise ValueError(f"dataset_size: {dataset_size} is smaller than the batch of {batch}")
+    if weighting == "mws":
+        uniform_weight = -math.log(dataset_size * max(batch, 1))
+        return uniform_weight, uniform_weight, uniform_weight
+    if weighting != "mss":
+        raise ValueError(f"weighting: expected 'mws' or 'mss', got {weighting!r}")
+    others = batch - 1
+    if others < 1:
+        raise ValueError(f"weighting: 'mss' needs a batch of at least 2, got {batch}")
+    successor = (dataset_size - others) / (dataset_size * others)
+    return -math.log(dataset_size), math.log(successor), -math.log(others)
+
+
+def _pairs(
+    z: Tensor, mu: Tensor, logvar: Tensor, weights: tuple[float, float, float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log N(z_ij; mu_mj, exp(logvar_mj)) and (z - mu) / sigma, [..., B, B, D], and log W [B, B]."""
+    dtype = accumulation_dtype(z.dtype)
+    m, lv = mu.to(dtype).unsqueeze(-3), logvar.to(dtype).unsqueeze(-3)
+    distance = (z.to(dtype).unsqueeze(-2) - m) * torch.exp(-0.5 * lv)
+    density = -0.5 * (math.log(2 * math.pi) + lv + distance.square())
+    index = torch.arange(z.shape[-2], device=z.device)
+    own, successor, other = weights
+    after = (index - index.unsqueeze(-1)) % max(z.shape[-2], 1)
+    log_weight = torch.full(after.shape, other, dtype=dtype, device=z.device)
+    log_weight = log_weight.masked_fill(after == 1, successor).masked_fill(after == 0, own)
+    return density, distance, log_weight
+
+
+def aggregate_log_density_table(
+    z: Tensor, mu: Tensor, logvar: Tensor, weights: tuple[float, float, float]
+) -> Tensor:
+    """log q(z_ij) of each dimension and, in the last column, log q(z_i): [..., B, D + 1]."""
+    density, _, log_weight = _pairs(z, mu, logvar, weights)
+    terms = torch.cat([density, density.sum(-1, keepdim=True)], -1)
+    return torch.logsumexp(terms + log_weight.unsqueeze(-1), -2)
+
+
+def aggregate_log_density(
+    z: Tensor, mu: Tensor, logvar: Tensor, *, dataset_size: int, weighting: str = "mws"
+) -> tuple[Tensor, Tensor]:
+    """Specification of :func:`pyvae.aggregate_log_density`."""
+    check_aggregate(z, mu, logvar)
+    weights = aggregate_log_weights(z.shape[-2], dataset_size, weighting)
+    table = aggregate_log_density_table(z, mu, logvar, weights)
+    return table[..., -1], table[..., :-1].sum(-1)
+
+
+def aggregate_log_density_backward(
+    grad: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, weights: tuple[float, float, float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the table with respect to z, mu and logvar."""
+    density, distance, log_weight = _pairs(z, mu, logvar, weights)
+    w = log_weight.unsqueeze(-1)
+    joint = torch.exp(density.sum(-1, keepdim=True) + w - log_q[..., -1:].unsqueeze(-2))
+    each = torch.exp(density + w - log_q[..., :-1].unsqueeze(-2))
+    share = grad[..., -1:].unsqueeze(-2) * joint + grad[..., :-1].unsqueeze(-2) * each
+    pull = share * distance * torch.exp(-0.5 * logvar.to(share.dtype)).unsqueeze(-3)
+    grad_logvar = (share * (0.5 * distance.square() - 0.5)).sum(-3)
+    return (-pull.sum(-2)).to(z.dtype), pull.sum(-3).to(z.dtype), grad_logvar.to(z.dtype)

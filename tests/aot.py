@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 
 from pyvae.checks import pixel_layout
-from pyvae.ops import bernoulli_nll, reparameterize_kl
+from pyvae.ops import aggregate_log_density, bernoulli_nll, reparameterize_kl
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 ARCHITECTURES = (80, 90, 100, 120)
@@ -123,6 +123,9 @@ def launches() -> list[Launch]:
         for case in BERNOULLI_NLL:
             label(" ".join(str(x).removeprefix("torch.") for x in case))
             _launch_bernoulli_nll(*case)
+        for case in AGGREGATE_LOG_DENSITY:
+            label(" ".join(str(x).removeprefix("torch.") for x in case))
+            _launch_aggregate_log_density(*case)
     return list(found)
 
 
@@ -157,6 +160,22 @@ BERNOULLI_NLL = [
     (1, 1, torch.float32, "bits", "none"),
     (1, 8, torch.float16, torch.uint8, "batchmean"),
 ]
+
+
+# batch, latents, dtype
+AGGREGATE_LOG_DENSITY = [
+    (64, 10, torch.float32),
+    (2048, 10, torch.bfloat16),
+    (2, 1, torch.float32),
+    (1, 3, torch.float16),
+]
+
+
+def _launch_aggregate_log_density(batch: int, latents: int, dtype: torch.dtype) -> None:
+    z, mu, logvar = (torch.empty((batch, latents), dtype=dtype, device="meta") for _ in range(3))
+    weights = (-1.0, -2.0, -3.0)
+    log_q = aggregate_log_density._launch_forward(z, mu, logvar, weights)
+    aggregate_log_density._launch_backward(torch.empty_like(log_q), z, mu, logvar, log_q, weights)
 
 
 def _launch_reparameterize_kl(

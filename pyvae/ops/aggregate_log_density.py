@@ -1,0 +1,183 @@
+"""``aggregate_log_density``: log-densities of a minibatch's samples under the aggregate posterior."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyvae import reference
+from pyvae.backend import device_of, use_triton
+from pyvae.checks import accumulation_dtype, check_aggregate
+from pyvae.ops.library import LIBRARY, next_power_of_two, refuse_double_backward
+
+Weights = tuple[float, float, float]
+
+
+def tile(batch: int) -> tuple[int, int]:
+    """Samples and posteriors of a program's tile: four pairs a thread, since sixteen spill in the backward."""
+    side = next_power_of_two(max(batch, 2))
+    return min(side, 8), min(side, 64)
+
+
+def _launch_forward(z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights) -> Tensor:
+    from pyvae.kernels.aggregate_log_density import aggregate_log_density_fwd_kernel
+
+    *lead, batch, latents = z.shape
+    rows, columns = tile(batch)
+    members = math.prod(lead)
+    log_q = torch.empty((*lead, batch, latents + 1), dtype=torch.float32, device=z.device)
+    with device_of(z):
+        aggregate_log_density_fwd_kernel[(members * -(-batch // rows) * (latents + 1),)](
+            z.contiguous(), mu.contiguous(), logvar.contiguous(), log_q, batch, latents, *weights,
+            ROWS=rows, COLUMNS=columns,
+        )  # fmt: skip
+    return log_q
+
+
+def _launch_backward(
+    grad: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, weights: Weights
+) -> tuple[Tensor, Tensor, Tensor]:
+    from pyvae.kernels import aggregate_log_density as kernels
+
+    *lead, batch, latents = z.shape
+    rows, columns = tile(batch)
+    programs = math.prod(lead) * latents
+    inputs = (z.contiguous(), mu.contiguous(), logvar.contiguous(), log_q, grad.contiguous())
+    grad_z, grad_mu, grad_logvar = (torch.empty(z.shape, dtype=z.dtype, device=z.device) for _ in range(3))
+    sizes = (batch, latents, *weights)
+    with device_of(z):
+        kernels.aggregate_log_density_bwd_z_kernel[(programs * -(-batch // rows),)](
+            *inputs, grad_z, *sizes, ROWS=rows, COLUMNS=columns
+        )
+        kernels.aggregate_log_density_bwd_posterior_kernel[(programs * -(-batch // columns),)](
+            *inputs, grad_mu, grad_logvar, *sizes, ROWS=rows, COLUMNS=columns
+        )
+    return grad_z, grad_mu, grad_logvar
+
+
+def _forward(z: Tensor, mu: Tensor, logvar: Tensor, own: float, successor: float, other: float) -> Tensor:
+    if z.numel() and use_triton(z):
+        return _launch_forward(z, mu, logvar, (own, successor, other))
+    return reference.aggregate_log_density_table(z, mu, logvar, (own, successor, other))
+
+
+def _backward_op(
+    grad: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    log_q: Tensor,
+    own: float,
+    successor: float,
+    other: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights = (own, successor, other)
+    if z.numel() and use_triton(z):
+        return _launch_backward(grad, z, mu, logvar, log_q, weights)
+    return reference.aggregate_log_density_backward(grad, z, mu, logvar, log_q, weights)
+
+
+_WEIGHTS = "float own, float successor, float other"
+LIBRARY.define(f"aggregate_log_density(Tensor z, Tensor mu, Tensor logvar, {_WEIGHTS}) -> Tensor")
+LIBRARY.define(
+    f"aggregate_log_density_backward(Tensor grad, Tensor z, Tensor mu, Tensor logvar, Tensor log_q, {_WEIGHTS})"
+    " -> (Tensor, Tensor, Tensor)"
+)
+LIBRARY.impl("aggregate_log_density", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("aggregate_log_density_backward", _backward_op, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("pyvae::aggregate_log_density")
+def _(z: Tensor, mu: Tensor, logvar: Tensor, own: float, successor: float, other: float) -> Tensor:
+    shape = (*z.shape[:-1], z.shape[-1] + 1)
+    return torch.empty(shape, dtype=accumulation_dtype(z.dtype), device=z.device)
+
+
+@torch.library.register_fake("pyvae::aggregate_log_density_backward")
+def _(
+    grad: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    log_q: Tensor,
+    own: float,
+    successor: float,
+    other: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    one, two, three = (torch.empty(z.shape, dtype=z.dtype, device=z.device) for _ in range(3))
+    return one, two, three
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, mu, logvar, *ctx.weights = inputs
+    ctx.save_for_backward(z, mu, logvar, output)
+
+
+def _backward(
+    op: Callable[..., tuple[Tensor, Tensor, Tensor]], ctx: Any, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    gradients = op(grad, *ctx.saved_tensors, *ctx.weights)
+    needed = zip(gradients, ctx.needs_input_grad[:3], strict=True)
+    return *(g if need else None for g, need in needed), None, None, None
+
+
+# traced with fake tensors, so its backward must be an operator too
+torch.library.register_autograd(
+    "pyvae::aggregate_log_density",
+    partial(_backward, torch.ops.pyvae.aggregate_log_density_backward),
+    setup_context=_setup_context,
+    lib=LIBRARY,
+)
+torch.library.register_autograd("pyvae::aggregate_log_density_backward", refuse_double_backward, lib=LIBRARY)
+
+
+class _AggregateLogDensity(torch.autograd.Function):
+    forward = staticmethod(_forward)
+    setup_context = staticmethod(_setup_context)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        # under create_graph=True the slower operator, which refuses gradients of gradients
+        op = torch.ops.pyvae.aggregate_log_density_backward if torch.is_grad_enabled() else _backward_op
+        return _backward(op, ctx, *grads)
+
+
+def aggregate_log_density(
+    z: Tensor, mu: Tensor, logvar: Tensor, *, dataset_size: int, weighting: str = "mws"
+) -> tuple[Tensor, Tensor]:
+    """log q(z) and log prod_j q(z_j) of a minibatch's samples under the aggregate posterior of the data set.
+
+    Chen et al. 2018, "Isolating sources of disentanglement in VAEs", appendix C: ``log q(z_i) = log sum_m W_im
+    q(z_i | x_m)`` and ``log prod_j q(z_ij) = sum_j log sum_m W_im q(z_ij | x_m)``, over the B x B pairs, which are
+    reduced on the fly on a GPU. With ``log q(z|x)`` they split the KL: MI = E[log q(z|x) - log q(z)],
+    TC = E[log q(z) - log prod q(z_j)], dimension-wise KL = E[log prod q(z_j) - log p(z)].
+
+    Args:
+        z: ``[..., B, D]`` samples, ``z[i]`` of the posterior of image i.
+        mu: ``[..., B, D]``.
+        logvar: ``[..., B, D]``, log sigma^2.
+        dataset_size: N, the number of images that B are drawn from.
+        weighting: "mws", minibatch-weighted: W = 1 / (N B). "mss", minibatch-stratified, whose exponential is
+            unbiased: 1 / N for the image itself, (N - M) / (N M) for the one after it, 1 / M for the others, with
+            M = B - 1: each row sums to 1. (The popular code puts the first two into columns instead.)
+
+    Returns:
+        two tensors ``[..., B]`` in nats, float32 (float64 for float64).
+
+    Raises:
+        TypeError: wrong dtype. ValueError: wrong shape, device, weighting, or a batch larger than the data set.
+    """
+    check_aggregate(z, mu, logvar)
+    weights = reference.aggregate_log_weights(z.shape[-2], dataset_size, weighting)
+    if torch.compiler.is_compiling():
+        table = torch.ops.pyvae.aggregate_log_density(z, mu, logvar, *weights)
+    elif not use_triton(z):
+        table = reference.aggregate_log_density_table(z, mu, logvar, weights)
+    elif torch.is_grad_enabled() and (z.requires_grad or mu.requires_grad or logvar.requires_grad):
+        table = _AggregateLogDensity.apply(z, mu, logvar, *weights)
+    else:
+        table = _forward(z, mu, logvar, *weights)
+    return table[..., -1], table[..., :-1].sum(-1)

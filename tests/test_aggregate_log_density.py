@@ -1,0 +1,203 @@
+import itertools
+import math
+
+import pytest
+import torch
+from closeness import assert_as_near
+
+import pyvae
+from pyvae import reference
+from pyvae.ops.aggregate_log_density import aggregate_log_density
+
+
+def posteriors(device, *shape, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    mu, logvar, noise = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3))
+    logvar = logvar - 1
+    z = mu + (logvar / 2).exp() * noise
+    return tuple(x.to(device, dtype).requires_grad_() for x in (z, mu, logvar))
+
+
+def brute_force(z, mu, logvar, weights):
+    """log q(z) and log prod q(z_j) from torch.distributions, one pair of images at a time; weights [B, B]."""
+    batch, latents = z.shape
+    joint, product = [], []
+    for i in range(batch):
+        density = torch.stack(
+            [torch.distributions.Normal(mu[m], (logvar[m] / 2).exp()).log_prob(z[i]) for m in range(batch)]
+        )
+        joint.append((weights[i] * density.sum(1).exp()).sum().log())
+        product.append(sum((weights[i] * density[:, j].exp()).sum().log() for j in range(latents)))
+    return torch.stack(joint), torch.stack(product)
+
+
+def weight_matrix(batch, size, weighting):
+    if weighting == "mws":
+        return torch.full((batch, batch), 1 / (size * batch), dtype=torch.float64)
+    others = batch - 1
+    w = torch.full((batch, batch), 1 / others, dtype=torch.float64)
+    for i in range(batch):
+        w[i, i] = 1 / size
+        w[i, (i + 1) % batch] = (size - others) / (size * others)
+    return w
+
+
+@pytest.mark.parametrize("weighting", ["mws", "mss"])
+def test_reference_equals_the_definition(weighting):
+    z, mu, logvar = posteriors("cpu", 7, 3, dtype=torch.float64)
+    expected = brute_force(z, mu, logvar, weight_matrix(7, 100, weighting))
+    got = reference.aggregate_log_density(z, mu, logvar, dataset_size=100, weighting=weighting)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(("batch", "size"), [(2, 2), (2, 50), (4, 100), (64, 737_280)])
+def test_stratified_rows_sum_to_one(batch, size):
+    own, successor, other = (math.exp(w) for w in reference.aggregate_log_weights(batch, size, "mss"))
+    assert own + successor + (batch - 2) * other == pytest.approx(1, abs=1e-12)
+
+
+def test_stratified_estimate_is_unbiased():
+    """Averaged over every minibatch that holds image 0, exp(log q(z_0)) is q(z_0) of the whole set: N = 6, M = 2."""
+    size, others = 6, 2
+    z, mu, logvar = posteriors("cpu", size, 2, dtype=torch.float64)
+    density = torch.distributions.Normal(mu, (logvar / 2).exp()).log_prob(z[0]).sum(1).exp()
+    estimates = []
+    for rest in itertools.permutations(range(1, size), others):
+        index = [0, *rest]
+        log_q, _ = reference.aggregate_log_density(
+            z[0].expand(3, -1), mu[index], logvar[index], dataset_size=size, weighting="mss"
+        )
+        estimates.append(log_q[0].exp())
+    torch.testing.assert_close(torch.stack(estimates).mean(), density.mean())
+
+
+def test_whole_set_weighted_is_the_aggregate_posterior_over_n():
+    z, mu, logvar = posteriors("cpu", 30, 4, dtype=torch.float64)
+    density = torch.distributions.Normal(mu[None], (logvar[None] / 2).exp()).log_prob(z[:, None]).sum(-1)
+    exact = density.exp().mean(1).log()
+    log_q, _ = reference.aggregate_log_density(z, mu, logvar, dataset_size=30)
+    torch.testing.assert_close(log_q, exact - math.log(30))
+
+
+def test_the_decomposition_adds_up_to_the_sampled_kl():
+    z, mu, logvar = posteriors("cpu", 16, 5, dtype=torch.float64)
+    normal = torch.distributions.Normal
+    given = normal(mu, (logvar / 2).exp()).log_prob(z).sum(1)
+    prior = normal(torch.zeros_like(z), 1.0).log_prob(z).sum(1)
+    for weighting in ("mws", "mss"):
+        joint, product = pyvae.aggregate_log_density(z, mu, logvar, dataset_size=999, weighting=weighting)
+        parts = (given - joint).mean() + (joint - product).mean() + (product - prior).mean()
+        assert parts.item() == pytest.approx((given - prior).mean().item(), abs=1e-10)
+
+
+def test_one_latent_has_no_total_correlation():
+    z, mu, logvar = posteriors("cpu", 9, 1, dtype=torch.float64)
+    joint, product = pyvae.aggregate_log_density(z, mu, logvar, dataset_size=50, weighting="mss")
+    torch.testing.assert_close(joint, product)
+
+
+@pytest.mark.parametrize("weighting", ["mws", "mss"])
+def test_gradcheck_and_the_written_backward(weighting):
+    inputs = posteriors("cpu", 4, 3, dtype=torch.float64)
+    weights = reference.aggregate_log_weights(4, 40, weighting)
+    assert torch.autograd.gradcheck(
+        lambda *x: reference.aggregate_log_density(*x, dataset_size=40, weighting=weighting), inputs
+    )
+    table = reference.aggregate_log_density_table(*inputs, weights)
+    grad = torch.randn(table.shape, dtype=torch.float64)
+    expected = torch.autograd.grad(table, inputs, grad)
+    got = reference.aggregate_log_density_backward(
+        grad, *(x.detach() for x in inputs), table.detach(), weights
+    )
+    torch.testing.assert_close(got, expected)
+
+
+SHAPES = [(1, 1), (2, 1), (5, 3), (17, 10), (33, 2), (3, 9, 4)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("weighting", ["mws", "mss"])
+def test_kernel_against_the_reference(device, triton_backend, shape, dtype, weighting):
+    if weighting == "mss" and shape[-2] == 1:
+        pytest.skip("needs two images")
+    inputs = posteriors(device, *shape, dtype=dtype)
+    exact_inputs = tuple(x.detach().double().requires_grad_() for x in inputs)
+    options = {"dataset_size": 1000, "weighting": weighting}
+    got = aggregate_log_density(*inputs, **options)
+    plain = reference.aggregate_log_density(*inputs, **options)
+    exact = reference.aggregate_log_density(*exact_inputs, **options)
+    upstream = [torch.randn(exact[0].shape, dtype=torch.float64, device=device) for _ in range(2)]
+    for name, *three in zip(("joint", "product"), got, plain, exact, strict=True):
+        assert_as_near(*three, what=name, atol=1e-5)
+
+    def gradients(outputs, of):
+        return torch.autograd.grad(
+            outputs, of, [g.to(o.dtype) for g, o in zip(upstream, outputs, strict=True)]
+        )
+
+    three = zip(
+        ("z", "mu", "logvar"),
+        gradients(got, inputs),
+        gradients(plain, inputs),
+        gradients(exact, exact_inputs),
+        strict=True,
+    )
+    for name, *gradient in three:
+        assert_as_near(*gradient, what=name, atol=1e-4)
+
+
+def test_kernel_over_several_tiles(device, triton_backend):
+    inputs = posteriors(device, 150, 3)
+    got = aggregate_log_density(*inputs, dataset_size=5000, weighting="mss")
+    exact_inputs = tuple(x.detach().double().requires_grad_() for x in inputs)
+    exact = reference.aggregate_log_density(*exact_inputs, dataset_size=5000, weighting="mss")
+    upstream = torch.linspace(-1, 2, 150, device=device)
+    torch.testing.assert_close([g.double() for g in got], list(exact), rtol=1e-5, atol=1e-5)
+    for a, b in zip(
+        torch.autograd.grad(got[0] + 2 * got[1], inputs, upstream),
+        torch.autograd.grad(exact[0] + 2 * exact[1], exact_inputs, upstream.double()),
+        strict=True,
+    ):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+
+
+def test_strided_inputs_and_needed_gradients(device, triton_backend):
+    z, mu, logvar = posteriors(device, 6, 4)
+    halves = torch.cat([mu, logvar], 1).detach().requires_grad_()
+    got = aggregate_log_density(z.detach(), *halves.chunk(2, 1), dataset_size=60)
+    expected = reference.aggregate_log_density(z.detach(), *halves.chunk(2, 1), dataset_size=60)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    a, b = (torch.autograd.grad(sum(x.sum() for x in out), halves)[0] for out in (got, expected))
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_registered_operator(device, monkeypatch, backend):
+    monkeypatch.setenv("PYVAE_BACKEND", backend)
+    inputs = posteriors(device, 3, 2)
+    torch.library.opcheck(torch.ops.pyvae.aggregate_log_density.default, (*inputs, -1.0, -2.0, -3.0))
+
+    def loss(z, mu, logvar):
+        joint, product = pyvae.aggregate_log_density(z, mu, logvar, dataset_size=30)
+        return (joint - product).mean()
+
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), loss(*inputs), rtol=1e-6, atol=1e-6)
+    got, expected = (torch.autograd.grad(f(*inputs), inputs) for f in (compiled, loss))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_wrong_arguments():
+    z, mu, logvar = posteriors("cpu", 4, 2)
+    with pytest.raises(ValueError, match=r"z: expected the shape of mu \[4, 2\], got \[3, 2\]"):
+        pyvae.aggregate_log_density(z[:3], mu, logvar, dataset_size=10)
+    with pytest.raises(TypeError, match="z: expected the dtype of mu"):
+        pyvae.aggregate_log_density(z.double(), mu, logvar, dataset_size=10)
+    with pytest.raises(ValueError, match="weighting: expected 'mws' or 'mss', got 'mwx'"):
+        pyvae.aggregate_log_density(z, mu, logvar, dataset_size=10, weighting="mwx")
+    with pytest.raises(ValueError, match="dataset_size: 3 is smaller than the batch of 4"):
+        pyvae.aggregate_log_density(z, mu, logvar, dataset_size=3)
+    with pytest.raises(ValueError, match="'mss' needs a batch of at least 2"):
+        pyvae.aggregate_log_density(z[:1], mu[:1], logvar[:1], dataset_size=3, weighting="mss")

@@ -1,7 +1,7 @@
 """Published runs as recipes. Where a source leaves something out, the line says what was taken instead."""
 
 from pyvae.engine.recipe import Recipe
-from pyvae.objectives import VAE, BetaVAE, CapacityVAE
+from pyvae.objectives import DIPVAE, TCVAE, VAE, BetaVAE, CapacityVAE
 
 RECIPES: dict[str, tuple[str, Recipe]] = {
     "demo": (
@@ -29,5 +29,23 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
         "Capacity-annealed beta-VAE of Burgess et al. 2018: gamma 1000, C to 25 nats in 100,000 steps, Adam 5e-4; "
         "300,000 steps as disentanglement_lib",
         Recipe(objective=CapacityVAE(), architecture="burgess", lr=5e-4, steps=300_000),
+    ),
+    "tc-vae": (
+        "beta-TCVAE of Chen et al. 2018 on dSprites: beta 6, minibatch-weighted, 1200-unit MLP, batch 2048, "
+        "Adam 1e-3, 18,000 steps",
+        Recipe(objective=TCVAE(), architecture="mlp", batch_size=2048, lr=1e-3, steps=18_000),
+    ),
+    "dip-vae-i": (
+        "DIP-VAE I as disentanglement_lib trains it: lambda_od 10, lambda_d 100, Adam 1e-4, 300,000 steps",
+        Recipe(objective=DIPVAE(), architecture="locatello", init="glorot", steps=300_000),
+    ),
+    "dip-vae-ii": (
+        "DIP-VAE II as disentanglement_lib trains it: lambda_od 10, lambda_d 10, Adam 1e-4, 300,000 steps",
+        Recipe(
+            objective=DIPVAE(variant="ii", lambda_d=10.0),
+            architecture="locatello",
+            init="glorot",
+            steps=300_000,
+        ),
     ),
 }

@@ -1,22 +1,28 @@
 from dataclasses import FrozenInstanceError
 
+import numpy as np
 import pytest
 import torch
 
-from pyvae.objectives import VAE, BetaVAE, CapacityVAE, Outputs
+from pyvae import reference
+from pyvae.objectives import DIPVAE, TCVAE, TERMS, VAE, BetaVAE, CapacityVAE, Outputs
 from pyvae.schedules import linear
 
 
-def outputs(recon=100.0, kl=(1.0, 2.0, 0.5)):
+def outputs(recon=100.0, kl=(1.0, 2.0, 0.5), lead=()):
+    generator = torch.Generator().manual_seed(0)
+    shape = (*lead, 6, 3)
     return Outputs(
-        torch.tensor(recon, dtype=torch.float64, requires_grad=True),
-        torch.tensor(kl, dtype=torch.float64, requires_grad=True),
+        torch.as_tensor(recon, dtype=torch.float64).requires_grad_(),
+        torch.as_tensor(kl, dtype=torch.float64).requires_grad_(),
+        *(torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3)),
+        dataset_size=100,
     )
 
 
 def gradients(objective, out, step=0):
     terms = objective.terms(out, torch.tensor(step))
-    return terms, *torch.autograd.grad(terms["loss"], out)
+    return terms, *torch.autograd.grad(terms["loss"], out[:2])
 
 
 def test_vae_is_the_negative_elbo():
@@ -69,19 +75,70 @@ def test_capacity_zero_is_beta_vae():
 def test_the_batch_mean_is_what_capacity_constrains():
     """|mean KL - C|, not the mean of |KL - C|: images at 20 and 30 nats average to 25 and are left alone."""
     kl = torch.tensor([20.0, 30.0]).mean().reshape(1)
-    terms = CapacityVAE(gamma=100.0).terms(Outputs(torch.zeros(()), kl), torch.tensor(100_000))
+    terms = CapacityVAE(gamma=100.0).terms(outputs(recon=0.0, kl=kl), torch.tensor(100_000))
     assert terms["loss"] == 0
 
 
-@pytest.mark.parametrize("objective", [VAE(), BetaVAE(), CapacityVAE()])
+ALL = [VAE(), BetaVAE(), CapacityVAE(), TCVAE(), TCVAE(weighting="mss"), DIPVAE(), DIPVAE(variant="ii")]
+
+
+@pytest.mark.parametrize("objective", ALL)
 def test_ensemble_members_keep_their_own_terms(objective):
-    recon, kl = torch.tensor([100.0, 50.0]), torch.tensor([[1.0, 2.0], [30.0, 4.0]])
-    both = objective.terms(Outputs(recon, kl), torch.tensor(50_000))
+    both = outputs([100.0, 50.0], [[1.0, 2.0, 3.0], [30.0, 4.0, 0.1]], lead=(2,))
+    terms = objective.terms(both, torch.tensor(50_000))
+    assert set(terms) == {*TERMS, *objective.extra_terms}
     for member in range(2):
-        alone = objective.terms(Outputs(recon[member], kl[member]), torch.tensor(50_000))
-        for name, value in alone.items():
-            assert both[name].shape == (2,)
-            assert both[name][member] == value
+        one = Outputs(*(x[member] for x in both[:5]), dataset_size=100)
+        for name, value in objective.terms(one, torch.tensor(50_000)).items():
+            assert terms[name].shape == (2,)
+            torch.testing.assert_close(terms[name][member], value)
+
+
+class TestTCVAE:
+    def test_with_all_weights_one_it_is_the_vae_with_a_sampled_kl(self):
+        out = outputs()
+        terms = TCVAE(beta=1.0).terms(out, torch.tensor(0))
+        normal = torch.distributions.Normal
+        given = normal(out.mu, (out.logvar / 2).exp()).log_prob(out.z).sum(1)
+        sampled = (given - normal(0.0, 1.0).log_prob(out.z).sum(1)).mean()
+        torch.testing.assert_close(terms["mi"] + terms["tc"] + terms["dwkl"], sampled)
+        torch.testing.assert_close(terms["loss"], 100 + sampled)
+
+    def test_each_part_has_its_weight(self):
+        terms = TCVAE(alpha=2.0, beta=6.0, gamma=0.5).terms(outputs(), torch.tensor(0))
+        expected = 100 + 2 * terms["mi"] + 6 * terms["tc"] + 0.5 * terms["dwkl"]
+        torch.testing.assert_close(terms["loss"], expected)
+
+    def test_the_parts_are_those_of_the_estimator(self):
+        out = outputs()
+        joint, product = reference.aggregate_log_density(
+            out.z, out.mu, out.logvar, dataset_size=100, weighting="mss"
+        )
+        terms = TCVAE(weighting="mss").terms(out, torch.tensor(0))
+        torch.testing.assert_close(terms["tc"], (joint - product).mean())
+
+
+class TestDIPVAE:
+    def penalty(self, out, second):
+        """From numpy's covariance, which divides by the batch."""
+        s = torch.tensor(np.cov(out.mu.detach().numpy().T, bias=True))
+        if second:
+            s = s + torch.diag(out.logvar.detach().exp().mean(0))
+        off = s - torch.diag(s.diag())
+        return 10 * (off**2).sum() + 100 * ((s.diag() - 1) ** 2).sum()
+
+    @pytest.mark.parametrize("variant", ["i", "ii"])
+    def test_penalty(self, variant):
+        out = outputs()
+        terms = DIPVAE(variant=variant).terms(out, torch.tensor(0))
+        torch.testing.assert_close(terms["dip"], self.penalty(out, variant == "ii"))
+        torch.testing.assert_close(terms["loss"], 103.5 + terms["dip"])
+
+    def test_an_identity_covariance_costs_nothing(self):
+        out = outputs()
+        corners = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
+        terms = DIPVAE().terms(out._replace(mu=corners), torch.tensor(0))
+        assert terms["dip"] == 0
 
 
 def test_hyperparameters_are_frozen():

@@ -11,9 +11,7 @@ from pyvae.engine.batches import BatchOrder, ImageSource
 from pyvae.engine.recipe import Recipe
 from pyvae.functional import bernoulli_nll, reparameterize_kl
 from pyvae.nets import build
-from pyvae.objectives import Outputs
-
-TERMS = ("loss", "recon", "kl", "beta", "capacity")
+from pyvae.objectives import TERMS, Outputs
 
 
 class Trainer:
@@ -34,13 +32,15 @@ class Trainer:
         # (seed, step): the step counter lives on the device, where the noise and the schedules read it
         self.key = torch.tensor([recipe.seed, 0], dtype=torch.int64, device=device)
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
-        self._order = BatchOrder(recipe.seed, len(dataset), recipe.batch_size, device)
+        self._names = (*TERMS, *recipe.objective.extra_terms)
+        self._size = len(dataset)
+        self._order = BatchOrder(recipe.seed, self._size, recipe.batch_size, device)
         self._source = ImageSource(dataset, device)
 
     @property
     def fields(self) -> list[str]:
         """Names of the values that :meth:`advance` returns."""
-        return [*TERMS, *(f"kl_{j}" for j in range(self.recipe.latents))]
+        return [*self._names, *(f"kl_{j}" for j in range(self.recipe.latents))]
 
     def advance(self) -> Tensor:
         """Make one step; returns its terms and the KL of each latent, float64 ``[fields]``."""
@@ -49,18 +49,20 @@ class Trainer:
         with nvtx.annotate("forward"), self._autocast():
             mu, logvar = self.net.encoder(images.contiguous(memory_format=torch.channels_last))
         with nvtx.annotate("latent"):
-            z, kl = reparameterize_kl(mu.float(), logvar.float(), key=self.key)
+            mu, logvar = mu.float(), logvar.float()
+            z, kl = reparameterize_kl(mu, logvar, key=self.key)
         with nvtx.annotate("decoder"), self._autocast():
             logits = self.net.decoder(z)
         with nvtx.annotate("loss"):
-            terms = self.recipe.objective.terms(Outputs(bernoulli_nll(logits, target), kl), self.key[1])
+            outputs = Outputs(bernoulli_nll(logits, target), kl, z, mu, logvar, self._size)
+            terms = self.recipe.objective.terms(outputs, self.key[1])
         with nvtx.annotate("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             terms["loss"].backward()
         with nvtx.annotate("optimizer"):
             self.optimizer.step()
         row = torch.cat(
-            [torch.stack([terms[name].detach().double() for name in TERMS]), kl.detach().double()]
+            [torch.stack([terms[name].detach().double() for name in self._names]), kl.detach().double()]
         )
         self._note_divergence(row)
         self.step += 1

@@ -2,9 +2,17 @@
 
 from pyvae.objectives.beta_vae import BetaVAE
 from pyvae.objectives.capacity_vae import CapacityVAE
-from pyvae.objectives.objective import Objective, Outputs
+from pyvae.objectives.dip_vae import DIPVAE
+from pyvae.objectives.objective import TERMS, Objective, Outputs
+from pyvae.objectives.tc_vae import TCVAE
 from pyvae.objectives.vae import VAE
 
-OBJECTIVES: dict[str, type] = {"vae": VAE, "beta-vae": BetaVAE, "capacity-vae": CapacityVAE}
+OBJECTIVES: dict[str, type] = {
+    "vae": VAE,
+    "beta-vae": BetaVAE,
+    "capacity-vae": CapacityVAE,
+    "tc-vae": TCVAE,
+    "dip-vae": DIPVAE,
+}
 
-__all__ = ["OBJECTIVES", "VAE", "BetaVAE", "CapacityVAE", "Objective", "Outputs"]
+__all__ = ["DIPVAE", "OBJECTIVES", "TCVAE", "TERMS", "VAE", "BetaVAE", "CapacityVAE", "Objective", "Outputs"]

@@ -1,6 +1,7 @@
 """beta-VAE."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,6 +15,8 @@ class BetaVAE:
 
     beta: float = 4.0
     """Weight of the KL. The paper's normalised beta is ``beta * latents / pixels``."""
+
+    extra_terms: ClassVar[tuple[str, ...]] = ()
 
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
         """See :class:`pyvae.objectives.objective.Objective`."""

@@ -1,6 +1,7 @@
 """beta-VAE with controlled capacity increase."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class CapacityVAE:
     """Final C in nats."""
     capacity_steps: int = 100_000
     """Steps over which C rises linearly from 0."""
+
+    extra_terms: ClassVar[tuple[str, ...]] = ()
 
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
         """See :class:`pyvae.objectives.objective.Objective`; "beta" is gamma times the sign of KL - C."""

@@ -1,6 +1,6 @@
 """What every objective of the literature has in common."""
 
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -12,10 +12,26 @@ class Outputs(NamedTuple):
     """Negative log-likelihood ``[...]`` in nats, summed over pixels, averaged over the batch."""
     kl: Tensor
     """KL divergence ``[..., D]`` of each latent in nats, averaged over the batch."""
+    z: Tensor
+    """Samples ``[..., B, D]`` of the posteriors."""
+    mu: Tensor
+    """Posterior means ``[..., B, D]``."""
+    logvar: Tensor
+    """Posterior log-variances ``[..., B, D]``."""
+    dataset_size: int
+    """Number of images that the batch is drawn from."""
+
+
+TERMS = ("loss", "recon", "kl", "beta", "capacity")
+"""What every objective gives: the loss that is minimised, reconstruction, KL, the weight of the KL in the gradient,
+and the KL that is aimed at (0 where there is none)."""
 
 
 class Objective(Protocol):
     """A published objective: a frozen dataclass of its hyperparameters and a pure function to scalar terms."""
+
+    extra_terms: ClassVar[tuple[str, ...]]
+    """Names of the terms that it has beside those that all have."""
 
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
         """Named scalars ``[...]`` of one step.
@@ -25,8 +41,7 @@ class Objective(Protocol):
             step: int64, counted from 0, on the device of the outputs.
 
         Returns:
-            "loss" (the one that is minimised), "recon", "kl", "beta" (d loss / d kl) and "capacity" (the KL that
-            is aimed at; 0 where there is none), in nats.
+            those of ``TERMS`` and of ``extra_terms``, in nats.
         """
         ...
 

@@ -1,6 +1,7 @@
 """The evidence lower bound."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -10,6 +11,8 @@ from pyvae.objectives.objective import Outputs, weighted_kl
 @dataclass(frozen=True)
 class VAE:
     """Kingma & Welling 2014, "Auto-encoding variational Bayes": ``recon + KL``."""
+
+    extra_terms: ClassVar[tuple[str, ...]] = ()
 
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
         """See :class:`pyvae.objectives.objective.Objective`."""

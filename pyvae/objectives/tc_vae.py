@@ -1,0 +1,55 @@
+"""beta-TCVAE."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from pyvae.functional import aggregate_log_density
+from pyvae.objectives.objective import Outputs
+
+
+@dataclass(frozen=True)
+class TCVAE:
+    """Chen et al. 2018, "Isolating sources of disentanglement in VAEs", equation 4: ``recon + alpha MI + beta TC +
+    gamma dwKL``, the KL split at the sampled z; with all weights 1 it is the VAE, its KL estimated by the sample."""
+
+    beta: float = 6.0
+    """Weight of the total correlation."""
+    alpha: float = 1.0
+    """Weight of the mutual information between index and code."""
+    gamma: float = 1.0
+    """Weight of the dimension-wise KL."""
+    weighting: Literal["mws", "mss"] = "mws"
+    """Estimator of the aggregate posterior; see pyvae.aggregate_log_density."""
+
+    extra_terms: ClassVar[tuple[str, ...]] = ("mi", "tc", "dwkl")
+
+    def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
+        """See :class:`pyvae.objectives.objective.Objective`; also "mi", "tc" and "dwkl" in nats."""
+        z, mu, logvar = outputs.z, outputs.mu, outputs.logvar
+        log_q_joint, log_q_product = aggregate_log_density(
+            z, mu, logvar, dataset_size=outputs.dataset_size, weighting=self.weighting
+        )
+        log_q_given_x = _log_normal((z - mu).square() * (-logvar).exp() + logvar)
+        log_p = _log_normal(z.square())
+        mi = (log_q_given_x - log_q_joint).mean(-1)
+        tc = (log_q_joint - log_q_product).mean(-1)
+        dwkl = (log_q_product - log_p).mean(-1)
+        kl = outputs.kl.sum(-1)
+        return {
+            "loss": outputs.recon + self.alpha * mi + self.beta * tc + self.gamma * dwkl,
+            "recon": outputs.recon,
+            "kl": kl,
+            "beta": kl.new_full(kl.shape, self.beta),
+            "capacity": kl.new_zeros(kl.shape),
+            "mi": mi,
+            "tc": tc,
+            "dwkl": dwkl,
+        }
+
+
+def _log_normal(quadratic: Tensor) -> Tensor:
+    """Log-density of independent normals, from the squared standardised distances plus log-variances."""
+    return -0.5 * (quadratic + math.log(2 * math.pi)).sum(-1)

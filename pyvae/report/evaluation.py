@@ -25,11 +25,10 @@ class Evaluation(NamedTuple):
     dependence: list[list[float]] | None
     """eta^2 of each latent (row) and factor (column); None for data without factors."""
 
-    def to_json(self, dataset: Dataset, steps: int) -> dict[str, Any]:
+    def to_json(self, dataset: Dataset) -> dict[str, Any]:
         """What ``metrics.json`` holds."""
         total = sum(self.kl)
         return {
-            "steps": steps,
             "data": dataset.fingerprint,
             "images": self.images,
             "recon": self.recon,
@@ -78,6 +77,8 @@ def correlation_ratio(codes: Tensor, classes: Tensor) -> Tensor:
     Returns:
         float64 ``[D, F]`` in [0, 1]; 0 for a constant code.
     """
+    # not total > 0: a constant's mean is rounded, which leaves some variance
+    varies = codes.amax(0) > codes.amin(0)
     centred = codes.double() - codes.double().mean(0)
     total = centred.square().sum(0)
     columns = []
@@ -85,7 +86,5 @@ def correlation_ratio(codes: Tensor, classes: Tensor) -> Tensor:
         count = torch.bincount(factor).double()
         sums = torch.zeros(len(count), codes.shape[1], dtype=torch.float64).index_add_(0, factor, centred)
         between = (sums.square() / count.clamp_min(1)[:, None]).sum(0)
-        columns.append(
-            torch.where(total > 0, between / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-        )
+        columns.append(torch.where(varies, between / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0))
     return torch.stack(columns, -1)

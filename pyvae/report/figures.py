@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from pyvae.engine.files import write_atomically
+from pyvae.errors import RunError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Trace = dict[str, np.ndarray]
 _SMOOTHED_ROWS = 60
+_MARKED_ROWS = 5  # fewer are drawn as points too: one alone would not be seen
+_LEGEND_ROWS = 12
 _DPI = 120
 
 
@@ -25,13 +28,27 @@ def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=_DPI, bbox_inches="tight")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content.getvalue())
+    return write(path, content.getvalue())
+
+
+def write(path: Path, content: bytes) -> Path:
+    """Write a file, and make its directory where there is none.
+
+    Raises:
+        RunError: the directory cannot be made, or the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"cannot make {path.parent} ({error.strerror}): remove what is in its place, or allow writing there"
+        ) from error
+    write_atomically(path, content)
     return path
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over a fiftieth of the rows, the window cut at both ends."""
+    """Running mean over a twenty-fifth of the rows, the window cut at both ends."""
     width = max(len(values) // 50, 1)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     first = np.clip(np.arange(len(values)) - width, 0, None)
@@ -52,10 +69,20 @@ def draw_trace(trace: Trace) -> Figure:
         draw(axes)
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("step", fontsize=8)
-        axes.tick_params(labelsize=8)
+        axes.tick_params(which="both", labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
     return figure
+
+
+def trace_caption(trace: Trace) -> str:
+    """What the lines of :func:`draw_trace` are."""
+    if _is_short(trace):
+        return "Minibatch values against the step."
+    return (
+        "Minibatch values (faint) and their running mean against the step; of the KL of each latent, "
+        "the running mean alone."
+    )
 
 
 def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
@@ -67,19 +94,32 @@ def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
     if np.ptp(trace["beta"]) > 0:
         panels.append(("weight of the KL in the gradient", lambda axes: _line(axes, trace, "beta")))
     if np.ptp(trace["capacity"]) > 0:
-        panels.append(("capacity C, nats", lambda axes: _line(axes, trace, "capacity")))
+        panels.append(("capacity C, nats", lambda axes: _plain(axes, trace, "capacity")))
     return panels
 
 
 def _line(axes: Any, trace: Trace, name: str, *, log: bool = False, **style: Any) -> None:
+    from matplotlib.ticker import LogFormatter
+
     values = trace[name]
-    if len(values) < _SMOOTHED_ROWS:
-        axes.plot(trace["step"], values, ".-" if len(values) < 5 else "-", lw=1.2, **style)
+    if _is_short(trace):
+        _plain(axes, trace, name, **style)
     else:
         faint = axes.plot(trace["step"], values, lw=0.6, alpha=0.3, **{**style, "label": None})
         axes.plot(trace["step"], smooth(values), lw=1.4, **{"color": faint[0].get_color(), **style})
     if log and values.min() > 0 and values.max() > 4 * values.min():
         axes.set_yscale("log")
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(LogFormatter())
+
+
+def _plain(axes: Any, trace: Trace, name: str, **style: Any) -> None:
+    marker = ".-" if len(trace["step"]) < _MARKED_ROWS else "-"
+    axes.plot(trace["step"], trace[name], marker, **{"lw": 1.2, **style})
+
+
+def _is_short(trace: Trace) -> bool:
+    return len(trace["step"]) < _SMOOTHED_ROWS
 
 
 def _kl(axes: Any, trace: Trace) -> None:
@@ -96,10 +136,12 @@ def _latents(axes: Any, trace: Trace) -> None:
     colours = colormaps["tab10" if len(names) <= 10 else "turbo"]
     for j, name in enumerate(names):
         colour = colours(j if len(names) <= 10 else j / (len(names) - 1))
-        axes.plot(trace["step"], smooth(trace[name]), lw=1.1, color=colour, label=name.removeprefix("kl_"))
-    if len(names) <= 12:
+        shown = trace if _is_short(trace) else {**trace, name: smooth(trace[name])}
+        _plain(axes, shown, name, lw=1.1, color=colour, label=name.removeprefix("kl_"))
+    if len(names) <= 2 * _LEGEND_ROWS:
         axes.legend(
             title="latent",
+            ncols=-(-len(names) // _LEGEND_ROWS),
             fontsize=7,
             title_fontsize=7,
             frameon=False,

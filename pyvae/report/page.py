@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
@@ -11,13 +10,14 @@ from typing import Any
 import torch
 
 from pyvae.data.dataset import Dataset
-from pyvae.engine import checkpoint
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
+from pyvae.evaluation import read_scores, write_metrics
 from pyvae.nets import Autoencoder
 from pyvae.report import traversal
 from pyvae.report.evaluation import Evaluation, evaluate, subset
-from pyvae.report.figures import draw_reconstructions, draw_trace, save
+from pyvae.report.figures import draw_reconstructions, draw_trace, save, trace_caption
+from pyvae.report.trained import Trained, load_trained
 
 _RECONSTRUCTIONS = 20
 _PAGE = Template("""<!doctype html>
@@ -30,20 +30,24 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; marg
 h1 { font-size: 1.6rem; margin-bottom: 0; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ddd; }
 p.note, figcaption { color: #555; font-size: .9rem; }
-p.short { background: #fff4d6; padding: .5rem .8rem; border-radius: 4px; }
+p.notice { background: #fff4d6; padding: .5rem .8rem; border-radius: 4px; }
 table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+th { white-space: nowrap; }
+td { overflow-wrap: anywhere; }
+td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 td.strongest { background: #d7ead9; font-weight: 600; }
-tr.inactive { color: #999; }
+tr.inactive { color: #707070; }
 .columns { display: flex; flex-wrap: wrap; gap: 2rem 4rem; }
 .scroll { overflow-x: auto; }
 figure { margin: 0 0 1.2rem; }
 img { max-width: 100%; height: auto; }
+/* labels stay legible on a phone: the picture scrolls instead of shrinking */
+.wide img { max-width: max(100%, 46rem); }
 </style>
 <h1>$title</h1>
 <p class="note">$subtitle</p>
-$shortfall
+$notices
 <h2>Results</h2>
 <div class="columns"><div>$results</div><div class="scroll">$latents</div></div>
 <p class="note">$caption</p>
@@ -71,23 +75,26 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
         the path of the page, which holds all of its images.
 
     Raises:
-        RunError: no checkpoint or no trace yet, or a file cannot be written.
+        RunError: no checkpoint or no trace yet, images of another shape than the run was trained on, a span that
+            cannot be, or a file that cannot be written.
     """
     trace = run.trace()
-    net, steps = run.load_net()
+    trained = load_trained(run, dataset)
+    net, steps = trained.net, trained.steps
     evaluation = evaluate(net, dataset)
-    metrics = evaluation.to_json(dataset, steps)
-    write_atomically(run.path / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    metrics = evaluation.to_json(dataset)
+    write_metrics(run, steps, metrics)
     traversals = traversal.draw(run, net, dataset, evaluation.kl, span=span)
-    newest = checkpoint.load_newest(run.checkpoints)
     page = _PAGE.substitute(
         title=html.escape(f"{run.recipe.to_json()['objective']['name']}: {run.path.name}"),
-        subtitle=html.escape(f"{steps:,} steps on {dataset.fingerprint}, seed {run.recipe.seed}"),
-        shortfall=_shortfall(steps, run.recipe.steps),
-        results=_table(_results(metrics)),
+        subtitle=html.escape(
+            f"{steps:,} steps on {_training_data(trained, dataset)}, seed {run.recipe.seed}"
+        ),
+        notices=_shortfall(steps, run.recipe.steps) + _other_data(trained, dataset),
+        results=_table([*_results(metrics), *_scores(read_scores(run, steps))]),
         latents=_latents(evaluation, dataset),
         caption=_caption(evaluation),
-        trace=_figure(save(draw_trace(trace), run.figures / "trace.png"), _TRACE_CAPTION),
+        trace=_figure(save(draw_trace(trace), run.figures / "trace.png"), trace_caption(trace)),
         reconstructions=_figure(
             _draw_reconstructions(run, net, dataset), "Inputs above the means of their reconstructions."
         ),
@@ -97,18 +104,17 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
                 f"From image {seed:,}: each row sets one latent from {-span:g} to {span:g}, highest KL first.",
             )
             if path.suffix == ".png"
-            else _figure(path, "The same in motion, in reading order.")
+            else _figure(
+                path, "The same in motion: one square per latent, highest KL first, in rows of five."
+            )
             for path, seed in traversals
         ),
         recipe=_table(_recipe(run)),
-        provenance=_table(_provenance(newest.metadata if newest else {}, steps)),
+        provenance=_table(_provenance(trained)),
     )
     path = run.path / "report.html"
     write_atomically(path, page.encode())
     return path
-
-
-_TRACE_CAPTION = "Minibatch values (faint) and their running mean, against the step."
 
 
 @torch.inference_mode()
@@ -123,7 +129,18 @@ def _draw_reconstructions(run: Run, net: Autoencoder, dataset: Dataset) -> Path:
 def _shortfall(steps: int, planned: int) -> str:
     if steps >= planned:
         return ""
-    return f'<p class="short">This run has made {steps:,} of its {planned:,} steps.</p>'
+    return f'<p class="notice">This run has made {steps:,} of its {planned:,} steps.</p>'
+
+
+def _training_data(trained: Trained, dataset: Dataset) -> str:
+    return str(trained.metadata.get("data", dataset.fingerprint))
+
+
+def _other_data(trained: Trained, dataset: Dataset) -> str:
+    if _training_data(trained, dataset) == dataset.fingerprint:
+        return ""
+    shown = html.escape(dataset.fingerprint)
+    return f'<p class="notice">The images and results below are of other data than it was trained on: {shown}.</p>'
 
 
 def _results(metrics: dict[str, Any]) -> list[tuple[str, str]]:
@@ -132,6 +149,12 @@ def _results(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         ("KL", f"{metrics['kl']:.2f} nats"),
         ("ELBO", f"{metrics['elbo']:.2f} nats"),
     ]
+
+
+def _scores(scores: dict[str, dict[str, Any]]) -> Iterable[tuple[str, str]]:
+    for name, parts in scores.items():
+        if isinstance(parts.get("score"), float):
+            yield name, f"{parts['score']:.3f}"
 
 
 def _latents(evaluation: Evaluation, dataset: Dataset) -> str:
@@ -153,8 +176,8 @@ def _latents(evaluation: Evaluation, dataset: Dataset) -> str:
 
 def _caption(evaluation: Evaluation) -> str:
     text = (
-        f"Averages over {evaluation.images:,} images of a fixed random subset, one sampled z each. "
-        f"Latents below {traversal.ACTIVE_NATS} nats are grey: the posterior is the prior there."
+        f"Nats per image, averaged over {evaluation.images:,} images of a fixed random subset, one sampled z each. "
+        f"Latents below {traversal.ACTIVE_NATS} nats are grey: their posterior is close to the prior."
     )
     if evaluation.dependence:
         text += (
@@ -172,12 +195,14 @@ def _recipe(run: Run) -> Iterable[tuple[str, str]]:
         yield name.replace("_", " "), str(value)
 
 
-def _provenance(metadata: dict[str, Any], steps: int) -> Iterable[tuple[str, str]]:
+def _provenance(trained: Trained) -> Iterable[tuple[str, str]]:
+    metadata = trained.metadata
     if "device" in metadata:
         yield "device", metadata["device"]
     if metadata.get("seconds"):
         yield "wall time", _duration(metadata["seconds"])
-        yield "speed", f"{steps / metadata['seconds']:,.1f} steps/s"
+    if trained.steps_per_second:
+        yield "speed", f"{trained.steps_per_second:,.1f} steps/s"
     yield from metadata.get("versions", {}).items()
 
 
@@ -196,4 +221,8 @@ def _figure(path: Path, caption: str) -> str:
     encoded = base64.b64encode(path.read_bytes()).decode()
     text = html.escape(caption)
     source = f"data:image/{path.suffix[1:]};base64,{encoded}"
-    return f'<figure><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>\n'
+    kind = "scroll wide" if path.suffix == ".png" else "scroll"
+    return (
+        f'<figure><div class="{kind}"><img alt="{text}" src="{source}"></div>'
+        f"<figcaption>{text}</figcaption></figure>\n"
+    )

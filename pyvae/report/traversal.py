@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +11,12 @@ import torch
 from torch import Tensor
 
 from pyvae.data.dataset import Dataset
-from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
 from pyvae.nets import Autoencoder
 from pyvae.report.evaluation import evaluate
-from pyvae.report.figures import save, show, tile
+from pyvae.report.figures import save, show, tile, write
+from pyvae.report.trained import load_trained
 
 # a square, an ellipse and a heart: the images that 1Konny/Beta-VAE and ControlVAE start from
 DSPRITES_SEEDS = (87040, 332800, 578560)
@@ -57,9 +58,10 @@ def traverse(
             images spread over another data set.
 
     Raises:
-        RunError: no checkpoint, or a seed, span or number of columns that cannot be.
+        RunError: no checkpoint, images of another shape than it was trained on, a seed, span or number of columns
+            that cannot be, or a file that cannot be written.
     """
-    net, _ = run.load_net()
+    net = load_trained(run, dataset).net
     kl = evaluate(net, dataset).kl
     return [path for path, _ in draw(run, net, dataset, kl, span=span, columns=columns, seeds=seeds)]
 
@@ -75,12 +77,16 @@ def draw(
     seeds: Sequence[int] | None = None,
 ) -> list[tuple[Path, int]]:
     """Files and the seeds that they start from, for a network whose latents' KL is known."""
-    if not span > 0 or columns < 2:
-        raise RunError(f"a traversal needs a span above 0 and at least 2 columns, got {span} and {columns}")
-    files = []
-    for seed in default_seeds(dataset) if seeds is None else seeds:
+    if not 0 < span < math.inf or columns < 2:
+        raise RunError(
+            f"a traversal needs a finite span above 0 and at least 2 columns, got {span} and {columns}"
+        )
+    seeds = default_seeds(dataset) if seeds is None else seeds
+    for seed in seeds:
         if not 0 <= seed < len(dataset):
             raise RunError(f"seed {seed} is not an image: the data set has {len(dataset):,}, counted from 0")
+    files = []
+    for seed in seeds:
         traversal = compute(net, dataset.images(seed), kl, span, columns)
         stem = run.figures / f"traversal-{seed}"
         files.append((_write_png(traversal, kl, stem.with_suffix(".png")), seed))
@@ -114,6 +120,7 @@ def _write_png(traversal: Traversal, kl: Sequence[float], path: Path) -> Path:
     figure = Figure(figsize=(0.72 * (columns + 3.2), 0.72 * latents + 0.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, columns], gridspec_kw={"wspace": 0.0})
     show(left, torch.cat([traversal.image, traversal.reconstruction], 1))
+    left.set_anchor("N")
     left.set_title("input,\nreconstruction", fontsize=8)
     show(right, tile(traversal.decoded))
     right.set_axis_on()
@@ -125,7 +132,7 @@ def _write_png(traversal: Traversal, kl: Sequence[float], path: Path) -> Path:
     right.set_yticks([height * (r + 0.5) for r in range(latents)], labels, fontsize=8)
     right.tick_params(length=0)
     for label, j in zip(right.get_yticklabels(), traversal.order, strict=True):
-        label.set_color("black" if kl[j] >= ACTIVE_NATS else "0.6")
+        label.set_color("black" if kl[j] >= ACTIVE_NATS else "0.45")
     return save(figure, path)
 
 
@@ -149,6 +156,4 @@ def _write_gif(traversal: Traversal, path: Path) -> Path:
     frames[0].save(
         content, "GIF", save_all=True, append_images=frames[1:], duration=_FRAME_MILLISECONDS, loop=0
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content.getvalue())
-    return path
+    return write(path, content.getvalue())

@@ -1,0 +1,76 @@
+"""Metrics of a run, kept in its ``metrics.json``."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pyvae.data.dataset import Dataset
+from pyvae.engine.batches import ImageSource
+from pyvae.engine.files import write_atomically
+from pyvae.engine.run import Run
+from pyvae.errors import PyvaeError
+from pyvae.metrics import METRICS, encode, evaluate
+
+
+def score(
+    run: Run,
+    dataset: Dataset,
+    names: Sequence[str],
+    *,
+    device: torch.device,
+    without: Sequence[str] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Encode the whole data set once with the run's newest weights, and compute metrics from the codes.
+
+    Args:
+        run: with a checkpoint.
+        dataset: that of its recipe, with known factors.
+        names: keys of :data:`pyvae.metrics.METRICS`.
+        device: where the encoder runs.
+        without: factors to leave out, "shape" for the four-factor MIG of Chen et al. 2018.
+        seed: of what the metrics draw.
+
+    Returns:
+        for each metric the fields of its result, also written to ``metrics.json`` under "scores".
+
+    Raises:
+        PyvaeError: unknown metric or factor, no factors, no checkpoint, or a metric that cannot be computed.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise PyvaeError(f"unknown metric {name!r}: there are {', '.join(METRICS)}")
+    if not dataset.factor_names:
+        raise PyvaeError(f"{dataset.name} has no known factors, which every metric needs")
+    net, steps = run.load_net()
+    source = ImageSource(dataset, device)
+    table = encode(net.to(device), dataset, device=device, images=lambda index: source.batch(index)[0])
+    options = {name: {"without": tuple(without)} for name in names if name != "unsupervised"}
+    try:
+        scores = evaluate(table, names, seed=seed, options=options)
+    except ValueError as error:
+        raise PyvaeError(str(error)) from error
+    write_metrics(run, steps, {"scores": {**read_scores(run, steps), **scores}})
+    return scores
+
+
+def read_scores(run: Run, steps: int) -> dict[str, Any]:
+    """Scores in ``metrics.json``, if they are of weights of so many steps."""
+    try:
+        saved = json.loads((run.path / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return saved.get("scores", {}) if saved.get("steps") == steps else {}
+
+
+def write_metrics(run: Run, steps: int, values: dict[str, Any]) -> None:
+    """Put values into ``metrics.json``; what stood there is kept if it is of the same weights."""
+    path = run.path / "metrics.json"
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError):
+        saved = {}
+    kept = saved if saved.get("steps") == steps else {}
+    write_atomically(path, (json.dumps({**kept, "steps": steps, **values}, indent=2) + "\n").encode())

@@ -5,7 +5,9 @@ logits ``[B, C, 64, 64]``. Weight counts (one channel, ten latents) are those of
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -54,7 +56,7 @@ def _transposed_convs(channels: list[int]) -> list[nn.Module]:
     return layers[:-1]
 
 
-def _linears(widths: list[int], activation: type[nn.Module] = nn.ReLU) -> list[nn.Module]:
+def _linears(widths: list[int], activation: Callable[[], nn.Module] = nn.ReLU) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), activation()]
@@ -190,12 +192,32 @@ def build(
         raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
     if init not in INITIALISATIONS:
         raise ValueError(f"init: expected one of {', '.join(INITIALISATIONS)}, got {init!r}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _seeded(seed):
         net = ARCHITECTURES[architecture](channels, latents)
         if initialise := INITIALISATIONS[init]:
             net.apply(initialise)
     return net
+
+
+def build_discriminator(latents: int, layers: int = 6, width: int = 1000, *, seed: int = 0) -> nn.Module:
+    """Kim & Mnih 2018, appendix: a leaky ReLU (0.2) network from ``z [B, D]`` to two logits, class 0 for q(z).
+
+    Args:
+        latents: D.
+        layers: hidden layers; six of 1000 for ten latents have 5,018,002 weights.
+        width: units in each.
+        seed: of the weights, by torch's default initialisation.
+    """
+    with _seeded(seed):
+        hidden = _linears([latents, *[width] * layers], partial(nn.LeakyReLU, 0.2))
+        return nn.Sequential(*hidden, nn.Linear(width, 2))
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def count_weights(module: nn.Module) -> int:

@@ -30,6 +30,7 @@ class Stream(IntEnum):
     SECOND_BATCH = 3
     PRIOR = 4
     METRIC = 5
+    SECOND_POSTERIOR = 6
 
 
 def make_key(seed: int, step: int = 0, device: torch.device | str | None = None) -> Tensor:
@@ -132,13 +133,14 @@ def feistel_domain(n: int) -> tuple[int, int]:
     )
 
 
-def data_order(key: Tensor, position: Tensor, n: int) -> Tensor:
+def data_order(key: Tensor, position: Tensor, n: int, *, stream: int = Stream.DATA_ORDER) -> Tensor:
     """A keyed permutation of [0, n): a generalised Feistel network over Z_a x Z_b with cycle walking.
 
     Args:
         key: int64 ``[..., 2]`` holding (seed, epoch); its leading dimensions broadcast against ``position``.
         position: int64 tensor of positions in [0, n), any shape.
         n: size of the permuted range, at least 1 and below 2**31.
+        stream: which of the independent streams of the key to take the permutation from.
 
     Returns:
         int64 tensor of the broadcast shape: for every key a bijection of [0, n).
@@ -147,7 +149,7 @@ def data_order(key: Tensor, position: Tensor, n: int) -> Tensor:
     if not 1 <= n < 2**31:
         raise ValueError(f"data_order: n must be in [1, 2**31), got {n}")
     a, b = feistel_domain(n)
-    round_keys = bits(key, 1, _FEISTEL_ROUNDS, Stream.DATA_ORDER).squeeze(-2).unbind(-1)
+    round_keys = bits(key, 1, _FEISTEL_ROUNDS, stream).squeeze(-2).unbind(-1)
     x = _feistel(position, a, b, round_keys)
     if a * b == n:
         return x

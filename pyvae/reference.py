@@ -16,7 +16,7 @@ from pyvae.checks import (
     flatten_pixels,
     pixel_layout,
 )
-from pyvae.random import Stream, check_key, fresh_key, normal
+from pyvae.random import Stream, bits, check_key, fresh_key, normal
 
 
 def posterior_noise(shape: torch.Size, key: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
@@ -172,3 +172,22 @@ def aggregate_log_density_backward(
     pull = share * distance * torch.exp(-0.5 * logvar.to(share.dtype)).unsqueeze(-3)
     grad_logvar = (share * (0.5 * distance.square() - 0.5)).sum(-3)
     return (-pull.sum(-2)).to(z.dtype), pull.sum(-3).to(z.dtype), grad_logvar.to(z.dtype)
+
+
+def permute_dims(z: Tensor, *, key: Tensor | None = None, stream: int = Stream.PERMUTATION) -> Tensor:
+    """Specification of :func:`pyvae.permute_dims`: each dimension sorted by its own random words, ties by row."""
+    return z.gather(-2, permutations(z, key, stream))
+
+
+def permutations(z: Tensor, key: Tensor | None, stream: int) -> Tensor:
+    """int64 [..., B, D]: which row each element of ``permute_dims(z)`` comes from."""
+    key = fresh_key(z.device) if key is None else key
+    check_key(key)
+    expanded, sharing = expand_key(key, z.shape[:-2])
+    words = bits(expanded, sharing * z.shape[-2], z.shape[-1], stream).reshape(z.shape)
+    return words.argsort(stable=True, dim=-2)
+
+
+def tc_batch(z: Tensor, z2: Tensor, *, key: Tensor | None = None) -> Tensor:
+    """Specification of :func:`pyvae.tc_batch`: ``z`` above ``permute_dims(z2)``."""
+    return torch.cat([z, permute_dims(z2, key=key)], -2)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pyvae.data.dataset import Dataset
-from pyvae.random import data_order
+from pyvae.random import Stream, data_order
 
 _AHEAD = 256
 
@@ -15,10 +15,13 @@ class BatchOrder:
     Position ``step * batch_size + i`` of the run stands in epoch ``position // size``; a batch may straddle two.
     """
 
-    def __init__(self, seed: int, size: int, batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self, seed: int, size: int, batch_size: int, device: torch.device, stream: Stream = Stream.DATA_ORDER
+    ) -> None:
         self._seed = torch.tensor(seed, dtype=torch.int64, device=device)
         self._size = size
         self._batch_size = batch_size
+        self._stream = stream
         self._first = -_AHEAD
         self._ahead = torch.empty(0, dtype=torch.int64, device=device)
 
@@ -33,7 +36,9 @@ class BatchOrder:
         positions = torch.arange(count * self._batch_size, device=self._seed.device) + step * self._batch_size
         epoch = positions // self._size
         key = torch.stack([self._seed.expand_as(epoch), epoch], -1)
-        return data_order(key, positions % self._size, self._size).view(count, self._batch_size)
+        return data_order(key, positions % self._size, self._size, stream=self._stream).view(
+            count, self._batch_size
+        )
 
 
 class ImageSource:

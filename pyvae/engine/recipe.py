@@ -4,7 +4,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from pyvae.errors import RecipeError
-from pyvae.objectives import DIPVAE, OBJECTIVES, TCVAE, VAE, BetaVAE, CapacityVAE
+from pyvae.objectives import DIPVAE, OBJECTIVES, TCVAE, VAE, BetaVAE, CapacityVAE, FactorVAE
 
 FORMAT = 1
 
@@ -13,7 +13,7 @@ FORMAT = 1
 class Recipe:
     """One training run. Two runs of one recipe on one machine are equal bit for bit."""
 
-    objective: VAE | BetaVAE | CapacityVAE | TCVAE | DIPVAE = field(default_factory=VAE)
+    objective: VAE | BetaVAE | CapacityVAE | FactorVAE | TCVAE | DIPVAE = field(default_factory=VAE)
     data: str = "dsprites"
     """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, or of 3dshapes.h5."""
     architecture: Literal["burgess", "beta-vae-h", "kim", "kim-256", "locatello", "mlp"] = "burgess"

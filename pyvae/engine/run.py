@@ -100,7 +100,5 @@ class Run:
             raise RunError(f"{self.path} has no checkpoint yet: run its `pyvae train` command")
         channels = int(newest.metadata["image_shape"][0])
         net = build(self.recipe.architecture, channels, self.recipe.latents)
-        net.load_state_dict(
-            {name.removeprefix("net."): t for name, t in newest.tensors.items() if name.startswith("net.")}
-        )
+        net.load_state_dict({name: newest.tensors[f"net.{name}"] for name in net.state_dict()})
         return net.to(memory_format=torch.channels_last).eval(), newest.step  # type: ignore[call-overload]

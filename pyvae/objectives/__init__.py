@@ -3,6 +3,7 @@
 from pyvae.objectives.beta_vae import BetaVAE
 from pyvae.objectives.capacity_vae import CapacityVAE
 from pyvae.objectives.dip_vae import DIPVAE
+from pyvae.objectives.factor_vae import FactorVAE
 from pyvae.objectives.objective import TERMS, Objective, Outputs
 from pyvae.objectives.tc_vae import TCVAE
 from pyvae.objectives.vae import VAE
@@ -11,8 +12,20 @@ OBJECTIVES: dict[str, type] = {
     "vae": VAE,
     "beta-vae": BetaVAE,
     "capacity-vae": CapacityVAE,
+    "factor-vae": FactorVAE,
     "tc-vae": TCVAE,
     "dip-vae": DIPVAE,
 }
 
-__all__ = ["DIPVAE", "OBJECTIVES", "TCVAE", "TERMS", "VAE", "BetaVAE", "CapacityVAE", "Objective", "Outputs"]
+__all__ = [
+    "DIPVAE",
+    "OBJECTIVES",
+    "TCVAE",
+    "TERMS",
+    "VAE",
+    "BetaVAE",
+    "CapacityVAE",
+    "FactorVAE",
+    "Objective",
+    "Outputs",
+]

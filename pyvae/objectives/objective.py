@@ -20,6 +20,8 @@ class Outputs(NamedTuple):
     """Posterior log-variances ``[..., B, D]``."""
     dataset_size: int
     """Number of images that the batch is drawn from."""
+    total_correlation: Tensor | None = None
+    """Estimate ``[...]`` of an adversary in nats, where the objective has one."""
 
 
 TERMS = ("loss", "recon", "kl", "beta", "capacity")

@@ -1,0 +1,46 @@
+"""A module and its optimiser as named tensors, and back."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Trained(NamedTuple):
+    """A module and the optimiser that moves it, under the name that prefixes their tensors in a checkpoint."""
+
+    name: str
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def tensors(self) -> dict[str, Tensor]:
+        """``<name>.<parameter>``, and ``<name>.optimizer.<parameter>.<moment>``."""
+        tensors = {f"{self.name}.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        for name, parameter in self.module.named_parameters():
+            for moment, value in self.optimizer.state[parameter].items():
+                tensors[f"{self.name}.optimizer.{name}.{moment}"] = value
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what :meth:`tensors` gave."""
+        mine = {
+            n.removeprefix(f"{self.name}."): t for n, t in tensors.items() if n.startswith(f"{self.name}.")
+        }
+        self.module.load_state_dict({n: t for n, t in mine.items() if not n.startswith("optimizer.")})
+        for name, parameter in self.module.named_parameters():
+            prefix = f"optimizer.{name}."
+            moments = {n.removeprefix(prefix): t for n, t in mine.items() if n.startswith(prefix)}
+            self.optimizer.state[parameter] = {n: _like(parameter, t) for n, t in moments.items()}
+
+    def step(self, loss: Tensor) -> None:
+        """Minimise the loss by one step of the optimiser."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+
+def _like(parameter: Tensor, saved: Tensor) -> Tensor:
+    """The saved tensor in the memory layout that the optimiser gave it: that of its parameter."""
+    if saved.shape != parameter.shape:
+        return saved.clone() if saved.ndim == 0 else saved.to(parameter.device)
+    return torch.empty_like(parameter, requires_grad=False).copy_(saved)

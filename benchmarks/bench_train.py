@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from machine import ROOT, describe
 
+from machine import ROOT, describe
 from pyvae.data import load
 from pyvae.engine.allocator import keep_large_buffers
 from pyvae.engine.recipe import Recipe

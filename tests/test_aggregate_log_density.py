@@ -3,9 +3,9 @@ import math
 
 import pytest
 import torch
-from closeness import assert_as_near
 
 import pyvae
+from closeness import assert_as_near
 from pyvae import reference
 from pyvae.ops.aggregate_log_density import aggregate_log_density
 

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from closeness import assert_as_near
 
 import pyvae
+from closeness import assert_as_near
 from pyvae import reference
 from pyvae.ops.bernoulli_nll import block
 from pyvae.reference import pack_bits, unpack_bits

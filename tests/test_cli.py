@@ -61,6 +61,7 @@ def test_train_resume_report_traverse(pyvae, tmp_path):
         assert (tmp_path / line).is_file()
     done = pyvae("report", "run")
     assert done.returncode == 0, done.stderr
+    refused(pyvae("evaluate", "run", "--metrics", "fid"), "unknown metric 'fid': there are mig")
     assert (tmp_path / done.stdout.strip()).name == "report.html"
     assert json.loads((tmp_path / "run/metrics.json").read_text())
 
@@ -73,7 +74,7 @@ def test_doctor_names_the_backend_of_every_op(pyvae):
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("train",), ("train", "beta-vae"), ("traverse",), ("report",), ("doctor",)]
+    "command", [(), ("train",), ("train", "beta-vae"), ("traverse",), ("evaluate",), ("report",), ("doctor",)]
 )
 def test_help(pyvae, command):
     done = pyvae(*command, "--help")
@@ -138,7 +139,7 @@ def test_wrong_out(pyvae, tmp_path):
 
 
 def test_runs_that_are_none(pyvae, tmp_path):
-    for command in ("report", "traverse"):
+    for command in ("report", "traverse", "evaluate"):
         refused(pyvae(command, "nowhere"), "nowhere holds no run", "pyvae train")
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/recipe.json").write_text("{")

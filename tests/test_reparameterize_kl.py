@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from closeness import assert_as_near
 from torch.distributions import Normal, kl_divergence
 
 import pyvae
+from closeness import assert_as_near
 from pyvae import reference
 from pyvae.ops.reparameterize_kl import tile
 from pyvae.random import Stream, make_key, normal

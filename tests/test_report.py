@@ -8,15 +8,17 @@ import pytest
 import torch
 
 from pyvae import reference
+from pyvae.engine import checkpoint
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
 from pyvae.objectives import BetaVAE, CapacityVAE
 from pyvae.random import Stream, make_key
-from pyvae.report import report
+from pyvae.report import evaluation, report, traversal
 from pyvae.report.evaluation import correlation_ratio, evaluate, subset
-from pyvae.report.figures import draw_trace, smooth
+from pyvae.report.figures import draw_trace, smooth, trace_caption
+from pyvae.report.trained import load_trained
 from tiny import TinyData
 
 RECIPE = Recipe(objective=BetaVAE(), data="tiny", architecture="kim", batch_size=8, steps=6, latents=4)
@@ -53,8 +55,14 @@ class TestCorrelationRatio:
         torch.testing.assert_close(shares[:2], expected)
         assert shares.sum() == pytest.approx(1)
 
-    def test_a_constant_code_is_nothing_and_not_nan(self):
-        assert correlation_ratio(torch.full((60, 1), 0.1), self.classes).tolist() == [[0, 0, 0]]
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_a_constant_code_is_nothing_and_not_nan(self, dtype):
+        constants = torch.linspace(-1, 1, 50, dtype=dtype).expand(60, 50)
+        assert correlation_ratio(constants, self.classes).tolist() == [[0, 0, 0]] * 50
+
+    def test_an_independent_code_is_next_to_nothing(self):
+        codes = torch.randn(60_000, 1, generator=torch.Generator().manual_seed(0))
+        assert correlation_ratio(codes, grid(3, 4, 5).repeat(1000, 1)).max() < 1e-3
 
 
 def test_evaluation_equals_the_formulas(run):
@@ -76,12 +84,33 @@ def test_evaluation_equals_the_formulas(run):
     np.testing.assert_allclose(result.dependence, expected, rtol=1e-6)
 
 
+def test_evaluation_weighs_a_last_batch_that_is_smaller(run, monkeypatch):
+    monkeypatch.setattr(evaluation, "_BATCH", 50)
+    data, (net, _) = TinyData(), run.load_net()
+    recon, kl, sizes = 0.0, torch.zeros(4), []
+    for step, index in enumerate(subset(data).split(50)):
+        images = data.images(index)
+        with torch.no_grad():
+            mu, logvar = net.encoder(images)
+            z, each = reference.reparameterize_kl(mu, logvar, key=make_key(0, step), stream=Stream.METRIC)
+            recon += float(reference.bernoulli_nll(net.decoder(z), images, reduction="sum"))
+        kl += each * len(index)
+        sizes.append(len(index))
+    assert sizes == [50, 50, 20]
+    result = evaluate(net, data)
+    assert result.recon == pytest.approx(recon / 120, rel=1e-6)
+    assert result.kl == pytest.approx((kl / 120).tolist(), rel=1e-5)
+
+
 class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.sources: list[str] = []
         self.links: list[str] = []
         self.text = ""
+        self.rows: list[list[str]] = []
+        self.strongest: list[tuple[int, int]] = []
+        self.in_cell = False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -91,9 +120,21 @@ class Page(HTMLParser):
             if name == "href":
                 self.links.append(value)
         assert tag not in ("script", "link", "iframe")
+        if tag == "tr":
+            self.rows.append([])
+        self.in_cell = tag in ("th", "td")
+        if self.in_cell:
+            if "strongest" in (dict(attrs).get("class") or ""):
+                self.strongest.append((len(self.rows) - 1, len(self.rows[-1])))
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag):
+        self.in_cell = False
 
     def handle_data(self, data):
         self.text += data
+        if self.in_cell:
+            self.rows[-1][-1] += data
 
 
 def test_the_page_is_complete_and_needs_nothing_else(run):
@@ -115,6 +156,21 @@ def test_the_page_is_complete_and_needs_nothing_else(run):
         assert (run.figures / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_table_of_latents_is_that_of_the_metrics(run, monkeypatch):
+    monkeypatch.setattr(traversal, "ACTIVE_NATS", 0.0)
+    page = Page(report(run, TinyData()).read_text())
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    head = page.rows.index(["latent", "KL, nats", "size", "row", "column"])
+    order = sorted(range(4), key=lambda j: -metrics["kl_of_latents"][j])
+    eta = metrics["eta_squared"]
+    for place, j in enumerate(order):
+        expected = [f"z{j}", f"{metrics['kl_of_latents'][j]:.3f}", *(f"{share:.2f}" for share in eta[j])]
+        assert page.rows[head + 1 + place] == expected
+    assert page.strongest == [(head + 1 + place, 2 + int(np.argmax(eta[j]))) for place, j in enumerate(order)]
+    assert ["ELBO", f"{metrics['elbo']:.2f} nats"] in page.rows
+    assert ["steps", "6"] in page.rows
+
+
 def test_two_reports_say_the_same(run):
     report(run, TinyData())
     first = (run.path / "metrics.json").read_text()
@@ -126,6 +182,20 @@ def test_a_short_run_says_so(tmp_path):
     run = make_run(tmp_path / "run", steps=2)
     longer = Run.create_or_resume(run.path, replace(RECIPE, steps=1000))
     assert "made 2 of its 1,000 steps" in Page(report(longer, TinyData()).read_text()).text
+
+
+def test_other_data_than_it_was_trained_on(run):
+    text = Page(report(run, TinyData(fingerprint="tiny<v2>")).read_text()).text
+    assert "6 steps on tiny-v1" in text
+    assert "other data than it was trained on: tiny<v2>" in text
+    assert "other data" not in Page(report(run, TinyData()).read_text()).text
+
+
+def test_the_speed_is_that_of_one_checkpoint(run):
+    newest = checkpoint.load_newest(run.checkpoints)
+    trained = load_trained(run, TinyData())
+    assert trained.steps == 6
+    assert trained.steps_per_second == pytest.approx(6 / newest.metadata["seconds"])
 
 
 def test_three_channels_without_factors_and_one_logged_step(tmp_path):
@@ -160,6 +230,42 @@ def test_panels_that_say_nothing_are_left_out(tmp_path, run):
     assert titles(trace)[3:] == ["weight of the KL in the gradient", "capacity C, nats"]
 
 
+def lines(trace, title):
+    axes = next(a for a in draw_trace(trace).axes if a.get_title(loc="left").startswith(title))
+    return [line.get_ydata() for line in axes.lines], [line.get_marker() for line in axes.lines]
+
+
+def made_up_trace(rows):
+    step = np.arange(rows)
+    noise = np.random.default_rng(0).normal(size=(3, rows))
+    capacity = np.minimum(step / 50, 1.0)
+    return {
+        "step": step,
+        "recon": 9 + noise[0],
+        "kl": noise[1],
+        "beta": 1 + 0 * noise[0],
+        "capacity": capacity,
+    }
+
+
+@pytest.mark.parametrize("rows", [1, 3, 59])
+def test_a_short_trace_is_drawn_as_it_is(rows):
+    trace = {**made_up_trace(rows), "kl_0": np.arange(rows) ** 2.0, "kl_1": np.ones(rows)}
+    values, markers = lines(trace, "KL of each latent")
+    np.testing.assert_array_equal(values, [trace["kl_0"], trace["kl_1"]])
+    assert markers == ["." if rows < 5 else "None"] * 2
+    np.testing.assert_array_equal(lines(trace, "reconstruction")[0], [trace["recon"]])
+    assert "running mean" not in trace_caption(trace)
+
+
+def test_a_long_trace_is_smoothed_but_for_its_schedule():
+    trace = {**made_up_trace(200), "kl_0": np.random.default_rng(1).normal(size=200)}
+    np.testing.assert_array_equal(lines(trace, "reconstruction")[0], [trace["recon"], smooth(trace["recon"])])
+    np.testing.assert_array_equal(lines(trace, "KL of each latent")[0], [smooth(trace["kl_0"])])
+    np.testing.assert_array_equal(lines(trace, "capacity")[0], [trace["capacity"]])
+    assert "running mean" in trace_caption(trace)
+
+
 def test_smoothing_keeps_means_and_constants():
     np.testing.assert_allclose(smooth(np.full(500, 3.0)), 3.0)
     ramp = np.arange(500.0)
@@ -175,3 +281,10 @@ def test_runs_without_anything_to_report(tmp_path):
         run.load_net()
     with pytest.raises(RunError, match=r"cannot read .*trace.csv"):
         report(run, TinyData())
+    (run.path / "trace.csv").write_text("step,loss\n")
+    with pytest.raises(RunError, match="holds no step yet"):
+        report(run, TinyData())
+    (run.path / "trace.csv").write_text("step,loss\n0,1\n")
+    with pytest.raises(RunError, match="no checkpoint yet"):
+        report(run, TinyData())
+    assert not (run.path / "report.html").exists()

@@ -16,10 +16,12 @@ from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
+from pyvae.objectives import FactorVAE
 from tiny import TinyData
 from train_tiny import RECIPE
 
 CPU = torch.device("cpu")
+ADVERSARIAL = {"objective": FactorVAE(discriminator_layers=2, discriminator_width=64), "architecture": "kim"}
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 
 
@@ -45,8 +47,8 @@ def straight(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"optimizer": "adagrad", "architecture": "kim"}, {"precision": "bf16", "architecture": "mlp"}],
-    ids=["adam", "adagrad", "bf16"],
+    [{}, {"optimizer": "adagrad", "architecture": "kim"}, {"precision": "bf16", "architecture": "mlp"}, ADVERSARIAL],
+    ids=["adam", "adagrad", "bf16", "adversarial"],
 )
 def test_two_halves_equal_the_whole(tmp_path, change):
     recipe = replace(RECIPE, **change)

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,8 @@ from pyvae.engine.run import Run
 from pyvae.errors import RunError
 from pyvae.nets import build
 from pyvae.report import traverse
-from pyvae.report.traversal import compute, default_seeds
+from pyvae.report.figures import write
+from pyvae.report.traversal import Traversal, _write_gif, compute, default_seeds
 from test_report import RECIPE
 from tiny import TinyData
 
@@ -53,6 +55,22 @@ def test_files(run):
                 assert image.info["loop"] == 0
 
 
+def test_the_animation_moves_there_and_back(tmp_path):
+    shades = torch.linspace(0, 1, 4).view(1, 4, 1, 1, 1).expand(7, 4, 1, 8, 8)
+    blank = torch.zeros(1, 8, 8)
+    path = _write_gif(Traversal(blank, blank, list(range(7)), torch.arange(4.0), shades), tmp_path / "a.gif")
+    with Image.open(path) as image:
+        # 7 latents in rows of five, a gap of 2 after each picture, twice as large
+        assert image.size == (5 * 10 * 2, 2 * 10 * 2)
+        seen, milliseconds = [], []
+        for frame in range(image.n_frames):
+            image.seek(frame)
+            seen.append(image.convert("L").getpixel((4, 24)))
+            milliseconds.append(image.info["duration"])
+    assert seen == pytest.approx([0, 85, 170, 255, 170, 85], abs=1)
+    assert milliseconds == [120] * 6  # equal neighbours would have become one longer frame
+
+
 def test_three_channels(tmp_path):
     run = Run.create_or_resume(tmp_path / "run", replace(RECIPE, steps=1))
     train(run, TinyData(channels=3), torch.device("cpu"))
@@ -77,10 +95,25 @@ def test_default_seeds():
     [
         ({"seeds": [120]}, "seed 120 is not an image: the data set has 120"),
         ({"seeds": [-1]}, "seed -1 is not an image"),
-        ({"span": 0.0}, "span above 0"),
+        ({"seeds": [3, 999]}, "seed 999 is not an image"),
+        ({"span": 0.0}, "finite span above 0"),
+        ({"span": math.inf}, "finite span above 0"),
         ({"columns": 1}, "at least 2 columns"),
     ],
 )
 def test_what_cannot_be_drawn(run, options, message):
+    before = sorted(run.figures.glob("*"))
     with pytest.raises(RunError, match=message):
         traverse(run, TinyData(), **options)
+    assert sorted(run.figures.glob("*")) == before
+
+
+def test_images_of_another_shape(run):
+    with pytest.raises(RunError, match=r"trained on images of shape \(1, 64, 64\), but .* \(3, 64, 64\)"):
+        traverse(run, TinyData(channels=3))
+
+
+def test_figures_that_cannot_be_made(tmp_path):
+    (tmp_path / "figures").write_text("")
+    with pytest.raises(RunError, match=r"cannot make .*figures"):
+        write(tmp_path / "figures" / "a.png", b"")

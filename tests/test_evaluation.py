@@ -1,0 +1,63 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pyvae.engine.loop import train
+from pyvae.engine.run import Run
+from pyvae.errors import PyvaeError
+from pyvae.evaluation import score, write_metrics
+from pyvae.metrics import beta_vae, encode
+from pyvae.report import report
+from test_report import RECIPE
+from tiny import TinyData
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = Run.create_or_resume(tmp_path / "run", RECIPE)
+    train(run, TinyData(), CPU, log_every=1)
+    return run
+
+
+def saved(run):
+    return json.loads((run.path / "metrics.json").read_text())
+
+
+def test_scores_are_those_of_the_newest_weights(run):
+    scores = score(run, TinyData(), ["beta-vae"], device=CPU, without=["size"], seed=3)
+    table = encode(run.load_net()[0], TinyData(), device=CPU, progress=False)
+    expected = beta_vae(table, seed=3, without=("size",))
+    assert scores["beta-vae"]["score"] == expected.score
+    assert saved(run) == {"steps": 6, "scores": scores}
+
+
+def test_scores_and_report_keep_each_other_until_the_weights_change(run):
+    write_metrics(run, 6, {"scores": {"mig": {"score": 0.125}}})
+    scores = score(run, TinyData(), ["beta-vae"], device=CPU)
+    page = report(run, TinyData()).read_text()
+    assert saved(run)["scores"] == {"mig": {"score": 0.125}, **scores}
+    assert "<td>0.125</td>" in page
+    assert f"<td>{scores['beta-vae']['score']:.3f}</td>" in page
+    assert saved(run)["recon"] > 0
+    longer = Run.create_or_resume(run.path, replace(RECIPE, steps=8))
+    train(longer, TinyData(), CPU, log_every=1)
+    report(longer, TinyData())
+    assert "scores" not in saved(run)
+    assert saved(run)["steps"] == 8
+
+
+def test_what_cannot_be_computed_is_one_line(run):
+    with pytest.raises(PyvaeError, match="unknown metric 'fid': there are mig"):
+        score(run, TinyData(), ["fid"], device=CPU)
+    with pytest.raises(PyvaeError, match="no factor 'colour'"):
+        score(run, TinyData(), ["beta-vae"], device=CPU, without=["colour"])
+    with pytest.raises(PyvaeError, match="points: 10000 asked for"):
+        score(run, TinyData(), ["mig"], device=CPU)
+    data = TinyData()
+    data.factor_names = ()
+    with pytest.raises(PyvaeError, match="no known factors"):
+        score(run, data, ["beta-vae"], device=CPU)

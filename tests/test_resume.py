@@ -21,12 +21,13 @@ from tiny import TinyData
 from train_tiny import RECIPE
 
 CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ADVERSARIAL = {"objective": FactorVAE(discriminator_layers=2, discriminator_width=64), "architecture": "kim"}
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 
 
-def run_to(path: Path, recipe: Recipe, data=None, **options):
-    return train(Run.create_or_resume(path, recipe), data or TinyData(), CPU, log_every=3, **options)
+def run_to(path: Path, recipe: Recipe, data=None, device=CPU, **options):
+    return train(Run.create_or_resume(path, recipe), data or TinyData(), device, log_every=3, **options)
 
 
 def assert_same(a: Path, b: Path):
@@ -47,14 +48,19 @@ def straight(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"optimizer": "adagrad", "architecture": "kim"}, {"precision": "bf16", "architecture": "mlp"}, ADVERSARIAL],
+    [
+        {},
+        {"optimizer": "adagrad", "architecture": "kim"},
+        {"precision": "bf16", "architecture": "mlp"},
+        ADVERSARIAL,
+    ],
     ids=["adam", "adagrad", "bf16", "adversarial"],
 )
 def test_two_halves_equal_the_whole(tmp_path, change):
     recipe = replace(RECIPE, **change)
-    run_to(tmp_path / "whole", replace(recipe, steps=20))
-    run_to(tmp_path / "halves", replace(recipe, steps=10))
-    run_to(tmp_path / "halves", replace(recipe, steps=20))
+    run_to(tmp_path / "whole", replace(recipe, steps=20), device=DEVICE)
+    run_to(tmp_path / "halves", replace(recipe, steps=10), device=DEVICE)
+    run_to(tmp_path / "halves", replace(recipe, steps=20), device=DEVICE)
     assert_same(tmp_path / "whole", tmp_path / "halves")
 
 

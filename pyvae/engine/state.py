@@ -27,10 +27,14 @@ class Trained(NamedTuple):
             n.removeprefix(f"{self.name}."): t for n, t in tensors.items() if n.startswith(f"{self.name}.")
         }
         self.module.load_state_dict({n: t for n, t in mine.items() if not n.startswith("optimizer.")})
-        for name, parameter in self.module.named_parameters():
+        state = {}
+        for number, (name, parameter) in enumerate(self.module.named_parameters()):
             prefix = f"optimizer.{name}."
             moments = {n.removeprefix(prefix): t for n, t in mine.items() if n.startswith(prefix)}
-            self.optimizer.state[parameter] = {n: _like(parameter, t) for n, t in moments.items()}
+            state[number] = {n: _laid_out_as(parameter, t) for n, t in moments.items()}
+        groups = self.optimizer.state_dict()["param_groups"]
+        # moves each moment to where the optimiser wants it: not always to the device of its parameter
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def step(self, loss: Tensor) -> None:
         """Minimise the loss by one step of the optimiser."""
@@ -39,8 +43,8 @@ class Trained(NamedTuple):
         self.optimizer.step()
 
 
-def _like(parameter: Tensor, saved: Tensor) -> Tensor:
-    """The saved tensor in the memory layout that the optimiser gave it: that of its parameter."""
+def _laid_out_as(parameter: Tensor, saved: Tensor) -> Tensor:
+    """The saved tensor in the memory layout of its parameter, which the optimiser gave it."""
     if saved.shape != parameter.shape:
-        return saved.clone() if saved.ndim == 0 else saved.to(parameter.device)
-    return torch.empty_like(parameter, requires_grad=False).copy_(saved)
+        return saved
+    return torch.empty_like(parameter, device=saved.device, requires_grad=False).copy_(saved)

@@ -52,25 +52,26 @@ def score(
         scores = evaluate(table, names, seed=seed, options=options)
     except ValueError as error:
         raise PyvaeError(str(error)) from error
-    write_metrics(run, steps, {"scores": {**read_scores(run, steps), **scores}})
+    earlier = read_scores(run, steps, dataset)
+    write_metrics(run, steps, dataset, {"scores": {**earlier, **scores}})
     return scores
 
 
-def read_scores(run: Run, steps: int) -> dict[str, Any]:
-    """Scores in ``metrics.json``, if they are of weights of so many steps."""
+def read_scores(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:
+    """Scores in ``metrics.json``, if they are of the weights after so many steps and of this data."""
+    return _read(run, steps, dataset).get("scores", {})
+
+
+def write_metrics(run: Run, steps: int, dataset: Dataset, values: dict[str, Any]) -> None:
+    """Put values into ``metrics.json``; what stood there is kept if it is of the same weights and data."""
+    content = {**_read(run, steps, dataset), "steps": steps, "data": dataset.fingerprint, **values}
+    write_atomically(run.path / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _read(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:
     try:
         saved = json.loads((run.path / "metrics.json").read_text())
-    except (OSError, ValueError):
+        same = (saved["steps"], saved["data"]) == (steps, dataset.fingerprint)
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return saved.get("scores", {}) if saved.get("steps") == steps else {}
-
-
-def write_metrics(run: Run, steps: int, values: dict[str, Any]) -> None:
-    """Put values into ``metrics.json``; what stood there is kept if it is of the same weights."""
-    path = run.path / "metrics.json"
-    try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError):
-        saved = {}
-    kept = saved if saved.get("steps") == steps else {}
-    write_atomically(path, (json.dumps({**kept, "steps": steps, **values}, indent=2) + "\n").encode())
+    return saved if same else {}

@@ -32,17 +32,20 @@ def test_scores_are_those_of_the_newest_weights(run):
     table = encode(run.load_net()[0], TinyData(), device=CPU, progress=False)
     expected = beta_vae(table, seed=3, without=("size",))
     assert scores["beta-vae"]["score"] == expected.score
-    assert saved(run) == {"steps": 6, "scores": scores}
+    assert saved(run) == {"steps": 6, "data": "tiny-v1", "scores": scores}
 
 
 def test_scores_and_report_keep_each_other_until_the_weights_change(run):
-    write_metrics(run, 6, {"scores": {"mig": {"score": 0.125}}})
+    write_metrics(run, 6, TinyData(), {"scores": {"mig": {"score": 0.125}}})
     scores = score(run, TinyData(), ["beta-vae"], device=CPU)
     page = report(run, TinyData()).read_text()
     assert saved(run)["scores"] == {"mig": {"score": 0.125}, **scores}
     assert "<td>0.125</td>" in page
     assert f"<td>{scores['beta-vae']['score']:.3f}</td>" in page
     assert saved(run)["recon"] > 0
+    report(run, TinyData(fingerprint="tiny-v2"))
+    assert "scores" not in saved(run)
+    score(run, TinyData(), ["beta-vae"], device=CPU)
     longer = Run.create_or_resume(run.path, replace(RECIPE, steps=8))
     train(longer, TinyData(), CPU, log_every=1)
     report(longer, TinyData())
@@ -61,3 +64,10 @@ def test_what_cannot_be_computed_is_one_line(run):
     data.factor_names = ()
     with pytest.raises(PyvaeError, match="no known factors"):
         score(run, data, ["beta-vae"], device=CPU)
+
+
+def test_a_metrics_file_that_is_none_is_replaced(run):
+    for content in ("[]", "{", '{"steps": 6}'):
+        (run.path / "metrics.json").write_text(content)
+        scores = score(run, TinyData(), ["beta-vae"], device=CPU)
+        assert saved(run)["scores"] == scores

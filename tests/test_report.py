@@ -13,7 +13,7 @@ from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
-from pyvae.objectives import BetaVAE, CapacityVAE
+from pyvae.objectives import BetaVAE, CapacityVAE, FactorVAE
 from pyvae.random import Stream, make_key
 from pyvae.report import evaluation, report, traversal
 from pyvae.report.evaluation import correlation_ratio, evaluate, subset
@@ -228,6 +228,12 @@ def test_panels_that_say_nothing_are_left_out(tmp_path, run):
     trace = capacity.trace()
     trace["beta"][:3] *= -1
     assert titles(trace)[3:] == ["weight of the KL in the gradient", "capacity C, nats"]
+
+
+def test_an_objectives_own_terms_have_panels(tmp_path):
+    objective = FactorVAE(discriminator_layers=1, discriminator_width=8)
+    trace = make_run(tmp_path / "run", objective=objective).trace()
+    assert titles(trace)[3:] == ["tc, nats", "discriminator loss, nats"]
 
 
 def lines(trace, title):

@@ -45,6 +45,7 @@ def test_other_columns_are_refused(tmp_path):
 def test_missing_or_empty_trace(tmp_path):
     with pytest.raises(RunError, match=r"cannot read .*trace.csv: No such file"):
         read_trace(tmp_path / "trace.csv")
-    (tmp_path / "trace.csv").write_text("step,loss\n")
-    with pytest.raises(RunError, match="holds no step yet"):
-        read_trace(tmp_path / "trace.csv")
+    for content in ("step,loss\n", "", "step,loss\n1\n"):
+        (tmp_path / "trace.csv").write_text(content)
+        with pytest.raises(RunError, match="holds no step yet"):
+            read_trace(tmp_path / "trace.csv")

@@ -90,10 +90,13 @@ def read_trace(path: Path) -> dict[str, np.ndarray]:
         with open(path, newline="") as file:
             rows = list(csv.reader(file))
     except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
-    if len(rows) < 2:
-        raise RunError(f"{path} holds no step yet")
-    table = np.array([row for row in rows[1:] if len(row) == len(rows[0])], dtype=np.float64)
+        raise RunError(
+            f"cannot read {path}: {error.strerror}; run the `pyvae train` command of this run"
+        ) from error
+    whole = [row for row in rows[1:] if len(row) == len(rows[0])]
+    if not whole:
+        raise RunError(f"{path} holds no step yet: run the `pyvae train` command of this run")
+    table = np.array(whole, dtype=np.float64)
     columns = {name: table[:, i] for i, name in enumerate(rows[0])}
     columns["step"] = columns["step"].astype(np.int64)
     return columns

@@ -29,7 +29,6 @@ class Evaluation(NamedTuple):
         """What ``metrics.json`` holds."""
         total = sum(self.kl)
         return {
-            "data": dataset.fingerprint,
             "images": self.images,
             "recon": self.recon,
             "kl": total,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from pyvae.engine.files import write_atomically
 from pyvae.errors import RunError
+from pyvae.objectives import TERMS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,7 +59,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def draw_trace(trace: Trace) -> Figure:
-    """Reconstruction, KL, KL of each latent, and beta and C where they say something, against the step."""
+    """Reconstruction, KL, KL of each latent, beta and C where they say something, and the objective's own terms."""
     from matplotlib.figure import Figure
 
     panels = _panels(trace)
@@ -95,6 +97,8 @@ def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
         panels.append(("weight of the KL in the gradient", lambda axes: _line(axes, trace, "beta")))
     if np.ptp(trace["capacity"]) > 0:
         panels.append(("capacity C, nats", lambda axes: _plain(axes, trace, "capacity")))
+    own = [name for name in trace if name not in ("step", *TERMS) and not name.startswith("kl_")]
+    panels += [(f"{name.replace('_', ' ')}, nats", partial(_line, trace=trace, name=name)) for name in own]
     return panels
 
 

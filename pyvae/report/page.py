@@ -83,7 +83,7 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
     net, steps = trained.net, trained.steps
     evaluation = evaluate(net, dataset)
     metrics = evaluation.to_json(dataset)
-    write_metrics(run, steps, metrics)
+    write_metrics(run, steps, dataset, metrics)
     traversals = traversal.draw(run, net, dataset, evaluation.kl, span=span)
     page = _PAGE.substitute(
         title=html.escape(f"{run.recipe.to_json()['objective']['name']}: {run.path.name}"),
@@ -91,7 +91,7 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
             f"{steps:,} steps on {_training_data(trained, dataset)}, seed {run.recipe.seed}"
         ),
         notices=_shortfall(steps, run.recipe.steps) + _other_data(trained, dataset),
-        results=_table([*_results(metrics), *_scores(read_scores(run, steps))]),
+        results=_table([*_results(metrics), *_scores(read_scores(run, steps, dataset))]),
         latents=_latents(evaluation, dataset),
         caption=_caption(evaluation),
         trace=_figure(save(draw_trace(trace), run.figures / "trace.png"), trace_caption(trace)),

@@ -9,9 +9,25 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from pyvae.functional import aggregate_log_density, bernoulli_nll, reparameterize_kl
+    from pyvae.functional import (
+        aggregate_log_density,
+        bernoulli_nll,
+        code_histogram,
+        permute_dims,
+        posterior_entropy,
+        reparameterize_kl,
+        tc_batch,
+    )
 
-__all__ = ["aggregate_log_density", "bernoulli_nll", "reparameterize_kl"]
+__all__ = [
+    "aggregate_log_density",
+    "bernoulli_nll",
+    "code_histogram",
+    "permute_dims",
+    "posterior_entropy",
+    "reparameterize_kl",
+    "tc_batch",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -10,8 +10,10 @@ import torch
 import pyvae
 from pyvae.backend import choose
 from pyvae.data import cache
+from pyvae.native import missing
 
 _PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard", "nvtx", "tyro")
+_COMPILED = ("code_histogram", "permute_dims", "posterior_entropy", "tc_batch")
 _VARIABLES = ("PYVAE_BACKEND", "PYVAE_CHECK", "PYVAE_CACHE", "TRITON_INTERPRET")
 
 
@@ -63,15 +65,19 @@ def _cpu_capability() -> str:
 
 def _ops() -> list[str]:
     devices = [torch.device("cpu")] + [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
-    lines = []
-    for op in pyvae.__all__:
-        for device in devices:
-            try:
-                backend, reason = choose(device, torch.float32)
-            except (RuntimeError, ValueError) as error:
-                backend, reason = "none", str(error)
-            lines.append(f"{op} on {device}: {backend} ({reason})")
-    return lines
+    return [f"{op} on {device}: {_backend(op, device)}" for op in pyvae.__all__ for device in devices]
+
+
+def _backend(op: str, device: torch.device) -> str:
+    if op in _COMPILED:
+        # tc_batch is permute_dims with a batch in front
+        reason = missing("permute_dims" if op == "tc_batch" else op, device.type)
+        return f"reference ({reason})" if reason else "native (compiled)"
+    try:
+        backend, reason = choose(device, torch.float32)
+    except (RuntimeError, ValueError) as error:
+        return f"none ({error})"
+    return f"{backend} ({reason})"
 
 
 def _cache() -> list[str]:

@@ -2,6 +2,8 @@
 against, and what runs where no kernel does. float64 inputs are computed in float64, all others in float32."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,9 @@ from torch import Tensor
 from pyvae.checks import (
     accumulation_dtype,
     check_aggregate,
+    check_device,
     check_finite,
+    check_float,
     check_latents,
     expand_key,
     flatten_pixels,
@@ -191,3 +195,215 @@ def permutations(z: Tensor, key: Tensor | None, stream: int) -> Tensor:
 def tc_batch(z: Tensor, z2: Tensor, *, key: Tensor | None = None) -> Tensor:
     """Specification of :func:`pyvae.tc_batch`: ``z`` above ``permute_dims(z2)``."""
     return torch.cat([z, permute_dims(z2, key=key)], -2)
+
+
+def check_columns(name: str, x: Tensor) -> None:
+    """Raise unless ``x`` is a float tensor [..., rows, columns] with a column."""
+    check_float(name, x)
+    if x.ndim < 2 or x.shape[-1] == 0:
+        raise ValueError(f"{name}: expected shape [..., rows, columns], got {list(x.shape)}")
+
+
+class CodeHistogram(NamedTuple):
+    """Ends of the bins of each code, float64 ``[D]``, and counts int64 ``[D, bins, sum(factor_sizes)]``."""
+
+    low: Tensor
+    high: Tensor
+    counts: Tensor
+
+
+def check_histogram(codes: Tensor, factors: Tensor | None, factor_sizes: Sequence[int], bins: int) -> None:
+    """Raise unless the factors fit the codes; reads the factors, so waits for the device."""
+    check_columns("codes", codes)
+    if codes.ndim != 2 or len(codes) == 0:
+        raise ValueError(f"codes: expected shape [N, D] with N at least 1, got {list(codes.shape)}")
+    check_factor_sizes(factor_sizes)
+    if bins < 1:
+        raise ValueError(f"bins: expected at least 1, got {bins}")
+    if factors is None:
+        points = math.prod(factor_sizes)
+        if len(codes) != points:
+            raise ValueError(
+                f"codes: expected [{points}, D], the grid of {tuple(factor_sizes)}, got {list(codes.shape)}"
+            )
+        return
+    if factors.dtype != torch.int64:
+        raise TypeError(f"factors: expected int64, got {factors.dtype}")
+    if factors.shape != (len(codes), len(factor_sizes)):
+        want = [len(codes), len(factor_sizes)]
+        raise ValueError(f"factors: expected shape {want}, got {list(factors.shape)}")
+    check_device("factors", factors, "codes", codes)
+    low, high = torch.aminmax(factors, dim=0)
+    for f, (least, most) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        if least < 0 or most >= factor_sizes[f]:
+            raise ValueError(f"factors: classes of factor {f} must lie in [0, {factor_sizes[f]})")
+
+
+def check_factor_sizes(factor_sizes: Sequence[int]) -> None:
+    """Raise unless there is a factor and each has a class."""
+    if not factor_sizes or min(factor_sizes) < 1:
+        raise ValueError(f"factor_sizes: expected positive sizes, got {list(factor_sizes)}")
+
+
+def bin_edges(codes: Tensor, bins: int) -> Tensor:
+    """numpy.histogram's edges float64 [D, bins + 1], bit for bit: those of numpy.linspace from least to largest code.
+
+    Raises:
+        ValueError: a code is not finite.
+    """
+    low, high = (end.double() for end in torch.aminmax(codes, dim=0))
+    finite = torch.isfinite(low) & torch.isfinite(high)
+    if not bool(finite.all()):
+        raise ValueError(f"codes: NaN or infinity in dimensions {(~finite).nonzero().flatten().tolist()}")
+    constant = low == high
+    low, high = torch.where(constant, low - 0.5, low), torch.where(constant, high + 0.5, high)
+    width = (high - low).unsqueeze(-1)
+    index = torch.arange(bins + 1, dtype=torch.float64, device=codes.device)
+    step = width / bins
+    # a range of few denormals has a step of zero
+    edges = torch.where(step == 0, index / bins * width, index * step) + low.unsqueeze(-1)
+    edges[:, -1] = high
+    return edges
+
+
+def factor_classes(rows: int, factor_sizes: Sequence[int], device: torch.device) -> Tensor:
+    """Classes int64 [rows, F] of the points of the grid; the last factor runs fastest."""
+    index, columns = torch.arange(rows, device=device), []
+    stride = math.prod(factor_sizes)
+    for size in factor_sizes:
+        stride //= size
+        columns.append(index // stride % size)
+    return torch.stack(columns, -1)
+
+
+def code_histogram(
+    codes: Tensor, factors: Tensor | None, factor_sizes: Sequence[int], *, bins: int = 20
+) -> CodeHistogram:
+    """Specification of :func:`pyvae.code_histogram`."""
+    check_histogram(codes, factors, factor_sizes, bins)
+    edges = bin_edges(codes, bins)
+    # on an edge to the right, on the last one to the left
+    binned = (
+        torch.searchsorted(edges, codes.double().mT.contiguous(), right=True).sub_(1).clamp_(max=bins - 1)
+    )
+    if factors is None:
+        factors = factor_classes(len(codes), factor_sizes, codes.device)
+    tables = []
+    for f, size in enumerate(factor_sizes):
+        cells = [torch.bincount(b * size + factors[:, f], minlength=bins * size) for b in binned]
+        tables.append(torch.stack(cells).unflatten(-1, (bins, size)))
+    return CodeHistogram(edges[:, 0].clone(), edges[:, -1].clone(), torch.cat(tables, -1))
+
+
+class PosteriorEntropy(NamedTuple):
+    """Entropies in nats, float64: ``marginal [D]``, one ``[D, size]`` for each factor, and ``error [D]``."""
+
+    marginal: Tensor
+    conditional: tuple[Tensor, ...]
+    error: Tensor
+
+
+_REACH = 8.0  # standard deviations; beyond lies 1e-15 of a Gaussian
+_MOST_NODES = 1 << 16
+Density = Callable[[Tensor, Tensor, Tensor, Tensor, list[int], int], Tensor]
+
+
+def quadrature_grid(mu: Tensor, logvar: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    """First node and step, float64 [D], of grids over all posteriors [D, N] of each latent.
+
+    Every node is a float32: on a sharp posterior a rounded one would be off by a good part of a standard deviation.
+    """
+    reach = _REACH * torch.exp(0.5 * logvar)
+    low, high = (mu - reach).amin(-1).double(), (mu + reach).amax(-1).double()
+    exponent = torch.floor(torch.log2(torch.maximum(low.abs(), high.abs()))) - 22
+    quantum = torch.exp2(exponent)
+    first = torch.floor(low / quantum) * quantum
+    return first, torch.ceil((high - first) / (nodes - 1) / quantum) * quantum
+
+
+def posterior_density(
+    mu: Tensor, logvar: Tensor, low: Tensor, step: Tensor, factor_sizes: list[int], nodes: int
+) -> Tensor:
+    """Density of each latent given each class of each factor on its grid, float64 [D, sum(factor_sizes), nodes]."""
+    latents, rows = mu.shape
+    total = torch.zeros((latents, sum(factor_sizes), nodes), dtype=torch.float64, device=mu.device)
+    z = low.unsqueeze(-1) + torch.arange(nodes, device=mu.device) * step.unsqueeze(-1)
+    classes = factor_classes(rows, factor_sizes, mu.device)
+    share = torch.cat(
+        [
+            F.one_hot(c, size).double() * (size / rows)
+            for c, size in zip(classes.mT, factor_sizes, strict=True)
+        ],
+        -1,
+    )
+    chunk = max(1, (1 << 22) // nodes)
+    for d in range(latents):
+        for start in range(0, rows, chunk):
+            part = slice(start, start + chunk)
+            m, lv = mu[d, part, None].double(), logvar[d, part, None].double()
+            log_density = -0.5 * ((z[d] - m).square() * torch.exp(-lv) + lv + math.log(2 * math.pi))
+            total[d] += share[part].mT @ torch.exp(log_density)
+    return total
+
+
+def check_posteriors(mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], nodes: int, tol: float) -> None:
+    """Raise unless the posteriors are finite and one for each point of the grid; waits for the device."""
+    check_latents(mu, logvar)
+    check_factor_sizes(factor_sizes)
+    points = math.prod(factor_sizes)
+    if mu.ndim != 2 or len(mu) != points:
+        raise ValueError(
+            f"mu: expected [{points}, D], the grid of {tuple(factor_sizes)}, got {list(mu.shape)}"
+        )
+    if nodes < 4:
+        raise ValueError(f"nodes: at least 4 are needed, got {nodes}")
+    if not tol > 0:
+        raise ValueError(f"tol: expected more than 0, got {tol}")
+    # float32 holds the density of these
+    for name, x, limit in (("mu", mu, 1e30), ("logvar", logvar, 100.0)):
+        bad = ~(x.abs() <= limit).all(0)
+        if bool(bad.any()):
+            dims = bad.nonzero().flatten().tolist()
+            raise ValueError(f"{name}: NaN or a magnitude above {limit:g} in dimensions {dims}")
+
+
+def refined_entropy(
+    density: Density, mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], nodes: int, tol: float
+) -> PosteriorEntropy:
+    """Entropies from densities on grids of ``nodes``, doubled for each latent until its error is at most ``tol``."""
+    sizes = [int(size) for size in factor_sizes]
+    m, lv = mu.detach().mT.contiguous(), logvar.detach().mT.contiguous()
+    entropy = torch.zeros((len(m), 1 + sum(sizes)), dtype=torch.float64, device=mu.device)
+    error = torch.zeros(len(m), dtype=torch.float64, device=mu.device)
+    left = torch.arange(len(m), device=mu.device)
+    nodes += nodes % 2
+    while True:
+        low, step = quadrature_grid(m[left], lv[left], nodes)
+        q = density(m[left], lv[left], low, step, sizes, nodes)
+        q = torch.cat([q[:, : sizes[0]].mean(1, keepdim=True), q], 1)
+        surprise = -torch.special.xlogy(q, q)
+        # the even nodes are a grid of twice the step
+        full = surprise.sum(-1) * step.unsqueeze(-1)
+        half = surprise[..., ::2].sum(-1) * (2 * step.unsqueeze(-1))
+        # a grid that steps over all posteriors agrees with itself
+        lost = (q.sum(-1) * step.unsqueeze(-1) - 1).abs()
+        entropy[left], error[left] = full, torch.maximum((full - half).abs(), lost).amax(-1)
+        left = (error > tol).nonzero().flatten()
+        if not len(left):
+            break
+        if nodes >= _MOST_NODES:
+            worst = int(error.argmax())
+            raise RuntimeError(
+                f"posterior_entropy: an error of {float(error[worst]):.1e} nats is left at {nodes} nodes in latent "
+                f"{worst}: its posteriors are far sharper than the range of their means"
+            )
+        nodes *= 2
+    return PosteriorEntropy(entropy[:, 0], entropy[:, 1:].split(sizes, -1), error)
+
+
+def posterior_entropy(
+    mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], *, nodes: int = 512, tol: float = 1e-5
+) -> PosteriorEntropy:
+    """Specification of :func:`pyvae.posterior_entropy`."""
+    check_posteriors(mu, logvar, factor_sizes, nodes, tol)
+    return refined_entropy(posterior_density, mu, logvar, factor_sizes, nodes, tol)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyvae.functional import tc_batch
 from pyvae.nets import build_discriminator
 from pyvae.objectives.objective import Outputs, weighted_kl
-from pyvae.reference import tc_batch
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,232 @@
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../check.h"
+#include "../common/normal.h"
+#include "clones.h"
+#include "draw.h"
+
+namespace {
+
+using namespace pyvae;
+
+constexpr int kTile = 4 * kDraw;
+constexpr int64_t kNarrow = 256;
+
+PYVAE_CLONES void to_normal(const uint32_t* __restrict words, int count, float* __restrict noise) {
+#pragma omp simd
+  for (int i = 0; i < count; ++i) {
+    const Pair one = box_muller(words[i], words[i + kDraw]);
+    const Pair two = box_muller(words[i + 2 * kDraw], words[i + 3 * kDraw]);
+    noise[4 * i] = one.first;
+    noise[4 * i + 1] = one.second;
+    noise[4 * i + 2] = two.first;
+    noise[4 * i + 3] = two.second;
+  }
+}
+
+PYVAE_CLONES void sample(const float* __restrict mu, const float* __restrict logvar, const float* __restrict noise,
+                         float* __restrict z, float* __restrict kl, int n) {
+#pragma omp simd
+  for (int i = 0; i < n; ++i) {
+    const float deviation = pyvae::exp(0.5f * logvar[i]);
+    z[i] = mu[i] + deviation * noise[i];
+    kl[i] = 0.5f * (mu[i] * mu[i] + pyvae::expm1(logvar[i], deviation * deviation).minus_one_minus_x);
+  }
+}
+
+PYVAE_CLONES void add(float* __restrict sum, const float* __restrict row, int n) {
+#pragma omp simd
+  for (int i = 0; i < n; ++i) sum[i] += row[i];
+}
+
+PYVAE_CLONES void scale(const float* __restrict x, float by, float* __restrict scaled, int n) {
+#pragma omp simd
+  for (int i = 0; i < n; ++i) scaled[i] = x[i] * by;
+}
+
+struct GradientTile {
+  const float *grad_z, *grad_kl, *noise, *mu, *logvar;
+  float *grad_mu, *grad_logvar;
+};
+
+// An absent gradient is not one of zero: zero times an overflowed exponential would be NaN.
+template <bool kZ, bool kKl>
+PYVAE_HD void gradients(const GradientTile& t, int n) {
+  const float *gz = t.grad_z, *gk = t.grad_kl, *noise = t.noise, *mu = t.mu, *logvar = t.logvar;
+  float *__restrict grad_mu = t.grad_mu, *__restrict grad_logvar = t.grad_logvar;
+#pragma omp simd
+  for (int i = 0; i < n; ++i) {
+    const float deviation = pyvae::exp(0.5f * logvar[i]);
+    float to_mu = 0.0f, to_logvar = 0.0f;
+    if (kZ) {
+      to_mu = gz[i];
+      to_logvar = gz[i] * (deviation * noise[i]);
+    }
+    if (kKl) {
+      to_mu += gk[i] * mu[i];
+      to_logvar += gk[i] * pyvae::expm1(logvar[i], deviation * deviation).minus_one;
+    }
+    grad_mu[i] = to_mu;
+    grad_logvar[i] = 0.5f * to_logvar;
+  }
+}
+
+// target_clones does not go with templates
+PYVAE_CLONES void gradients_of_z(const GradientTile& t, int n) { gradients<true, false>(t, n); }
+PYVAE_CLONES void gradients_of_kl(const GradientTile& t, int n) { gradients<false, true>(t, n); }
+PYVAE_CLONES void gradients_of_both(const GradientTile& t, int n) { gradients<true, true>(t, n); }
+
+// How [members, batch, latents] is cut: tiles of whole rows where rows are narrow, else of a part of one row. Blocks of
+// tiles are the unit of work and of partial sums; they depend on the shape alone, and so do the results.
+struct Shape {
+  int64_t members, batch, latents, quads, columns, tile_rows, block_rows, row_blocks, column_blocks;
+
+  Shape(const Tensor& mu) : members(mu.size(0)), batch(mu.size(1)), latents(mu.size(2)), quads((latents + 3) / 4) {
+    const bool narrow = latents <= kNarrow;
+    columns = narrow ? latents : kTile;
+    tile_rows = narrow ? kTile / std::max<int64_t>(4 * quads, 1) : 1;
+    block_rows = narrow ? 8 * tile_rows : 16;
+    row_blocks = (batch + block_rows - 1) / block_rows;
+    column_blocks = latents ? (latents + columns - 1) / columns : 0;
+  }
+
+  int64_t blocks() const { return members * row_blocks * column_blocks; }
+};
+
+struct Tile {
+  int64_t member, row, rows, column, columns, offset;
+  int size() const { return static_cast<int>(rows * columns); }
+};
+
+struct Noise {
+  const int64_t* key;
+  int64_t sharing;
+  uint32_t stream;
+
+  void operator()(const Shape& shape, const Tile& tile, float* noise) const {
+    const int64_t* own = key + 2 * (tile.member / sharing);
+    const int64_t row = tile.member % sharing * shape.batch + tile.row;
+    const int64_t quads = tile.rows > 1 ? tile.rows * shape.quads : (tile.columns + 3) / 4;
+    alignas(64) uint32_t words[4 * kDraw];
+    draw(static_cast<uint64_t>(own[0]), static_cast<uint64_t>(own[1]), stream,
+         static_cast<uint32_t>(row * shape.quads + tile.column / 4), static_cast<int>(quads), words);
+    to_normal(words, static_cast<int>(quads), noise);
+    if (tile.rows > 1 && shape.latents % 4) {
+      for (int64_t r = 1; r < tile.rows; ++r) {
+        std::memmove(noise + r * tile.columns, noise + r * 4 * shape.quads, tile.columns * sizeof(float));
+      }
+    }
+  }
+};
+
+template <class Visit>
+void for_each_tile(const Shape& shape, int64_t block, const Visit& visit) {
+  const int64_t column_block = block % shape.column_blocks;
+  const int64_t row_block = block / shape.column_blocks % shape.row_blocks;
+  const int64_t member = block / shape.column_blocks / shape.row_blocks;
+  const int64_t column = column_block * shape.columns;
+  const int64_t columns = std::min(shape.columns, shape.latents - column);
+  const int64_t end = std::min(shape.batch, (row_block + 1) * shape.block_rows);
+  for (int64_t row = row_block * shape.block_rows; row < end; row += shape.tile_rows) {
+    const int64_t rows = std::min(shape.tile_rows, end - row);
+    visit(Tile{member, row, rows, column, columns, (member * shape.batch + row) * shape.latents + column});
+  }
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& given_mu, const Tensor& given_logvar, const Tensor& given_key,
+                                   int64_t stream) {
+  check(given_mu, "mu", ScalarType::Float, 3);
+  check(given_logvar, "logvar", ScalarType::Float, 3);
+  check_same_shape(given_logvar, "logvar", given_mu);
+  const Tensor mu = dense(given_mu), logvar = dense(given_logvar), key = dense(given_key);
+  const Shape shape(mu);
+  const Noise noise{key.const_data_ptr<int64_t>(), sharing(key, shape.members), static_cast<uint32_t>(stream)};
+  Tensor z = torch::stable::new_empty(mu, {shape.members, shape.batch, shape.latents});
+  Tensor kl = torch::stable::new_empty(mu, {shape.members, shape.latents});
+  std::vector<float> partial(static_cast<size_t>(shape.members * shape.row_blocks * shape.latents), 0.0f);
+  const float *m = mu.const_data_ptr<float>(), *lv = logvar.const_data_ptr<float>();
+  float* out = z.mutable_data_ptr<float>();
+  float* sums = partial.data();
+  torch::stable::parallel_for(0, shape.blocks(), 8, [&](int64_t begin, int64_t end) {
+    alignas(64) float drawn[kTile], terms[kTile];
+    for (int64_t block = begin; block < end; ++block) {
+      float* sum = sums + block / shape.column_blocks * shape.latents;
+      for_each_tile(shape, block, [&](const Tile& tile) {
+        noise(shape, tile, drawn);
+        sample(m + tile.offset, lv + tile.offset, drawn, out + tile.offset, terms, tile.size());
+        for (int64_t r = 0; r < tile.rows; ++r) {
+          add(sum + tile.column, terms + r * tile.columns, static_cast<int>(tile.columns));
+        }
+      });
+    }
+  });
+  float* mean = kl.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < shape.members * shape.latents; ++i) {
+    const float* own = sums + i / shape.latents * shape.row_blocks * shape.latents + i % shape.latents;
+    double sum = 0.0;
+    for (int64_t b = 0; b < shape.row_blocks; ++b) sum += own[b * shape.latents];
+    mean[i] = shape.batch ? static_cast<float>(sum / shape.batch) : std::numeric_limits<float>::quiet_NaN();
+  }
+  return {z, kl};
+}
+
+std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& given_grad_z,
+                                    const std::optional<Tensor>& given_grad_kl, const Tensor& given_mu,
+                                    const Tensor& given_logvar, const Tensor& given_key, int64_t stream) {
+  check(given_mu, "mu", ScalarType::Float, 3);
+  check(given_logvar, "logvar", ScalarType::Float, 3);
+  check_same_shape(given_logvar, "logvar", given_mu);
+  const Tensor mu = dense(given_mu), logvar = dense(given_logvar), key = dense(given_key);
+  const Shape shape(mu);
+  const Noise noise{key.const_data_ptr<int64_t>(), sharing(key, shape.members), static_cast<uint32_t>(stream)};
+  std::optional<Tensor> grad_z, grad_kl;
+  if (given_grad_z) {
+    check(*given_grad_z, "grad_z", ScalarType::Float, 3);
+    check_same_shape(*given_grad_z, "grad_z", mu);
+    grad_z = dense(*given_grad_z);
+  }
+  if (given_grad_kl) {
+    check(*given_grad_kl, "grad_kl", ScalarType::Float, 2);
+    STD_TORCH_CHECK(given_grad_kl->size(0) == shape.members && given_grad_kl->size(1) == shape.latents,
+                    "grad_kl: expected [members, latents]");
+    grad_kl = dense(*given_grad_kl);
+  }
+  Tensor grad_mu = torch::stable::new_empty(mu, {shape.members, shape.batch, shape.latents});
+  Tensor grad_logvar = torch::stable::new_empty(mu, {shape.members, shape.batch, shape.latents});
+  const float *m = mu.const_data_ptr<float>(), *lv = logvar.const_data_ptr<float>();
+  const float* gz = grad_z ? grad_z->const_data_ptr<float>() : nullptr;
+  const float* gk = grad_kl ? grad_kl->const_data_ptr<float>() : nullptr;
+  float *gm = grad_mu.mutable_data_ptr<float>(), *gl = grad_logvar.mutable_data_ptr<float>();
+  STD_TORCH_CHECK(gz || gk, "grad_z, grad_kl: one of them must be given");
+  const float per_row = shape.batch ? 1.0f / static_cast<float>(shape.batch) : 0.0f;
+  torch::stable::parallel_for(0, shape.blocks(), 8, [&](int64_t begin, int64_t end) {
+    alignas(64) float drawn[kTile], spread[kTile];
+    for (int64_t block = begin; block < end; ++block) {
+      for_each_tile(shape, block, [&](const Tile& tile) {
+        const int64_t at = tile.offset;
+        const GradientTile work{gz + (gz ? at : 0), spread, drawn, m + at, lv + at, gm + at, gl + at};
+        if (gz) noise(shape, tile, drawn);
+        for (int64_t r = 0; gk && r < tile.rows; ++r) {
+          scale(gk + tile.member * shape.latents + tile.column, per_row, spread + r * tile.columns,
+                static_cast<int>(tile.columns));
+        }
+        (gz && gk ? gradients_of_both : gz ? gradients_of_z : gradients_of_kl)(work, tile.size());
+      });
+    }
+  });
+  return {grad_mu, grad_logvar};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pyvae_native, CPU, m) {
+  m.impl("reparameterize_kl_fwd", TORCH_BOX(&forward));
+  m.impl("reparameterize_kl_bwd", TORCH_BOX(&backward));
+}

@@ -1,0 +1,76 @@
+#include <optional>
+#include <tuple>
+
+#include "../common/permutation.h"
+#include "launch.h"
+
+namespace {
+
+using namespace pyvae;
+
+constexpr int64_t kMostRows = 4096;
+
+// A block for each (member, dimension): its words lie in shared memory, and every row counts those before it.
+template <class T>
+__global__ void __launch_bounds__(256)
+    permute_kernel(const T* __restrict__ first, const T* __restrict__ z, const int64_t* __restrict__ key,
+                   T* __restrict__ out, int64_t* __restrict__ order, int batch, int64_t columns, int64_t sharing,
+                   uint32_t stream) {
+  extern __shared__ uint32_t words[];
+  const int64_t member = blockIdx.x / columns, column = blockIdx.x % columns;
+  const int64_t* own_key = key + 2 * (member / sharing);
+  const uint64_t seed = static_cast<uint64_t>(own_key[0]), step = static_cast<uint64_t>(own_key[1]);
+  for (int i = threadIdx.x; i < batch; i += blockDim.x) {
+    words[i] = permutation_word(seed, step, stream, member % sharing * batch + i, column, columns);
+  }
+  __syncthreads();
+  const int64_t at = member * batch * columns + column;
+  T* to = out + (first ? 2 : 1) * member * batch * columns + column;
+  for (int i = threadIdx.x; i < batch; i += blockDim.x) {
+    const uint32_t word = words[i];
+    int rank = 0;
+    for (int j = 0; j < batch; ++j) rank += stands_before(words[j], j, word, i);
+    if (first) to[i * columns] = first[at + i * columns];
+    to[((first ? batch : 0) + rank) * columns] = z[at + i * columns];
+    order[at + rank * columns] = i;
+  }
+}
+
+template <class T>
+void launch(const Tensor* first, const Tensor& z, const Tensor& key, Tensor& out, Tensor& order, int64_t shared,
+            int64_t stream) {
+  const int batch = static_cast<int>(z.size(1));
+  const int threads = std::min(256, (batch + 31) / 32 * 32);
+  permute_kernel<T><<<static_cast<unsigned>(z.size(0) * z.size(2)), threads, batch * sizeof(uint32_t), stream_of(z)>>>(
+      first ? static_cast<const T*>(first->const_data_ptr()) : nullptr, static_cast<const T*>(z.const_data_ptr()),
+      key.const_data_ptr<int64_t>(), static_cast<T*>(out.mutable_data_ptr()), order.mutable_data_ptr<int64_t>(), batch,
+      z.size(2), shared, static_cast<uint32_t>(stream));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+std::tuple<Tensor, Tensor> permute(const std::optional<Tensor>& given_first, const Tensor& given_z,
+                                   const Tensor& given_key, int64_t stream) {
+  STD_TORCH_CHECK(given_z.dim() == 3, "z: expected [members, batch, latents]");
+  const torch::stable::accelerator::DeviceGuard guard(given_z.get_device_index());
+  const Tensor z = dense(given_z), key = dense(given_key);
+  const int64_t members = z.size(0), batch = z.size(1), columns = z.size(2);
+  const int64_t shared = sharing(key, members), width = static_cast<int64_t>(z.element_size());
+  STD_TORCH_CHECK(batch >= 1 && batch <= kMostRows, "z: a batch of 1 to ", kMostRows, " rows, got ", batch);
+  STD_TORCH_CHECK(members * columns < (int64_t(1) << 31), "z: too many columns");
+  STD_TORCH_CHECK(width == 2 || width == 4 || width == 8, "z: expected a float tensor");
+  std::optional<Tensor> first;
+  if (given_first) {
+    check(*given_first, "first", z.scalar_type(), 3);
+    check_same_shape(*given_first, "first", z);
+    first = dense(*given_first);
+  }
+  Tensor out = torch::stable::new_empty(z, {members, first ? 2 * batch : batch, columns});
+  Tensor order = torch::stable::new_empty(z, {members, batch, columns}, ScalarType::Long);
+  const auto start = width == 2 ? launch<uint16_t> : width == 4 ? launch<uint32_t> : launch<uint64_t>;
+  start(first ? &*first : nullptr, z, key, out, order, shared, stream);
+  return {out, order};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pyvae_native, CUDA, m) { m.impl("permute_dims", TORCH_BOX(&permute)); }

@@ -1,0 +1,19 @@
+// Raw operators on the LibTorch stable ABI: one binary for every torch from 2.11, and no Python in it. Gradients,
+// shapes for torch.compile and friendly errors are Python's.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(pyvae_native, m) {
+  m.def("bernoulli_nll_fwd(Tensor logits, Tensor target, float target_scale, bool packed) -> Tensor");
+  m.def(
+      "bernoulli_nll_fwd_bwd(Tensor logits, Tensor target, float target_scale, bool packed, float grad_scale)"
+      " -> (Tensor, Tensor)");
+  m.def("reparameterize_kl_fwd(Tensor mu, Tensor logvar, Tensor key, int stream) -> (Tensor, Tensor)");
+  m.def(
+      "reparameterize_kl_bwd(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor key, int stream)"
+      " -> (Tensor, Tensor)");
+  m.def("permute_dims(Tensor? first, Tensor z, Tensor key, int stream) -> (Tensor, Tensor)");
+  m.def("code_histogram(Tensor codes, Tensor? factors, int[] factor_sizes, Tensor edges) -> Tensor");
+  m.def(
+      "posterior_density(Tensor mu, Tensor logvar, Tensor low, Tensor step, int[] factor_sizes, int nodes)"
+      " -> Tensor");
+}

@@ -1,0 +1,67 @@
+"""The compiled operators ``torch.ops.pyvae_native``: loaded if they were built, done without if not."""
+
+import os
+import warnings
+from functools import lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+
+BUILD = "pip install --no-build-isolation -e .   or   python setup.py build_ext --inplace"
+
+
+@lru_cache(maxsize=1)
+def load() -> str | None:
+    """Load the extension.
+
+    Returns:
+        None if its operators are there, else what is missing and the command that adds it.
+    """
+    found = [p for suffix in EXTENSION_SUFFIXES if (p := Path(__file__).parent / f"_C{suffix}").is_file()]
+    if not found:
+        return f"the compiled operators of pyvae are not built: {BUILD}"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as e:
+        return f"{found[0].name} does not load into torch {torch.__version__} ({e}): {BUILD}"
+    return None
+
+
+@lru_cache(maxsize=64)
+def missing(op: str, device_type: str) -> str | None:
+    """None if ``torch.ops.pyvae_native.<op>`` runs on this type of device, else why not and what adds it."""
+    reason = load()
+    if reason is not None:
+        return reason
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
+    if key is None:
+        return f"no compiled operator runs on {device_type}: move the tensors to cpu or cuda"
+    if not hasattr(torch.ops.pyvae_native, op):
+        return f"the compiled operators of pyvae are older than pyvae, {op} is not among them: {BUILD}"
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"pyvae_native::{op}", key):
+        return f"{op} was built without CUDA: with nvcc and a torch that has CUDA, {BUILD}"
+    return None
+
+
+def use_native(op: str, device: torch.device) -> bool:
+    """Whether to run the compiled operator; says once why not.
+
+    ``PYVAE_BACKEND=reference`` takes the reference, ``native`` raises a RuntimeError where the operator is missing,
+    and every other choice takes it where it is there.
+    """
+    wanted = os.environ.get("PYVAE_BACKEND", "auto")
+    if wanted == "reference":
+        return False
+    reason = missing(op, device.type)
+    if reason is None:
+        return True
+    if wanted == "native":
+        raise RuntimeError(f"PYVAE_BACKEND=native but {reason}")
+    _say(reason)
+    return False
+
+
+@lru_cache(maxsize=16)
+def _say(reason: str) -> None:
+    warnings.warn(f"pyvae runs its slower reference: {reason}", stacklevel=3)

@@ -13,7 +13,13 @@ from pyvae.data import cache
 from pyvae.native import missing
 
 _PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard", "nvtx", "tyro")
-_COMPILED = ("code_histogram", "permute_dims", "posterior_entropy", "tc_batch")
+# the compiled operator that an op runs
+_COMPILED = {
+    "code_histogram": "code_histogram",
+    "permute_dims": "permute_dims",
+    "posterior_entropy": "posterior_density",
+    "tc_batch": "permute_dims",
+}
 _VARIABLES = ("PYVAE_BACKEND", "PYVAE_CHECK", "PYVAE_CACHE", "TRITON_INTERPRET")
 
 
@@ -70,8 +76,7 @@ def _ops() -> list[str]:
 
 def _backend(op: str, device: torch.device) -> str:
     if op in _COMPILED:
-        # tc_batch is permute_dims with a batch in front
-        reason = missing("permute_dims" if op == "tc_batch" else op, device.type)
+        reason = missing(_COMPILED[op], device.type)
         return f"reference ({reason})" if reason else "native (compiled)"
     try:
         backend, reason = choose(device, torch.float32)

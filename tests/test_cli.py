@@ -8,6 +8,8 @@ import sys
 import numpy as np
 import pytest
 
+from pyvae.doctor import _COMPILED
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
@@ -71,6 +73,13 @@ def test_doctor_names_the_backend_of_every_op(pyvae):
     assert done.returncode == 0, done.stderr
     assert "reparameterize_kl on cpu: reference (PYVAE_BACKEND=reference)" in done.stdout
     assert "bernoulli_nll on cpu: reference" in done.stdout
+    from pyvae.native import load, missing
+
+    for op, operator in _COMPILED.items():
+        line = next(x.strip() for x in done.stdout.splitlines() if x.strip().startswith(f"{op} on cpu"))
+        built = missing(operator, "cpu") is None
+        assert line.startswith(f"{op} on cpu: {'native (compiled)' if built else 'reference (the compiled'}")
+        assert built == (load() is None)
 
 
 @pytest.mark.parametrize(

@@ -64,22 +64,22 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     first = grad[..., :batch, :] if ctx.has_first else None
     permuted = grad[..., batch:, :] if ctx.has_first else grad
     # every element is written once: unlike the backward of gather, no sum whose order could vary
-    return first, torch.zeros_like(permuted).scatter(-2, order, permuted), None, None
+    return first, torch.empty_like(permuted).scatter_(-2, order, permuted), None, None
 
 
 torch.library.register_autograd("pyvae::permute_dims", _backward, setup_context=_setup_context, lib=LIBRARY)
 
 
 class _PermuteDims(torch.autograd.Function):
-    forward = staticmethod(_forward)
+    """The order is no output here, as it must be of an operator: a second output costs as much as the kernel."""
+
     backward = staticmethod(_backward)
 
     @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Tensor | None, Tensor, Tensor, int], output: tuple[Tensor, Tensor]
-    ) -> None:
-        ctx.mark_non_differentiable(output[1])
-        _setup_context(ctx, inputs, output)
+    def forward(ctx: Any, first: Tensor | None, z: Tensor, key: Tensor, stream: int) -> Tensor:
+        out, order = _forward(first, z, key, stream)
+        _setup_context(ctx, (first, z, key, stream), (out, order))
+        return out
 
 
 def _apply(first: Tensor | None, z: Tensor, key: Tensor | None, stream: int) -> Tensor:
@@ -93,7 +93,7 @@ def _apply(first: Tensor | None, z: Tensor, key: Tensor | None, stream: int) -> 
     if torch.compiler.is_compiling():
         return torch.ops.pyvae.permute_dims(first, z, key, stream)[0]
     if torch.is_grad_enabled() and (z.requires_grad or (first is not None and first.requires_grad)):
-        return _PermuteDims.apply(first, z, key, stream)[0]
+        return _PermuteDims.apply(first, z, key, stream)
     return _forward(first, z, key, stream)[0]
 
 

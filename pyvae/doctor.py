@@ -76,7 +76,8 @@ def _ops() -> list[str]:
 
 def _backend(op: str, device: torch.device) -> str:
     if op in _COMPILED:
-        reason = missing(_COMPILED[op], device.type)
+        asked = os.environ.get("PYVAE_BACKEND") == "reference"
+        reason = "PYVAE_BACKEND=reference" if asked else missing(_COMPILED[op], device.type)
         return f"reference ({reason})" if reason else "native (compiled)"
     try:
         backend, reason = choose(device, torch.float32)

@@ -140,6 +140,7 @@ def test_every_part_of_the_key_changes_every_draw():
 def test_streams_keep_their_numbers():
     expected = {
         "POSTERIOR": 0, "PERMUTATION": 1, "DATA_ORDER": 2, "SECOND_BATCH": 3, "PRIOR": 4, "METRIC": 5,
+        "SECOND_POSTERIOR": 6,
     }  # fmt: skip
     assert {stream.name: int(stream) for stream in Stream} == expected
 

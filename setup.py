@@ -48,7 +48,7 @@ def extension():
     module = (cpp.CUDAExtension if use_cuda else cpp.CppExtension)(
         "pyvae._C",
         sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + (glob("csrc/cuda/*.cu") if use_cuda else [])),
-        depends=glob("csrc/**/*.h", recursive=True),
+        depends=glob("csrc/**/*.*h", recursive=True),
         # the stable ABI of torch 2.11
         define_macros=[("TORCH_TARGET_VERSION", "0x020b000000000000")] + [("USE_CUDA", "1")] * use_cuda,
         extra_compile_args={"cxx": CXX, "nvcc": NVCC},

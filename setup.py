@@ -17,8 +17,8 @@ CXX = [
     "-fno-trapping-math",
     "-fno-signed-zeros",
     "-fopenmp-simd",
+    "-fvisibility=hidden",
 ]
-CXX += ["-fvisibility=hidden"]
 NVCC = ["-std=c++17", "-O3", "-lineinfo", "-Xcompiler", "-fvisibility=hidden"]
 
 

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -90,8 +89,3 @@ def _cache() -> list[str]:
     directory = cache.directory()
     files = sorted(directory.glob("*")) if directory.is_dir() else []
     return [str(directory), *(f"{f.name}: {f.stat().st_size / 2**20:.0f} MiB" for f in files)]
-
-
-def main() -> None:
-    """Print the report."""
-    sys.stdout.write(describe() + "\n")

@@ -1,10 +1,13 @@
 """Batches as a function of (seed, step): which images, and the images themselves."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from pyvae.data.dataset import Dataset
 from pyvae.random import Stream, data_order
+from pyvae.reference import unpack_bits
 
 _AHEAD = 256
 
@@ -56,6 +59,6 @@ class ImageSource:
             images = self._dataset.images(index.cpu()).to(self._device, non_blocking=True)
             return images, images
         packed = self._bits[index]
-        bit = torch.arange(8, dtype=torch.uint8, device=self._device)
-        images = ((packed.unsqueeze(-1) >> bit) & 1).view(len(index), *self._dataset.image_shape).float()
+        shape = self._dataset.image_shape
+        images = unpack_bits(packed, math.prod(shape)).view(len(index), *shape).float()
         return images, packed

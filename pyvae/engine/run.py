@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pyvae.engine import checkpoint
+from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.files import write_atomically
 from pyvae.engine.recipe import Recipe, differences
 from pyvae.engine.trace import read_trace
@@ -89,16 +90,28 @@ class Run:
         """Columns of ``trace.csv``: step, loss, recon, kl, beta, capacity, kl_0, kl_1, ..."""
         return read_trace(self.path / "trace.csv")
 
+    def newest_checkpoint(self) -> Checkpoint:
+        """The newest checkpoint.
+
+        Raises:
+            RunError: there is none yet, or it is damaged.
+        """
+        newest = checkpoint.load_newest(self.checkpoints)
+        if newest is None:
+            raise RunError(f"{self.path} has no checkpoint yet: run its `pyvae train` command")
+        return newest
+
+    def net_of(self, saved: Checkpoint) -> Autoencoder:
+        """The network of a checkpoint, on the CPU in eval mode."""
+        net = build(self.recipe.architecture, int(saved.metadata["image_shape"][0]), self.recipe.latents)
+        net.load_state_dict({name: saved.tensors[f"net.{name}"] for name in net.state_dict()})
+        return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
     def load_net(self) -> tuple[Autoencoder, int]:
         """The network of the newest checkpoint, on the CPU in eval mode, and the steps it was trained for.
 
         Raises:
             RunError: there is no checkpoint yet.
         """
-        newest = checkpoint.load_newest(self.checkpoints)
-        if newest is None:
-            raise RunError(f"{self.path} has no checkpoint yet: run its `pyvae train` command")
-        channels = int(newest.metadata["image_shape"][0])
-        net = build(self.recipe.architecture, channels, self.recipe.latents)
-        net.load_state_dict({name: newest.tensors[f"net.{name}"] for name in net.state_dict()})
-        return net.to(memory_format=torch.channels_last).eval(), newest.step  # type: ignore[call-overload]
+        newest = self.newest_checkpoint()
+        return self.net_of(newest), newest.step

@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 from pyvae.data.dataset import Dataset
-from pyvae.engine import checkpoint
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
 from pyvae.nets import Autoencoder
@@ -27,15 +26,14 @@ def load_trained(run: Run, dataset: Dataset) -> Trained:
     Raises:
         RunError: there is no checkpoint yet, or it was trained on images of another shape.
     """
-    net, steps = run.load_net()
-    newest = checkpoint.load_newest(run.checkpoints)
-    assert newest is not None
+    newest = run.newest_checkpoint()
     expected = tuple(newest.metadata["image_shape"])
     if expected != dataset.image_shape:
         raise RunError(
             f"{run.path} was trained on images of shape {expected}, but those of {dataset.fingerprint} are "
             f"{dataset.image_shape}: give the data it was trained on"
         )
-    # a run that goes on may have saved again since its weights were read: the time belongs to the steps of its own file
     seconds = newest.metadata.get("seconds")
-    return Trained(net, steps, newest.metadata, newest.step / seconds if seconds else None)
+    return Trained(
+        run.net_of(newest), newest.step, newest.metadata, newest.step / seconds if seconds else None
+    )

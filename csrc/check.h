@@ -22,11 +22,32 @@ inline void check_same_shape(const Tensor& x, const char* name, const Tensor& y)
   }
 }
 
-// Members that share a (seed, step): rows of the second count on after those of the first.
+// Product of the sizes of dimensions [first, last).
+inline int64_t product(const Tensor& x, int64_t first, int64_t last) {
+  int64_t n = 1;
+  for (int64_t i = first; i < last; ++i) n *= x.size(i);
+  return n;
+}
+
+// Sizes of [..., batch, latents], whose leading dimensions are ensemble members.
+struct Latents {
+  int64_t members, batch, latents;
+
+  Latents(const Tensor& x, const char* name) {
+    const int64_t dims = x.dim();
+    STD_TORCH_CHECK(dims >= 2, name, ": expected [..., batch, latents]");
+    members = product(x, 0, dims - 2);
+    batch = x.size(dims - 2);
+    latents = x.size(dims - 1);
+  }
+};
+
+// How many members share a (seed, step) of key [..., 2]: rows of the second count on after those of the first.
 inline int64_t sharing(const Tensor& key, int64_t members) {
-  check(key, "key", ScalarType::Long, 2);
-  const int64_t keys = key.size(0);
-  STD_TORCH_CHECK(key.size(1) == 2 && (keys ? members % keys == 0 : members == 0), "key: expected [keys, 2]");
+  STD_TORCH_CHECK(key.scalar_type() == ScalarType::Long, "key: wrong dtype");
+  STD_TORCH_CHECK(key.dim() >= 1 && key.size(key.dim() - 1) == 2, "key: expected [..., 2]");
+  const int64_t keys = product(key, 0, key.dim() - 1);
+  STD_TORCH_CHECK(keys ? members % keys == 0 : members == 0, "key: ", keys, " keys for ", members, " members");
   return keys ? members / keys : 1;
 }
 

@@ -1,7 +1,7 @@
-"""Which implementation an op takes: the reference in plain torch, or a Triton kernel.
+"""Which implementation an op takes: the reference in plain torch, a Triton kernel, or a compiled operator.
 
-``PYVAE_BACKEND=auto|reference|triton`` overrides the choice. ``auto`` takes Triton for CUDA tensors that are not
-float64, and the reference elsewhere.
+``PYVAE_BACKEND=auto|reference|triton|native`` overrides the choice. ``auto`` takes Triton for CUDA tensors, where the
+op has a Triton kernel, and compiled operators elsewhere; the reference takes what is left, float64 among it.
 """
 
 import os
@@ -14,7 +14,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-BACKENDS = ("auto", "reference", "triton")
+from pyvae.native import missing
+
+BACKENDS = ("auto", "reference", "triton", "native")
+
+
+class Kernels(NamedTuple):
+    """What an op has beside its reference."""
+
+    triton: bool = False
+    """Triton kernels, for CUDA; its compiled operator, if any, is then for CPUs alone."""
+    native: str | None = None
+    """Operator of torch.ops.pyvae_native."""
+    float64: bool = False
+    """Whether that takes float64."""
+
+
+OPS = {
+    "aggregate_log_density": Kernels(triton=True),
+    "bernoulli_nll": Kernels(triton=True, native="bernoulli_nll_fwd"),
+    "code_histogram": Kernels(native="code_histogram"),
+    "permute_dims": Kernels(native="permute_dims", float64=True),
+    "posterior_entropy": Kernels(native="posterior_density"),
+    "reparameterize_kl": Kernels(triton=True, native="reparameterize_kl_fwd"),
+}
 
 
 class Choice(NamedTuple):
@@ -22,10 +45,14 @@ class Choice(NamedTuple):
 
     backend: str
     reason: str
+    slow: bool = False
+    """Whether a faster one is missing, which is worth a warning."""
 
 
-def choose(device: torch.device, dtype: torch.dtype) -> Choice:
-    """The backend for tensors of this device and dtype.
+def choose(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
+    """The backend of an op of ``OPS`` for tensors of this device and dtype.
+
+    An op that lacks what PYVAE_BACKEND asks for takes what ``auto`` would.
 
     Raises:
         ValueError: PYVAE_BACKEND holds an unknown name.
@@ -36,24 +63,37 @@ def choose(device: torch.device, dtype: torch.dtype) -> Choice:
         raise ValueError(f"PYVAE_BACKEND={wanted!r}: expected one of {', '.join(BACKENDS)}")
     if wanted == "reference":
         return Choice("reference", "PYVAE_BACKEND=reference")
-    if wanted == "triton":
-        _require_triton(device, dtype)
+    if torch._C._are_functorch_transforms_active():
+        return Choice("reference", "torch.func transforms go through plain torch alone", slow=True)
+    return _choose(OPS[op], device.type, dtype, wanted)
+
+
+@lru_cache(maxsize=256)
+def _choose(has: Kernels, device_type: str, dtype: torch.dtype, wanted: str) -> Choice:
+    if wanted == "triton" and has.triton:
+        _require_triton(device_type, dtype)
         return Choice("triton", "PYVAE_BACKEND=triton")
-    if dtype == torch.float64:
+    native = has.native if device_type == "cpu" or not has.triton else None
+    reason = missing(native, device_type) if native else None
+    if wanted == "native" and native and reason:
+        raise RuntimeError(f"PYVAE_BACKEND=native but {reason}")
+    if dtype == torch.float64 and not has.float64:
         return Choice("reference", "float64 is computed by the reference")
-    if device.type != "cuda":
-        return Choice("reference", f"{device.type} tensors: the Triton kernels need a CUDA device")
+    if native:
+        return Choice("reference", reason, slow=True) if reason else Choice("native", "compiled")
+    if device_type != "cuda":
+        return Choice("reference", f"{device_type} tensors: the Triton kernels need a CUDA device")
     if not has_triton():
-        return Choice("reference", "triton is not installed: pip install triton")
+        return Choice("reference", "triton is not installed: pip install triton", slow=True)
     return Choice("triton", "CUDA tensors")
 
 
-def use_triton(x: Tensor) -> bool:
-    """Whether the op that takes ``x`` runs its Triton kernel."""
-    choice = choose(x.device, x.dtype)
-    if choice.backend == "reference" and x.is_cuda and not has_triton():
-        _warn_slow()
-    return choice.backend == "triton"
+def take(op: str, x: Tensor) -> str:
+    """The backend of an op for its argument ``x``; what makes it slower than it could be is said once."""
+    choice = choose(op, x.device, x.dtype)
+    if choice.slow:
+        _say(choice.reason)
+    return choice.backend
 
 
 @lru_cache(maxsize=1)
@@ -72,20 +112,22 @@ def device_of(x: Tensor) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-def _require_triton(device: torch.device, dtype: torch.dtype) -> None:
+def _require_triton(device_type: str, dtype: torch.dtype) -> None:
     if not has_triton():
         raise RuntimeError("PYVAE_BACKEND=triton but triton is not installed: pip install triton")
     if dtype == torch.float64:
         raise RuntimeError("PYVAE_BACKEND=triton but the kernels do not take float64: use PYVAE_BACKEND=auto")
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise RuntimeError(
-            f"PYVAE_BACKEND=triton but the tensors are on {device.type}: move them to a CUDA device, "
+            f"PYVAE_BACKEND=triton but the tensors are on {device_type}: move them to a CUDA device, "
             "or set TRITON_INTERPRET=1 before Python starts to interpret the kernels"
         )
 
 
-@lru_cache(maxsize=1)
-def _warn_slow() -> None:
-    warnings.warn(
-        "CUDA tensors but triton is not installed: pyvae runs its slow reference (pip install triton)"
-    )
+@lru_cache(maxsize=16)
+def _say(reason: str) -> None:
+    warnings.warn(f"pyvae runs its slower reference: {reason}", stacklevel=4)
+
+
+def use_triton(x: Tensor) -> bool:
+    return take("aggregate_log_density", x) == "triton"

@@ -79,6 +79,8 @@ def expand_key(key: Tensor, lead: torch.Size) -> tuple[Tensor, int]:
         ValueError: the key's dimensions are not a prefix of ``lead``.
     """
     prefix = key.shape[:-1]
+    if not prefix:
+        return key, math.prod(lead)
     fits = len(prefix) <= len(lead) and all(k in (1, n) for k, n in zip(prefix, lead, strict=False))
     if not fits:
         raise ValueError(
@@ -146,6 +148,8 @@ def flatten_pixels(logits: Tensor, target: Tensor, layout: PixelLayout) -> tuple
     rows = (layout.members, layout.batch)
     flat_logits = logits.reshape(*rows, layout.pixels)
     columns = layout.row_bytes if layout.packed else layout.pixels
+    if target.numel() == math.prod(rows) * columns:
+        return flat_logits, target.reshape(*rows, columns)
     own = _own_lead(target, logits, layout)
     missing = len(layout.lead) - own
     flat = target.reshape(*target.shape[:own], layout.batch, columns)

@@ -9,16 +9,9 @@ import torch
 import pyvae
 from pyvae.backend import choose
 from pyvae.data import cache
-from pyvae.native import missing
 
 _PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard", "nvtx", "tyro")
-# the compiled operator that an op runs
-_COMPILED = {
-    "code_histogram": "code_histogram",
-    "permute_dims": "permute_dims",
-    "posterior_entropy": "posterior_density",
-    "tc_batch": "permute_dims",
-}
+_KERNELS_OF = {"tc_batch": "permute_dims"}
 _VARIABLES = ("PYVAE_BACKEND", "PYVAE_CHECK", "PYVAE_CACHE", "TRITON_INTERPRET")
 
 
@@ -74,12 +67,8 @@ def _ops() -> list[str]:
 
 
 def _backend(op: str, device: torch.device) -> str:
-    if op in _COMPILED:
-        asked = os.environ.get("PYVAE_BACKEND") == "reference"
-        reason = "PYVAE_BACKEND=reference" if asked else missing(_COMPILED[op], device.type)
-        return f"reference ({reason})" if reason else "native (compiled)"
     try:
-        backend, reason = choose(device, torch.float32)
+        backend, reason, _ = choose(_KERNELS_OF.get(op, op), device, torch.float32)
     except (RuntimeError, ValueError) as error:
         return f"none ({error})"
     return f"{backend} ({reason})"

@@ -1,7 +1,5 @@
 """The compiled operators ``torch.ops.pyvae_native``: loaded if they were built, done without if not."""
 
-import os
-import warnings
 from functools import lru_cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -42,26 +40,3 @@ def missing(op: str, device_type: str) -> str | None:
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"pyvae_native::{op}", key):
         return f"{op} was built without CUDA: with nvcc and a torch that has CUDA, {BUILD}"
     return None
-
-
-def use_native(op: str, device: torch.device) -> bool:
-    """Whether to run the compiled operator; says once why not.
-
-    ``PYVAE_BACKEND=reference`` takes the reference, ``native`` raises a RuntimeError where the operator is missing,
-    and every other choice takes it where it is there.
-    """
-    wanted = os.environ.get("PYVAE_BACKEND", "auto")
-    if wanted == "reference":
-        return False
-    reason = missing(op, device.type)
-    if reason is None:
-        return True
-    if wanted == "native":
-        raise RuntimeError(f"PYVAE_BACKEND=native but {reason}")
-    _say(reason)
-    return False
-
-
-@lru_cache(maxsize=16)
-def _say(reason: str) -> None:
-    warnings.warn(f"pyvae runs its slower reference: {reason}", stacklevel=3)

@@ -40,12 +40,11 @@ def make_key(seed: int, step: int = 0, device: torch.device | str | None = None)
 
 
 def fresh_key(device: torch.device | str | None = None) -> Tensor:
-    """Key ``[2]`` whose seed comes from torch's default generator of the device, without a synchronisation.
+    """Key ``[2]`` whose seed and step come from torch's default generator of the device, without a synchronisation.
 
-    ``torch.manual_seed`` therefore governs it, and a captured CUDA graph gets a new seed at every replay.
+    ``torch.manual_seed`` therefore governs it, and a captured CUDA graph gets a new key at every replay.
     """
-    seed = torch.randint(0, 2**63 - 1, (1,), dtype=torch.int64, device=device)
-    return torch.cat([seed, torch.zeros_like(seed)])
+    return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=device)
 
 
 def philox(

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from pyvae import native
+
 GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"
@@ -32,6 +34,19 @@ def triton_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ops run their Triton kernels: on the GPU, or interpreted on the CPU."""
     pytest.importorskip("triton")
     monkeypatch.setenv("PYVAE_BACKEND", "triton")
+
+
+@pytest.fixture(params=["triton", "native"])
+def fast_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Ops run their Triton kernels, then, on a CPU, their compiled operators."""
+    if request.param == "triton":
+        request.getfixturevalue("triton_backend")
+    elif GPU:
+        pytest.skip("the compiled operators of these ops are for CPUs")
+    elif reason := native.load():
+        pytest.skip(reason)
+    monkeypatch.setenv("PYVAE_BACKEND", request.param)
+    return request.param
 
 
 @pytest.fixture(autouse=True)

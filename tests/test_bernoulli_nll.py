@@ -143,7 +143,7 @@ def test_blocks_are_bytes_of_bits():
         assert size <= 1024
 
 
-@pytest.mark.usefixtures("triton_backend")
+@pytest.mark.usefixtures("fast_backend")
 class TestKernels:
     @pytest.mark.parametrize("reduction", REDUCTIONS)
     @pytest.mark.parametrize("kind", TARGETS)

@@ -241,23 +241,6 @@ def test_loading_leaves_denormals_alone():
     assert float(tiny * 1) == float(tiny) != 0
 
 
-def test_the_reference_is_taken_on_request(monkeypatch):
-    monkeypatch.setenv("PYVAE_BACKEND", "reference")
-    assert not native.use_native("permute_dims", torch.device("cpu"))
-
-
-def test_what_is_missing_is_said_with_its_remedy(monkeypatch):
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(native, "missing", lambda op, device: f"it is not built: {native.BUILD}")
-    monkeypatch.setenv("PYVAE_BACKEND", "native")
-    with pytest.raises(RuntimeError, match=r"not built: pip install --no-build-isolation -e \."):
-        native.use_native("permute_dims", cpu)
-    monkeypatch.setenv("PYVAE_BACKEND", "auto")
-    native._say.cache_clear()
-    with pytest.warns(UserWarning, match="slower reference: it is not built"):
-        assert not native.use_native("permute_dims", cpu)
-
-
 @built
 def test_unknown_operators_and_devices():
     assert "not among them" in (native.missing("no_such_op", "cpu") or "")

@@ -110,12 +110,12 @@ PYVAE_HD Expm1 expm1(float x, float exp_x) {
   return {near_zero ? small + x : big, near_zero ? small : big - x};
 }
 
-// ln(1 + e^l) and 1 / (1 + e^-l), from one exponential and one division
-struct Softplus {
-  float value, slope;
+// ln(1 + e^-|l|) and 1 / (1 + e^|l|), from one exponential and one division
+struct Tail {
+  float log, probability;
 };
 
-PYVAE_HD Softplus softplus(float l) {
+PYVAE_HD Tail logistic_tail(float l) {
   const float magnitude = l < 0.0f ? -l : l;
   const float t = magnitude > 87.0f ? 87.0f : magnitude;
   const float rounded = t * -1.44269504088896341f + kRounder;
@@ -133,8 +133,7 @@ PYVAE_HD Softplus softplus(float l) {
   p = p * s + 1.9999339101e-1f;
   p = p * s + 3.3333339742e-1f;
   p = p * s + 1.0f;
-  const float sigmoid = b * q;
-  return {(l > 0.0f ? l : 0.0f) + 2.0f * w * p, l < 0.0f ? e * sigmoid : sigmoid};
+  return {2.0f * w * p, e * b * q};
 }
 
 }  // namespace pyvae

@@ -14,27 +14,19 @@ using namespace pyvae;
 
 constexpr int kChunk = 512;
 
-template <bool kGradient>
-PYVAE_HD float chunk(const float* __restrict l, const float* __restrict x, float* __restrict grad, int n,
-                     float target_scale, float grad_scale) {
+// Where no gradient is wanted it goes to scratch: two loops would round the loss differently.
+PYVAE_CLONES float loss_and_grad(const float* __restrict l, const float* __restrict x, float* __restrict grad, int n,
+                                 float target_scale, float grad_scale) {
   float loss = 0.0f;
 #pragma omp simd reduction(+ : loss)
   for (int i = 0; i < n; ++i) {
-    const float target = x[i] * target_scale;
-    const Softplus s = softplus(l[i]);
-    loss += s.value - l[i] * target;
-    if (kGradient) grad[i] = (s.slope - target) * grad_scale;
+    // max(l, 0) - l x and sigma(l) - x would cancel where the answer is confident and right
+    const float rest = (l[i] < 0.0f ? 0.0f : 1.0f) - x[i] * target_scale;
+    const Tail tail = logistic_tail(l[i]);
+    loss += l[i] * rest + tail.log;
+    grad[i] = (rest + (l[i] < 0.0f ? tail.probability : -tail.probability)) * grad_scale;
   }
   return loss;
-}
-
-// target_clones does not go with templates
-PYVAE_CLONES float loss_alone(const float* l, const float* x, int n, float target_scale) {
-  return chunk<false>(l, x, nullptr, n, target_scale, 0.0f);
-}
-PYVAE_CLONES float loss_and_grad(const float* l, const float* x, float* grad, int n, float target_scale,
-                                 float grad_scale) {
-  return chunk<true>(l, x, grad, n, target_scale, grad_scale);
 }
 
 // Apart from the loss: bytes beside floats would make its loop four times as wide as there are registers for.
@@ -65,6 +57,7 @@ struct Rows {
     const int64_t at = row * pixels + start;
     const float* x = static_cast<const float*>(target) + at;
     alignas(64) float converted[kChunk];
+    alignas(64) float unwanted[kChunk];
     alignas(64) uint8_t unpacked[kChunk];
     if (bytes) {
       const uint8_t* own = static_cast<const uint8_t*>(target) + row * target_stride;
@@ -72,8 +65,7 @@ struct Rows {
       to_float(packed ? unpacked : own + start, converted, n);
       x = converted;
     }
-    return grad ? loss_and_grad(logits + at, x, grad + at, n, target_scale, grad_scale)
-                : loss_alone(logits + at, x, n, target_scale);
+    return loss_and_grad(logits + at, x, grad ? grad + at : unwanted, n, target_scale, grad_scale);
   }
 
   void operator()(int64_t begin, int64_t end) const {

@@ -75,20 +75,22 @@ void gather(const void* from, void* to, const int64_t* order, int64_t batch, int
 
 std::tuple<Tensor, Tensor> permute(const std::optional<Tensor>& given_first, const Tensor& given_z,
                                    const Tensor& given_key, int64_t stream) {
-  STD_TORCH_CHECK(given_z.dim() == 3, "z: expected [members, batch, latents]");
   const Tensor z = dense(given_z), key = dense(given_key);
-  const int64_t members = z.size(0), batch = z.size(1), columns = z.size(2), quads = (columns + 3) / 4;
+  const auto [members, batch, columns] = Latents(z, "z");
+  const int64_t quads = (columns + 3) / 4;
   const int64_t shared = sharing(key, members), width = static_cast<int64_t>(z.element_size());
   STD_TORCH_CHECK(width == 2 || width == 4 || width == 8, "z: expected a float tensor");
   std::optional<Tensor> first;
   if (given_first) {
-    check(*given_first, "first", z.scalar_type(), 3);
+    check(*given_first, "first", z.scalar_type(), z.dim());
     check_same_shape(*given_first, "first", z);
     first = dense(*given_first);
   }
   const int64_t out_batch = first ? 2 * batch : batch, size = batch * columns * width;
-  Tensor out = torch::stable::new_empty(z, {members, out_batch, columns});
-  Tensor order = torch::stable::new_empty(z, {members, batch, columns}, ScalarType::Long);
+  std::vector<int64_t> sizes(z.sizes().begin(), z.sizes().end());
+  Tensor order = torch::stable::new_empty(z, sizes, ScalarType::Long);
+  *(sizes.end() - 2) = out_batch;
+  Tensor out = torch::stable::new_empty(z, sizes);
   const auto* from = static_cast<const char*>(z.const_data_ptr());
   const auto* head = first ? static_cast<const char*>(first->const_data_ptr()) : nullptr;
   auto* to = static_cast<char*>(out.mutable_data_ptr());

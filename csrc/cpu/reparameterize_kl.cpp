@@ -83,12 +83,12 @@ PYVAE_CLONES void gradients_of_z(const GradientTile& t, int n) { gradients<true,
 PYVAE_CLONES void gradients_of_kl(const GradientTile& t, int n) { gradients<false, true>(t, n); }
 PYVAE_CLONES void gradients_of_both(const GradientTile& t, int n) { gradients<true, true>(t, n); }
 
-// How [members, batch, latents] is cut: tiles of whole rows where rows are narrow, else of a part of one row. Blocks of
+// How [..., batch, latents] is cut: tiles of whole rows where rows are narrow, else of a part of one row. Blocks of
 // tiles are the unit of work and of partial sums; they depend on the shape alone, and so do the results.
-struct Shape {
-  int64_t members, batch, latents, quads, columns, tile_rows, block_rows, row_blocks, column_blocks;
+struct Shape : Latents {
+  int64_t quads, columns, tile_rows, block_rows, row_blocks, column_blocks;
 
-  Shape(const Tensor& mu) : members(mu.size(0)), batch(mu.size(1)), latents(mu.size(2)), quads((latents + 3) / 4) {
+  explicit Shape(const Tensor& mu) : Latents(mu, "mu"), quads((latents + 3) / 4) {
     const bool narrow = latents <= kNarrow;
     columns = narrow ? latents : kTile;
     tile_rows = narrow ? kTile / std::max<int64_t>(4 * quads, 1) : 1;
@@ -140,16 +140,22 @@ void for_each_tile(const Shape& shape, int64_t block, const Visit& visit) {
   }
 }
 
+void check_posteriors(const Tensor& mu, const Tensor& logvar) {
+  check(mu, "mu", ScalarType::Float, mu.dim());
+  check(logvar, "logvar", ScalarType::Float, mu.dim());
+  check_same_shape(logvar, "logvar", mu);
+}
+
 std::tuple<Tensor, Tensor> forward(const Tensor& given_mu, const Tensor& given_logvar, const Tensor& given_key,
                                    int64_t stream) {
-  check(given_mu, "mu", ScalarType::Float, 3);
-  check(given_logvar, "logvar", ScalarType::Float, 3);
-  check_same_shape(given_logvar, "logvar", given_mu);
+  check_posteriors(given_mu, given_logvar);
   const Tensor mu = dense(given_mu), logvar = dense(given_logvar), key = dense(given_key);
   const Shape shape(mu);
   const Noise noise{key.const_data_ptr<int64_t>(), sharing(key, shape.members), static_cast<uint32_t>(stream)};
-  Tensor z = torch::stable::new_empty(mu, {shape.members, shape.batch, shape.latents});
-  Tensor kl = torch::stable::new_empty(mu, {shape.members, shape.latents});
+  Tensor z = torch::stable::new_empty(mu, mu.sizes());
+  std::vector<int64_t> kl_sizes(mu.sizes().begin(), mu.sizes().end() - 2);
+  kl_sizes.push_back(shape.latents);
+  Tensor kl = torch::stable::new_empty(mu, kl_sizes);
   std::vector<float> partial(static_cast<size_t>(shape.members * shape.row_blocks * shape.latents), 0.0f);
   const float *m = mu.const_data_ptr<float>(), *lv = logvar.const_data_ptr<float>();
   float* out = z.mutable_data_ptr<float>();
@@ -180,26 +186,25 @@ std::tuple<Tensor, Tensor> forward(const Tensor& given_mu, const Tensor& given_l
 std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& given_grad_z,
                                     const std::optional<Tensor>& given_grad_kl, const Tensor& given_mu,
                                     const Tensor& given_logvar, const Tensor& given_key, int64_t stream) {
-  check(given_mu, "mu", ScalarType::Float, 3);
-  check(given_logvar, "logvar", ScalarType::Float, 3);
-  check_same_shape(given_logvar, "logvar", given_mu);
+  check_posteriors(given_mu, given_logvar);
   const Tensor mu = dense(given_mu), logvar = dense(given_logvar), key = dense(given_key);
   const Shape shape(mu);
   const Noise noise{key.const_data_ptr<int64_t>(), sharing(key, shape.members), static_cast<uint32_t>(stream)};
   std::optional<Tensor> grad_z, grad_kl;
   if (given_grad_z) {
-    check(*given_grad_z, "grad_z", ScalarType::Float, 3);
+    check(*given_grad_z, "grad_z", ScalarType::Float, mu.dim());
     check_same_shape(*given_grad_z, "grad_z", mu);
     grad_z = dense(*given_grad_z);
   }
   if (given_grad_kl) {
-    check(*given_grad_kl, "grad_kl", ScalarType::Float, 2);
-    STD_TORCH_CHECK(given_grad_kl->size(0) == shape.members && given_grad_kl->size(1) == shape.latents,
-                    "grad_kl: expected [members, latents]");
+    check(*given_grad_kl, "grad_kl", ScalarType::Float, mu.dim() - 1);
+    STD_TORCH_CHECK(product(*given_grad_kl, 0, mu.dim() - 2) == shape.members &&
+                        given_grad_kl->size(mu.dim() - 2) == shape.latents,
+                    "grad_kl: expected [..., latents]");
     grad_kl = dense(*given_grad_kl);
   }
-  Tensor grad_mu = torch::stable::new_empty(mu, {shape.members, shape.batch, shape.latents});
-  Tensor grad_logvar = torch::stable::new_empty(mu, {shape.members, shape.batch, shape.latents});
+  Tensor grad_mu = torch::stable::new_empty(mu, mu.sizes());
+  Tensor grad_logvar = torch::stable::new_empty(mu, mu.sizes());
   const float *m = mu.const_data_ptr<float>(), *lv = logvar.const_data_ptr<float>();
   const float* gz = grad_z ? grad_z->const_data_ptr<float>() : nullptr;
   const float* gk = grad_kl ? grad_kl->const_data_ptr<float>() : nullptr;

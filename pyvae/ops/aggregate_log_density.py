@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from pyvae import reference
-from pyvae.backend import device_of, use_triton
+from pyvae.backend import device_of, take
 from pyvae.checks import accumulation_dtype, check_aggregate
-from pyvae.ops.library import LIBRARY, next_power_of_two, refuse_double_backward
+from pyvae.ops.library import Operator, next_power_of_two, register_differentiable
 
 Weights = tuple[float, float, float]
 
@@ -58,54 +57,31 @@ def _launch_backward(
     return grad_z, grad_mu, grad_logvar
 
 
-def _forward(z: Tensor, mu: Tensor, logvar: Tensor, own: float, successor: float, other: float) -> Tensor:
-    if z.numel() and use_triton(z):
-        return _launch_forward(z, mu, logvar, (own, successor, other))
-    return reference.aggregate_log_density_table(z, mu, logvar, (own, successor, other))
+def _backend(z: Tensor) -> str:
+    return take("aggregate_log_density", z) if z.numel() else "reference"
 
 
-def _backward_op(
-    grad: Tensor,
-    z: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    log_q: Tensor,
-    own: float,
-    successor: float,
-    other: float,
+def _forward(z: Tensor, mu: Tensor, logvar: Tensor, *weights: float) -> Tensor:
+    if _backend(z) == "reference":
+        return reference.aggregate_log_density_table(z, mu, logvar, cast(Weights, weights))
+    return _launch_forward(z, mu, logvar, cast(Weights, weights))
+
+
+def _backward(
+    grad: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, *weights: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weights = (own, successor, other)
-    if z.numel() and use_triton(z):
-        return _launch_backward(grad, z, mu, logvar, log_q, weights)
-    return reference.aggregate_log_density_backward(grad, z, mu, logvar, log_q, weights)
+    if _backend(z) == "reference":
+        return reference.aggregate_log_density_backward(grad, z, mu, logvar, log_q, cast(Weights, weights))
+    return _launch_backward(grad, z, mu, logvar, log_q, cast(Weights, weights))
 
 
-_WEIGHTS = "float own, float successor, float other"
-LIBRARY.define(f"aggregate_log_density(Tensor z, Tensor mu, Tensor logvar, {_WEIGHTS}) -> Tensor")
-LIBRARY.define(
-    f"aggregate_log_density_backward(Tensor grad, Tensor z, Tensor mu, Tensor logvar, Tensor log_q, {_WEIGHTS})"
-    " -> (Tensor, Tensor, Tensor)"
-)
-LIBRARY.impl("aggregate_log_density", _forward, "CompositeExplicitAutograd")
-LIBRARY.impl("aggregate_log_density_backward", _backward_op, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("pyvae::aggregate_log_density")
-def _(z: Tensor, mu: Tensor, logvar: Tensor, own: float, successor: float, other: float) -> Tensor:
+def _fake(z: Tensor, mu: Tensor, logvar: Tensor, *weights: float) -> Tensor:
     shape = (*z.shape[:-1], z.shape[-1] + 1)
     return torch.empty(shape, dtype=accumulation_dtype(z.dtype), device=z.device)
 
 
-@torch.library.register_fake("pyvae::aggregate_log_density_backward")
-def _(
-    grad: Tensor,
-    z: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    log_q: Tensor,
-    own: float,
-    successor: float,
-    other: float,
+def _fake_backward(
+    grad: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, *weights: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     one, two, three = (torch.empty(z.shape, dtype=z.dtype, device=z.device) for _ in range(3))
     return one, two, three
@@ -116,7 +92,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(z, mu, logvar, output)
 
 
-def _backward(
+def _gradient(
     op: Callable[..., tuple[Tensor, Tensor, Tensor]], ctx: Any, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     gradients = op(grad, *ctx.saved_tensors, *ctx.weights)
@@ -124,25 +100,18 @@ def _backward(
     return *(g if need else None for g, need in needed), None, None, None
 
 
-# traced with fake tensors, so its backward must be an operator too
-torch.library.register_autograd(
-    "pyvae::aggregate_log_density",
-    partial(_backward, torch.ops.pyvae.aggregate_log_density_backward),
-    setup_context=_setup_context,
-    lib=LIBRARY,
+_WEIGHTS = "float own, float successor, float other"
+_AggregateLogDensity = register_differentiable(
+    "aggregate_log_density",
+    Operator(f"(Tensor z, Tensor mu, Tensor logvar, {_WEIGHTS}) -> Tensor", _forward, _fake),
+    Operator(
+        f"(Tensor grad, Tensor z, Tensor mu, Tensor logvar, Tensor log_q, {_WEIGHTS}) -> (Tensor, Tensor, Tensor)",
+        _backward,
+        _fake_backward,
+    ),
+    _setup_context,
+    _gradient,
 )
-torch.library.register_autograd("pyvae::aggregate_log_density_backward", refuse_double_backward, lib=LIBRARY)
-
-
-class _AggregateLogDensity(torch.autograd.Function):
-    forward = staticmethod(_forward)
-    setup_context = staticmethod(_setup_context)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        # under create_graph=True the slower operator, which refuses gradients of gradients
-        op = torch.ops.pyvae.aggregate_log_density_backward if torch.is_grad_enabled() else _backward_op
-        return _backward(op, ctx, *grads)
 
 
 def aggregate_log_density(
@@ -174,7 +143,7 @@ def aggregate_log_density(
     weights = reference.aggregate_log_weights(z.shape[-2], dataset_size, weighting)
     if torch.compiler.is_compiling():
         table = torch.ops.pyvae.aggregate_log_density(z, mu, logvar, *weights)
-    elif not use_triton(z):
+    elif _backend(z) == "reference":
         table = reference.aggregate_log_density_table(z, mu, logvar, weights)
     elif torch.is_grad_enabled() and (z.requires_grad or mu.requires_grad or logvar.requires_grad):
         table = _AggregateLogDensity.apply(z, mu, logvar, *weights)

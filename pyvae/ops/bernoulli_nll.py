@@ -1,16 +1,15 @@
 """``bernoulli_nll``: the reconstruction loss of binary images, from logits."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyvae import reference
-from pyvae.backend import device_of, use_triton
+from pyvae.backend import device_of, take
 from pyvae.checks import PixelLayout, accumulation_dtype, flatten_pixels, pixel_layout
-from pyvae.ops.library import LIBRARY, next_power_of_two, refuse_double_backward
+from pyvae.ops.library import Operator, next_power_of_two, register_differentiable
 
 
 def block(pixels: int) -> int:
@@ -70,45 +69,75 @@ def _launch_backward(
     return grad_logits
 
 
+def _native(
+    logits: Tensor, target: Tensor, reduction: str, layout: PixelLayout, *, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Loss, and ``[rows, pixels]`` its gradient for an upstream one of 1, both float32, from one pass.
+
+    Without the gradient, the logits stand in its place.
+    """
+    rows = layout.members * layout.batch
+    columns = layout.row_bytes if layout.packed else layout.pixels
+    if target.numel() != rows * columns:
+        target = flatten_pixels(logits, target, layout)[1]
+    if target.dtype != torch.uint8:
+        target = target.view(torch.uint8) if target.dtype == torch.bool else target.float()
+    inputs = (
+        logits.float().reshape(rows, layout.pixels), target.reshape(rows, columns),
+        1.0 / layout.target_max, layout.packed,
+    )  # fmt: skip
+    if with_grad:
+        weight = 1.0 / layout.batch if reduction == "batchmean" else 1.0
+        loss, unit = torch.ops.pyvae_native.bernoulli_nll_fwd_bwd.default(*inputs, weight)
+    else:
+        loss, unit = torch.ops.pyvae_native.bernoulli_nll_fwd.default(*inputs), inputs[0]
+    loss = loss.view(*layout.lead, layout.batch) if layout.lead else loss
+    if reduction == "none":
+        return loss, unit
+    return loss.mean(-1) if reduction == "batchmean" else loss.sum(-1), unit
+
+
+def _scaled(unit: Tensor, grad_loss: Tensor, logits: Tensor) -> Tensor:
+    """The gradient for an upstream one of 1, times the upstream one; on a CPU, where reading it costs nothing."""
+    grad = unit.view(logits.shape)
+    if grad_loss.numel() != 1 or float(grad_loss) != 1.0:
+        grad = grad * grad_loss.reshape(*grad_loss.shape, *[1] * (grad.ndim - grad_loss.ndim))
+    return grad.to(logits.dtype)
+
+
 def _forward(
     logits: Tensor, target: Tensor, reduction: str, event_dims: int, target_max: int | None
 ) -> Tensor:
-    if logits.numel() and use_triton(logits):
-        layout = pixel_layout(logits, target, reduction, event_dims, target_max)
-        return _launch_forward(logits, target, reduction, layout)
-    return reference.bernoulli_nll(
-        logits, target, reduction=reduction, event_dims=event_dims, target_max=target_max
-    )
+    backend = take("bernoulli_nll", logits) if logits.numel() else "reference"
+    if backend == "reference":
+        return reference.bernoulli_nll(
+            logits, target, reduction=reduction, event_dims=event_dims, target_max=target_max
+        )
+    layout = pixel_layout(logits, target, reduction, event_dims, target_max)
+    if backend == "native":
+        return _native(logits, target, reduction, layout, with_grad=False)[0]
+    return _launch_forward(logits, target, reduction, layout)
 
 
 def _backward_op(
     grad_loss: Tensor, logits: Tensor, target: Tensor, reduction: str, event_dims: int, target_max: int | None
 ) -> Tensor:
-    if logits.numel() and use_triton(logits):
-        layout = pixel_layout(logits, target, reduction, event_dims, target_max)
-        return _launch_backward(grad_loss, logits, target, reduction, layout)
-    return reference.bernoulli_nll_backward(grad_loss, logits, target, reduction, event_dims, target_max)
+    backend = take("bernoulli_nll", logits) if logits.numel() else "reference"
+    if backend == "reference":
+        return reference.bernoulli_nll_backward(grad_loss, logits, target, reduction, event_dims, target_max)
+    layout = pixel_layout(logits, target, reduction, event_dims, target_max)
+    if backend == "native":
+        _, unit = _native(logits, target, reduction, layout, with_grad=True)
+        return _scaled(unit, grad_loss, logits)
+    return _launch_backward(grad_loss, logits, target, reduction, layout)
 
 
-LIBRARY.define(
-    "bernoulli_nll(Tensor logits, Tensor target, str reduction, int event_dims, int? target_max) -> Tensor"
-)
-LIBRARY.define(
-    "bernoulli_nll_backward(Tensor grad_loss, Tensor logits, Tensor target, str reduction, int event_dims,"
-    " int? target_max) -> Tensor"
-)
-LIBRARY.impl("bernoulli_nll", _forward, "CompositeExplicitAutograd")
-LIBRARY.impl("bernoulli_nll_backward", _backward_op, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("pyvae::bernoulli_nll")
-def _(logits: Tensor, target: Tensor, reduction: str, event_dims: int, target_max: int | None) -> Tensor:
+def _fake(logits: Tensor, target: Tensor, reduction: str, event_dims: int, target_max: int | None) -> Tensor:
     kept = logits.ndim - event_dims - (0 if reduction == "none" else 1)
     return torch.empty(logits.shape[:kept], dtype=accumulation_dtype(logits.dtype), device=logits.device)
 
 
-@torch.library.register_fake("pyvae::bernoulli_nll_backward")
-def _(
+def _fake_backward(
     grad_loss: Tensor, logits: Tensor, target: Tensor, reduction: str, event_dims: int, target_max: int | None
 ) -> Tensor:
     return torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
@@ -119,29 +148,59 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str, int, int | None]
     ctx.save_for_backward(logits, target)
 
 
-def _backward(op: Callable[..., Tensor], ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-    return op(grad_loss, *ctx.saved_tensors, *ctx.options), None, None, None, None
+def _gradient(op: Callable[..., Tensor], ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    return op(grad_loss, *ctx.saved_tensors[:2], *ctx.options), None, None, None, None
 
 
-# traced with fake tensors, so its backward must be an operator too
-torch.library.register_autograd(
-    "pyvae::bernoulli_nll",
-    partial(_backward, torch.ops.pyvae.bernoulli_nll_backward),
-    setup_context=_setup_context,
-    lib=LIBRARY,
+_OPTIONS = "str reduction, int event_dims, int? target_max"
+register_differentiable(
+    "bernoulli_nll",
+    Operator(f"(Tensor logits, Tensor target, {_OPTIONS}) -> Tensor", _forward, _fake),
+    Operator(
+        f"(Tensor grad_loss, Tensor logits, Tensor target, {_OPTIONS}) -> Tensor",
+        _backward_op,
+        _fake_backward,
+    ),
+    _setup_context,
+    _gradient,
 )
-torch.library.register_autograd("pyvae::bernoulli_nll_backward", refuse_double_backward, lib=LIBRARY)
 
 
 class _BernoulliNLL(torch.autograd.Function):
-    forward = staticmethod(_forward)
-    setup_context = staticmethod(_setup_context)
+    """In eager mode; the layout is found once, and a CPU takes loss and gradient from one pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        target: Tensor,
+        reduction: str,
+        event_dims: int,
+        target_max: int | None,
+        layout: PixelLayout,
+        native: bool,
+    ) -> Tensor:
+        ctx.options, ctx.layout = (reduction, event_dims, target_max), layout
+        if native:
+            loss, unit = _native(logits, target, reduction, layout, with_grad=True)
+            ctx.save_for_backward(logits, target, unit)
+            return loss
+        ctx.save_for_backward(logits, target)
+        return _launch_forward(logits, target, reduction, layout)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        # under create_graph=True the slower operator, which refuses gradients of gradients
-        op = torch.ops.pyvae.bernoulli_nll_backward if torch.is_grad_enabled() else _backward_op
-        return _backward(op, ctx, *grads)
+        (grad_loss,) = grads
+        if torch.is_grad_enabled():
+            # create_graph=True: the slower operator, which refuses gradients of gradients
+            grad = _gradient(torch.ops.pyvae.bernoulli_nll_backward, ctx, grad_loss)[0]
+        elif len(ctx.saved_tensors) == 3:
+            logits, _, unit = ctx.saved_tensors
+            grad = _scaled(unit, grad_loss, logits)
+        else:
+            logits, target = ctx.saved_tensors
+            grad = _launch_backward(grad_loss, logits, target, ctx.options[0], ctx.layout)
+        return grad, None, None, None, None, None, None
 
 
 def bernoulli_nll(
@@ -179,14 +238,18 @@ def bernoulli_nll(
     >>> round(float(bernoulli_nll(torch.zeros(2, 1, 64, 64), torch.ones(2, 1, 64, 64))), 2)
     2839.13
     """
-    pixel_layout(logits, target, reduction, event_dims, target_max)
+    layout = pixel_layout(logits, target, reduction, event_dims, target_max)
     event_dims = logits.ndim - 1 if event_dims is None else event_dims
+    options = (reduction, event_dims, target_max)
     if torch.compiler.is_compiling():
-        return torch.ops.pyvae.bernoulli_nll(logits, target, reduction, event_dims, target_max)
-    if not use_triton(logits):
+        return torch.ops.pyvae.bernoulli_nll(logits, target, *options)
+    backend = take("bernoulli_nll", logits)
+    if backend == "reference" or not logits.numel():
         return reference.bernoulli_nll(
             logits, target, reduction=reduction, event_dims=event_dims, target_max=target_max
         )
     if torch.is_grad_enabled() and logits.requires_grad:
-        return _BernoulliNLL.apply(logits, target, reduction, event_dims, target_max)
-    return _forward(logits, target, reduction, event_dims, target_max)
+        return _BernoulliNLL.apply(logits, target, *options, layout, backend == "native")
+    if backend == "native":
+        return _native(logits, target, reduction, layout, with_grad=False)[0]
+    return _launch_forward(logits, target, reduction, layout)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyvae import reference
-from pyvae.native import use_native
+from pyvae.backend import take
 from pyvae.reference import CodeHistogram
 
 # counters of one code in the shared memory of a block
@@ -44,10 +44,9 @@ def code_histogram(
     """
     reference.check_histogram(codes, factors, factor_sizes, bins)
     cells = bins * sum(factor_sizes)
-    # the edges of a narrow range of float64 codes may coincide, which only a search gets right
-    if codes.dtype == torch.float64 or (codes.is_cuda and cells > MOST_CELLS_CUDA) or cells >= 2**31:
-        return reference.code_histogram(codes, factors, factor_sizes, bins=bins)
-    if not use_native("code_histogram", codes.device):
+    # float64 is for the reference: the edges of a narrow range may coincide, which only a search gets right
+    too_large = (codes.is_cuda and cells > MOST_CELLS_CUDA) or cells >= 2**31
+    if too_large or take("code_histogram", codes) == "reference":
         return reference.code_histogram(codes, factors, factor_sizes, bins=bins)
     codes = codes.detach().float()
     edges = reference.bin_edges(codes, bins)

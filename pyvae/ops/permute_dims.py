@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pyvae import reference
+from pyvae.backend import take
 from pyvae.checks import check_device, expand_key
-from pyvae.native import use_native
 from pyvae.ops.library import LIBRARY
 from pyvae.random import Stream, check_counters, check_key, fresh_key
 
@@ -19,7 +19,7 @@ MOST_ROWS_CUDA = 4096
 def _native(z: Tensor) -> bool:
     if z.is_cuda and z.shape[-2] > MOST_ROWS_CUDA:
         return False
-    return z.numel() > 0 and use_native("permute_dims", z.device)
+    return z.numel() > 0 and take("permute_dims", z) == "native"
 
 
 def _forward(first: Tensor | None, z: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
@@ -28,12 +28,8 @@ def _forward(first: Tensor | None, z: Tensor, key: Tensor, stream: int) -> tuple
         order = reference.permutations(z, key, stream)
         permuted = z.gather(-2, order)
         return permuted if first is None else torch.cat([first, permuted], -2), order
-    lead, (batch, latents) = z.shape[:-2], z.shape[-2:]
-    expanded, _ = expand_key(key, lead)
-    flat = (-1, batch, latents)
-    head = None if first is None else first.reshape(flat)
-    out, order = torch.ops.pyvae_native.permute_dims(head, z.reshape(flat), expanded.reshape(-1, 2), stream)
-    return out.reshape(*lead, -1, latents), order.reshape(z.shape)
+    expanded, _ = expand_key(key, z.shape[:-2])
+    return torch.ops.pyvae_native.permute_dims.default(first, z, expanded, stream)
 
 
 LIBRARY.define("permute_dims(Tensor? first, Tensor z, Tensor key, int stream) -> (Tensor, Tensor)")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pyvae import reference
+from pyvae.backend import take
 from pyvae.checks import check_device, check_latents
-from pyvae.native import use_native
 from pyvae.reference import PosteriorEntropy
 
 _PAIRS_AT_ONCE = 1 << 23
@@ -46,7 +46,7 @@ def posterior_entropy(
     (1.4189, [[1, 2], [1, 2]])
     """
     reference.check_posteriors(mu, logvar, factor_sizes, nodes, tol)
-    if mu.dtype == torch.float64 or not use_native("posterior_density", mu.device):
+    if take("posterior_entropy", mu) == "reference":
         return reference.refined_entropy(reference.posterior_density, mu, logvar, factor_sizes, nodes, tol)
     density = torch.ops.pyvae_native.posterior_density
     return reference.refined_entropy(density, mu.float(), logvar.float(), factor_sizes, nodes, tol)

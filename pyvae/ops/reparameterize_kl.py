@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyvae import reference
-from pyvae.backend import device_of, use_triton
+from pyvae.backend import device_of, take
 from pyvae.checks import accumulation_dtype, check_device, check_finite, check_latents, expand_key
-from pyvae.ops.library import LIBRARY, next_power_of_two, refuse_double_backward
+from pyvae.ops.library import Operator, next_power_of_two, register_differentiable
 from pyvae.random import Stream, check_counters, check_key, fresh_key
 
 _TILE = 1024
@@ -68,38 +67,61 @@ def _launch_backward(
     return grad_mu, grad_logvar
 
 
-def _forward(mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
-    if mu.numel() and use_triton(mu):
-        return _launch_forward(mu, logvar, key, stream)
+def _native_forward(mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+    check_finite(mu, logvar)
+    key, _ = expand_key(key, mu.shape[:-2])
+    z, kl = torch.ops.pyvae_native.reparameterize_kl_fwd.default(mu.float(), logvar.float(), key, stream)
+    return z.to(mu.dtype), kl
+
+
+def _native_backward(
+    grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, logvar: Tensor, key: Tensor, stream: int
+) -> tuple[Tensor, Tensor]:
+    key, _ = expand_key(key, mu.shape[:-2])
+    grad_z = None if grad_z is None else grad_z.float()
+    grad_mu, grad_logvar = torch.ops.pyvae_native.reparameterize_kl_bwd.default(
+        grad_z, grad_kl, mu.float(), logvar.float(), key, stream
+    )
+    return grad_mu.to(mu.dtype), grad_logvar.to(mu.dtype)
+
+
+def _reference_forward(mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
     return reference.reparameterize_kl(mu, logvar, key=key, stream=stream)
 
 
-def _backward_op(
+_FORWARD = {
+    "reference": _reference_forward,
+    "triton": _launch_forward,
+    "native": _native_forward,
+}
+_BACKWARD = {
+    "reference": reference.reparameterize_kl_backward,
+    "triton": _launch_backward,
+    "native": _native_backward,
+}
+
+
+def _backend(mu: Tensor) -> str:
+    return take("reparameterize_kl", mu) if mu.numel() else "reference"
+
+
+def _forward(mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+    return _FORWARD[_backend(mu)](mu, logvar, key, stream)
+
+
+def _backward(
     grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, logvar: Tensor, key: Tensor, stream: int
 ) -> tuple[Tensor, Tensor]:
-    if mu.numel() and use_triton(mu):
-        return _launch_backward(grad_z, grad_kl, mu, logvar, key, stream)
-    return reference.reparameterize_kl_backward(grad_z, grad_kl, mu, logvar, key, stream)
+    return _BACKWARD[_backend(mu)](grad_z, grad_kl, mu, logvar, key, stream)
 
 
-LIBRARY.define("reparameterize_kl(Tensor mu, Tensor logvar, Tensor key, int stream) -> (Tensor, Tensor)")
-LIBRARY.define(
-    "reparameterize_kl_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor key, int stream)"
-    " -> (Tensor, Tensor)"
-)
-LIBRARY.impl("reparameterize_kl", _forward, "CompositeExplicitAutograd")
-LIBRARY.impl("reparameterize_kl_backward", _backward_op, "CompositeExplicitAutograd")
-
-
-@torch.library.register_fake("pyvae::reparameterize_kl")
-def _(mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+def _fake(mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
     z = torch.empty(mu.shape, dtype=mu.dtype, device=mu.device)
     kl = torch.empty((*mu.shape[:-2], mu.shape[-1]), dtype=accumulation_dtype(mu.dtype), device=mu.device)
     return z, kl
 
 
-@torch.library.register_fake("pyvae::reparameterize_kl_backward")
-def _(
+def _fake_backward(
     grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, logvar: Tensor, key: Tensor, stream: int
 ) -> tuple[Tensor, Tensor]:
     grad = torch.empty(mu.shape, dtype=mu.dtype, device=mu.device)
@@ -114,7 +136,7 @@ def _setup_context(
     ctx.set_materialize_grads(False)
 
 
-def _backward(
+def _gradient(
     op: Callable[..., tuple[Tensor, Tensor]], ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     if grad_z is None and grad_kl is None:
@@ -124,25 +146,17 @@ def _backward(
     return grad_mu if needs_mu else None, grad_logvar if needs_logvar else None, None, None
 
 
-# traced with fake tensors, so its backward must be an operator too
-torch.library.register_autograd(
-    "pyvae::reparameterize_kl",
-    partial(_backward, torch.ops.pyvae.reparameterize_kl_backward),
-    setup_context=_setup_context,
-    lib=LIBRARY,
+_ReparameterizeKL = register_differentiable(
+    "reparameterize_kl",
+    Operator("(Tensor mu, Tensor logvar, Tensor key, int stream) -> (Tensor, Tensor)", _forward, _fake),
+    Operator(
+        "(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor key, int stream) -> (Tensor, Tensor)",
+        _backward,
+        _fake_backward,
+    ),
+    _setup_context,
+    _gradient,
 )
-torch.library.register_autograd("pyvae::reparameterize_kl_backward", refuse_double_backward, lib=LIBRARY)
-
-
-class _ReparameterizeKL(torch.autograd.Function):
-    forward = staticmethod(_forward)
-    setup_context = staticmethod(_setup_context)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        # under create_graph=True the slower operator, which refuses gradients of gradients
-        op = torch.ops.pyvae.reparameterize_kl_backward if torch.is_grad_enabled() else _backward_op
-        return _backward(op, ctx, *grads)
 
 
 def reparameterize_kl(
@@ -185,8 +199,10 @@ def reparameterize_kl(
     stream = int(stream)
     if torch.compiler.is_compiling():
         return torch.ops.pyvae.reparameterize_kl(mu, logvar, key, stream)
-    if not use_triton(mu):
-        return reference.reparameterize_kl(mu, logvar, key=key, stream=stream)
-    if torch.is_grad_enabled() and (mu.requires_grad or logvar.requires_grad):
+    if (
+        torch.is_grad_enabled()
+        and (mu.requires_grad or logvar.requires_grad)
+        and _backend(mu) != "reference"  # whose own graph is differentiable any number of times
+    ):
         return _ReparameterizeKL.apply(mu, logvar, key, stream)
     return _forward(mu, logvar, key, stream)

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pyvae.metrics.counts import bin_codes, information_matrix, joint_counts
+from pyvae.functional import code_histogram
+from pyvae.metrics.counts import bin_codes, information_matrix
 from pyvae.metrics.sampling import Draw, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
 
@@ -53,9 +54,11 @@ def unsupervised(
     eigenvalues = np.linalg.eigvalsh(covariance * scale)
     trace = float(variance.sum())
     wasserstein = 2 * trace - 2 * float(np.sqrt(np.maximum(eigenvalues, 0.0)).sum())
-    binned, _, _ = bin_codes(codes, bins)
+    binned = bin_codes(codes, bins)
     sizes = (bins,) * table.latents
-    information = information_matrix(joint_counts(codes, torch.from_numpy(binned.T), sizes, bins=bins), sizes)
+    information = information_matrix(
+        code_histogram(codes, torch.from_numpy(binned.T), sizes, bins=bins), sizes
+    )
     pairs = table.latents * (table.latents - 1)
     return Unsupervised(
         max(float(total_correlation), 0.0),

@@ -76,7 +76,8 @@ class Traverse:
     columns: int = 11
     """Values of each latent."""
     seeds: tuple[int, ...] | None = None
-    """Indices of the images to start from; default: a square, an ellipse and a heart."""
+    """Indices of the images to start from; default: a square, an ellipse and a heart, or three images spread over
+    other data."""
 
     def __call__(self) -> int:
         from pyvae.report import traverse
@@ -94,7 +95,8 @@ class Evaluate:
     run: Positional[Path]
     """Run directory."""
     metrics: tuple[str, ...] = QUICK_METRICS
-    """Names of pyvae.metrics.METRICS, or "all": DCI then takes minutes."""
+    """Names of pyvae.metrics.METRICS, or "all": DCI then takes minutes. Data without known factors has
+    "unsupervised" alone."""
     without: tuple[str, ...] = ()
     """Factors to leave out: "shape" for the four-factor MIG of Chen et al. 2018 and ControlVAE."""
     seed: int = 0

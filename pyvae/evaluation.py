@@ -6,12 +6,16 @@ from typing import Any
 
 import torch
 
-from pyvae.data.dataset import Dataset
+from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.batches import ImageSource
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError
 from pyvae.metrics import METRICS, encode, evaluate
+
+UNSUPERVISED = "unsupervised"
+POINTS = 10_000
+"""Of the unsupervised scores by default; they take all images of a smaller data set."""
 
 
 def score(
@@ -27,7 +31,7 @@ def score(
 
     Args:
         run: with a checkpoint.
-        dataset: that of its recipe, with known factors.
+        dataset: that of its recipe; without known factors, "unsupervised" alone can be computed.
         names: keys of :data:`pyvae.metrics.METRICS`.
         device: where the encoder runs.
         without: factors to leave out, "shape" for the four-factor MIG of Chen et al. 2018.
@@ -42,12 +46,18 @@ def score(
     for name in names:
         if name not in METRICS:
             raise PyvaeError(f"unknown metric {name!r}: there are {', '.join(METRICS)}")
-    if not dataset.factor_names:
-        raise PyvaeError(f"{dataset.name} has no known factors, which every metric needs")
+    supervised = [name for name in names if name != UNSUPERVISED]
+    if supervised and not isinstance(dataset, FactorDataset):
+        raise PyvaeError(
+            f"the factors of {run.recipe.data} are not known, which {', '.join(supervised)} need: "
+            f"only --metrics {UNSUPERVISED} can do without"
+        )
     net, steps = run.load_net()
     source = ImageSource(dataset, device)
     table = encode(net.to(device), dataset, device=device, images=lambda index: source.batch(index)[0])
-    options = {name: {"without": tuple(without)} for name in names if name != "unsupervised"}
+    options: dict[str, dict[str, Any]] = {name: {"without": tuple(without)} for name in supervised}
+    if len(dataset) < POINTS:
+        options[UNSUPERVISED] = {"points": None}
     try:
         scores = evaluate(table, names, seed=seed, options=options)
     except ValueError as error:

@@ -13,7 +13,9 @@ from pyvae.errors import RunError
 
 
 def make(step, scale=1.0):
-    channels_last = (torch.arange(96.0) * scale).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    channels_last = (
+        (torch.arange(96.0) * scale).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    )
     return Checkpoint(step, {"net.w": channels_last, "optimizer.w.step": torch.tensor(7.0)}, {"data": "tiny"})
 
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pyvae import native
 from pyvae.backend import OPS
@@ -138,6 +139,32 @@ def test_damaged_and_foreign_data(pyvae, tmp_path):
     for name in ("text.npz", "foreign.npz", "half.npz", "half.h5"):
         refused(pyvae("train", "vae", "--data", name, "--out", "run"), name)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_images(pyvae, tmp_path):
+    (tmp_path / "faces/a").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(9):
+        picture = Image.fromarray(rng.integers(0, 256, (50, 40, 3), dtype=np.uint8))
+        picture.save(tmp_path / f"faces/a/{i}.png")
+    (tmp_path / "faces/a/4.jpg").write_bytes(b"\xff\xd8")
+    train = ("train", "vae", "--data", "faces", "--architecture", "kim", "--batch-size", 4, "--steps", 2)
+    refused(pyvae(*train, "--out", "run"), "faces/a/4.jpg: corrupt (", "--corrupt skip")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "faces/a/4.jpg").unlink()
+    done = pyvae(*train, "--out", "run")
+    assert done.returncode == 0, done.stderr
+    assert "packing faces: 100%" in done.stderr
+    for command in ("report", "traverse"):
+        done = pyvae(command, "run")
+        assert done.returncode == 0, done.stderr
+        assert "packing" not in done.stderr
+    refused(
+        pyvae("evaluate", "run"), "the factors of faces are not known, which mig", "--metrics unsupervised"
+    )
+    done = pyvae("evaluate", "run", "--metrics", "unsupervised")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("unsupervised gaussian_total_correlation")
 
 
 def test_wrong_out(pyvae, tmp_path):

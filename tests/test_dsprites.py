@@ -356,7 +356,7 @@ def test_load(tmp_path, monkeypatch):
     monkeypatch.setattr(DSprites, "generated", lambda *a: calls.append(("generated", *a)))
     monkeypatch.setattr(DSprites, "genuine", lambda *a: calls.append(("genuine", *a)))
     path = tmp_path / "mislabelled.h5"
-    write_hdf5(path, {"imgs": np.zeros((4, 64, 64), np.uint8)})
+    write_hdf5(path, {"imgs": np.zeros((4, 64, 64), np.uint8), "latents_classes": np.zeros((4, 6))})
     load("dsprites", cache_dir=tmp_path, progress=False)
     load(path, cache_dir=tmp_path)
     assert calls == [("generated", tmp_path, False), ("genuine", path, tmp_path, True)]

@@ -60,10 +60,6 @@ def test_what_cannot_be_computed_is_one_line(run):
         score(run, TinyData(), ["beta-vae"], device=CPU, without=["colour"])
     with pytest.raises(PyvaeError, match="points: 10000 asked for"):
         score(run, TinyData(), ["mig"], device=CPU)
-    data = TinyData()
-    data.factor_names = ()
-    with pytest.raises(PyvaeError, match="no known factors"):
-        score(run, data, ["beta-vae"], device=CPU)
 
 
 def test_a_metrics_file_that_is_none_is_replaced(run):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import codes
-from pyvae.metrics import CodeTable, encode
+from pyvae.metrics import METRICS, CodeTable, encode
 from pyvae.nets import build
 from tiny import TinyData
 
@@ -57,6 +57,13 @@ def test_factors_are_left_out_by_name(small):
         small.kept(["colour"])
     with pytest.raises(ValueError, match="every factor"):
         small.kept(codes.SMALL)
+
+
+@pytest.mark.parametrize("metric", [m for name, m in METRICS.items() if name != "unsupervised"])
+def test_metrics_that_need_factors_say_so(metric):
+    table = CodeTable(torch.randn(20_000, 2), torch.zeros(20_000, 2), (), ())
+    with pytest.raises(ValueError, match="the factors behind these codes are not known"):
+        metric(table)
 
 
 def test_mean_kl_is_that_of_the_closed_form():

@@ -79,13 +79,15 @@ def test_three_channels(tmp_path):
 
 def test_default_seeds():
     class Size:
-        def __init__(self, size):
-            self.size = size
+        def __init__(self, size, name="other"):
+            self.size, self.name = size, name
 
         def __len__(self):
             return self.size
 
-    assert default_seeds(Size(737_280)) == (87040, 332800, 578560)
+    assert default_seeds(Size(737_280, "dsprites")) == (87040, 332800, 578560)
+    assert default_seeds(Size(737_280)) == (122880, 368640, 614400)
+    assert default_seeds(Size(600, "dsprites")) == (100, 300, 500)
     assert default_seeds(TinyData()) == (20, 60, 100)
     assert default_seeds(Size(1)) == (0,)
 

@@ -2,10 +2,10 @@
 
 import torch
 
-from pyvae.data.dataset import Dataset
+from pyvae.data.dataset import FactorDataset
 
 
-class TinyData(Dataset):
+class TinyData(FactorDataset):
     """Bright squares on a 4 x 5 x 6 grid of (size, row, column)."""
 
     def __init__(self, channels: int = 1, fingerprint: str = "tiny-v1") -> None:

@@ -1,35 +1,51 @@
-"""Datasets with known factors of variation."""
+"""Data sets: dSprites and 3D Shapes with their factors of variation, and images without."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from pyvae.data.dataset import Dataset
+from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.errors import DataError
 
-__all__ = ["Dataset", "load"]
+__all__ = ["Dataset", "FactorDataset", "load"]
 
 
 def load(
     name: str | os.PathLike[str],
     *,
+    size: int = 64,
+    channels: int | None = None,
+    crop: int | None = None,
+    corrupt: str = "refuse",
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Dataset:
     """Open a dataset.
 
-    ``name`` is ``"dsprites"`` for the generated images of dSprites, or the path of a published file:
-    dSprites as ``.npz`` or ``.hdf5``, 3D Shapes as ``.h5``. Which of them a file is, its content tells.
-    Packed images are kept in ``cache_dir`` (else ``$PYVAE_CACHE``, ``$XDG_CACHE_HOME/pyvae``,
-    ``~/.cache/pyvae``).
+    ``name`` is ``"dsprites"`` for the generated images of dSprites, or the path of a published file, dSprites
+    as ``.npz`` or ``.hdf5`` or 3D Shapes as ``.h5``, which gives a `FactorDataset`; or the path of a folder of
+    images or of any ``.npz``, ``.npy`` or HDF5 file with an array of images, which gives a `Dataset` without
+    factors. Which of them a file is, its content tells. ``size``, ``channels``, ``crop`` and ``corrupt`` say
+    how such images are packed (`pyvae.data.images.Images`). Packed images are kept in ``cache_dir`` (else
+    ``$PYVAE_CACHE``, ``$XDG_CACHE_HOME/pyvae``, ``~/.cache/pyvae``).
 
-    Raises `DataError` for an unknown name and for a file that is missing, damaged or of another make.
+    Raises `DataError` for an unknown name, for a file that is missing, damaged or of another make, and for
+    options that do not go with the data.
     """
-    from pyvae.data.dsprites import DSprites
+    from pyvae.data.dsprites import DSprites, is_dsprites
+    from pyvae.data.images import Images
     from pyvae.data.shapes3d import Shapes3D, is_shapes3d
 
+    def published(what: str, channels_there: int) -> None:
+        if (size, crop, corrupt) != (64, None, "refuse") or channels not in (None, channels_there):
+            raise DataError(
+                f"{name}: the images of {what} are taken as published, {channels_there} x 64 x 64; "
+                "leave out size, channels, crop and corrupt"
+            )
+
     if name == "dsprites":
+        published("dSprites", 1)
         return DSprites.generated(cache_dir, progress)
     if name == "shapes3d":
         raise DataError(
@@ -38,7 +54,21 @@ def load(
     path = Path(name).expanduser()
     if not path.exists():
         raise DataError(
-            f"{path}: neither a known name nor a file; "
-            "give 'dsprites', or the path of a dSprites .npz or .hdf5 or of 3dshapes.h5"
+            f"{path}: neither a known name nor a file; give 'dsprites', or the path of a dSprites .npz or .hdf5, "
+            "of 3dshapes.h5, of a folder of images, or of a .npz or HDF5 with an array of images"
         )
-    return Shapes3D(path) if is_shapes3d(path) else DSprites.genuine(path, cache_dir, progress)
+    if path.is_file() and is_shapes3d(path):
+        published("3D Shapes", 3)
+        return Shapes3D(path)
+    if path.is_file() and is_dsprites(path):
+        published("dSprites", 1)
+        return DSprites.genuine(path, cache_dir, progress)
+    return Images(
+        path,
+        size=size,
+        channels=channels,
+        crop=crop,
+        corrupt=corrupt,
+        cache_dir=cache_dir,
+        progress=progress,
+    )

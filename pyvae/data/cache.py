@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import torch
 from pyvae.errors import DataError
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 VERSION = 1
 HEADER_BYTES = 4096  # one page, so that the mapped rows are aligned
@@ -39,7 +40,7 @@ class Cached(NamedTuple):
     notes: dict[str, int]
 
 
-class _UnusableError(Exception):
+class UnusableError(Exception):
     """The reason why a cache file must be made anew."""
 
 
@@ -63,16 +64,25 @@ def load_or_build(
     numbers to be kept beside them. Any number of processes may do this at once: each writes a file of its
     own and renames it. Raises `DataError` when the cache cannot be written or read.
     """
+    return open_or_write(path, lambda: _open(path, source, shape), lambda: _write(path, source, shape, build))
+
+
+def open_or_write(path: Path, open_: Callable[[], T], write: Callable[[], None]) -> T:
+    """What ``open_`` makes of the cache file ``path``, which ``write`` makes anew where it cannot be used.
+
+    ``open_`` raises `FileNotFoundError` or `UnusableError` then; when it does so for the file just written,
+    that is a `DataError`.
+    """
     try:
-        return _open(path, source, shape)
+        return open_()
     except FileNotFoundError:
         pass
-    except _UnusableError as fault:
+    except UnusableError as fault:
         logger.warning("rebuilding the cache file %s: it %s", path, fault)
-    _write(path, source, shape, build)
+    write()
     try:
-        return _open(path, source, shape)
-    except (FileNotFoundError, _UnusableError) as fault:
+        return open_()
+    except (FileNotFoundError, UnusableError) as fault:
         raise DataError(
             f"{path}: the cache file just written {fault}; "
             "check that disk, or set PYVAE_CACHE to another directory"
@@ -85,35 +95,41 @@ def _open(path: Path, source: str, shape: tuple[int, int]) -> Cached:
             description = _description(file.read(HEADER_BYTES), source, shape)
             size = os.fstat(file.fileno()).st_size
             if size != HEADER_BYTES + shape[0] * shape[1]:
-                raise _UnusableError(f"has {size} bytes instead of {HEADER_BYTES + shape[0] * shape[1]}")
+                raise UnusableError(f"has {size} bytes instead of {HEADER_BYTES + shape[0] * shape[1]}")
             # Copy on write: torch takes only arrays it could write to, and the file must not change.
             rows = np.memmap(file, np.uint8, mode="c", offset=HEADER_BYTES, shape=shape)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise _refusal("read", path, error) from error
-    step = max(1, _CHECK_BYTES // shape[1])
-    crc32 = 0
-    for start in range(0, shape[0], step):
-        crc32 = zlib.crc32(rows[start : start + step].data, crc32)
+        raise refusal("read", path, error) from error
+    crc32 = checksum(rows)
     if crc32 != description["crc32"]:
-        raise _UnusableError("fails its checksum")
+        raise UnusableError("fails its checksum")
     return Cached(torch.from_numpy(rows), crc32, description["notes"])
+
+
+def checksum(rows: Array) -> int:
+    """The crc32 of an array's bytes, which are read piece by piece."""
+    step = max(1, _CHECK_BYTES // max(1, rows[:1].nbytes))
+    crc32 = 0
+    for start in range(0, len(rows), step):
+        crc32 = zlib.crc32(rows[start : start + step].data, crc32)
+    return crc32
 
 
 def _description(header: bytes, source: str, shape: tuple[int, int]) -> dict[str, Any]:
     if len(header) < HEADER_BYTES:
-        raise _UnusableError(f"has {len(header)} bytes, less than its header")
+        raise UnusableError(f"has {len(header)} bytes, less than its header")
     magic, version, crc32 = _PREFIX.unpack_from(header)
     if magic != _MAGIC:
-        raise _UnusableError("is not a cache file of pyvae")
+        raise UnusableError("is not a cache file of pyvae")
     if version != VERSION:
-        raise _UnusableError(f"has format version {version} instead of {VERSION}")
+        raise UnusableError(f"has format version {version} instead of {VERSION}")
     if zlib.crc32(header[_PREFIX.size :]) != crc32:
-        raise _UnusableError("has a damaged header")
+        raise UnusableError("has a damaged header")
     description: dict[str, Any] = json.loads(header[_PREFIX.size :])
     if description["source"] != source or description["shape"] != list(shape):
-        raise _UnusableError(f"was made from {description['source']}, not {source}")
+        raise UnusableError(f"was made from {description['source']}, not {source}")
     return description
 
 
@@ -123,29 +139,39 @@ def _write(
     shape: tuple[int, int],
     build: Callable[[Callable[[Array], None]], dict[str, int]],
 ) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     crc32 = 0
+    with replacing(path) as temporary, open(temporary, "xb") as file:
+        file.write(bytes(HEADER_BYTES))
+
+        def append(rows: Array) -> None:
+            nonlocal crc32
+            file.write(rows.data)
+            crc32 = zlib.crc32(rows.data, crc32)
+
+        notes = build(append)
+        description = {"source": source, "shape": shape, "crc32": crc32, "notes": notes}
+        text = json.dumps(description).encode().ljust(HEADER_BYTES - _PREFIX.size)
+        file.seek(0)
+        file.write(_PREFIX.pack(_MAGIC, VERSION, zlib.crc32(text)) + text)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The path of a temporary file to be made beside ``path``, whose directory is made where there is none.
+
+    It takes the place of ``path`` when the block ends, flushed to the disk, and is removed when the block
+    fails. Any `OSError` in the block counts as one of that disk: it becomes a `DataError`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     with _removing(temporary):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "xb") as file:
-                file.write(bytes(HEADER_BYTES))
-
-                def append(rows: Array) -> None:
-                    nonlocal crc32
-                    file.write(rows.data)
-                    crc32 = zlib.crc32(rows.data, crc32)
-
-                notes = build(append)
-                description = {"source": source, "shape": shape, "crc32": crc32, "notes": notes}
-                text = json.dumps(description).encode().ljust(HEADER_BYTES - _PREFIX.size)
-                file.seek(0)
-                file.write(_PREFIX.pack(_MAGIC, VERSION, zlib.crc32(text)) + text)
-                file.flush()
+            yield temporary
+            with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
-            raise _refusal("write", path, error) from error
+            raise refusal("write", path, error) from error
 
 
 @contextlib.contextmanager
@@ -157,7 +183,8 @@ def _removing(temporary: Path) -> Iterator[None]:
             temporary.unlink()
 
 
-def _refusal(verb: str, path: Path, error: OSError) -> DataError:
+def refusal(verb: str, path: Path, error: OSError) -> DataError:
+    """The error of a cache file that the system does not let one "read" or "write"."""
     return DataError(
         f"{path.parent}: cannot {verb} the cache file {path.name} there ({error.strerror or error}); "
         "make room and give access, or set PYVAE_CACHE to another directory"

@@ -1,4 +1,4 @@
-"""What every dataset with known factors of variation offers."""
+"""What every dataset offers, and what those with known factors of variation offer beyond it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,56 @@ Index = torch.Tensor | npt.NDArray[Any] | Sequence[Any] | int
 
 
 class Dataset(ABC):
-    """Images on the full grid of their factors: one image for every combination of factor classes.
+    """Images, of which nothing more need be known.
 
-    Image ``i`` has the classes that are the digits of ``i`` in the mixed radix of `factor_sizes`, the last
-    factor the fastest. An index may be an int, a list, a numpy array or a tensor of any integer dtype and any
-    shape; results are tensors on the CPU whose leading dimensions are those of the index. A value outside of
-    ``[0, len)`` raises `IndexError`, anything but integers `TypeError`.
+    An index may be an int, a list, a numpy array or a tensor of any integer dtype and any shape; results are
+    tensors on the CPU whose leading dimensions are those of the index. A value outside of ``[0, len)`` raises
+    `IndexError`, anything but integers `TypeError`.
     """
 
     name: str
     fingerprint: str
     """A short identity that is the same wherever the content is the same."""
-    factor_names: tuple[str, ...]
-    factor_sizes: tuple[int, ...]
     image_shape: tuple[int, int, int]
     """Channels, height, width."""
+    bits: torch.Tensor | None = None
+    """uint8 ``[N, C * H * W / 8]`` where the images are kept as bits: eight to a byte, little bit order."""
+    pixels: torch.Tensor | None = None
+    """uint8 ``[N, C, H, W]`` where the images are kept as bytes, in memory or mapped from a file."""
+
+    def __init__(self, *, name: str, fingerprint: str, image_shape: tuple[int, int, int]) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.image_shape = image_shape
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.fingerprint}: {len(self)} images {self.image_shape})"
+
+    @abstractmethod
+    def images(self, index: Index) -> torch.Tensor:
+        """float32 ``[*index.shape, C, H, W]`` in [0, 1]."""
+
+    def _checked(self, index: Index) -> torch.Tensor:
+        index = _integers(index, "index")
+        if index.numel():
+            low, high = (int(end) for end in torch.aminmax(index))
+            if low < 0 or high >= len(self):
+                raise IndexError(f"index {low if low < 0 else high} is out of range for {len(self)} images")
+        return index
+
+
+class FactorDataset(Dataset):
+    """Images on the full grid of their factors: one image for every combination of factor classes.
+
+    Image ``i`` has the classes that are the digits of ``i`` in the mixed radix of `factor_sizes`, the last
+    factor the fastest.
+    """
+
+    factor_names: tuple[str, ...]
+    factor_sizes: tuple[int, ...]
 
     def __init__(
         self,
@@ -43,9 +78,7 @@ class Dataset(ABC):
         factor_names: Sequence[str],
         factor_values: Sequence[npt.NDArray[Any]],
     ) -> None:
-        self.name = name
-        self.fingerprint = fingerprint
-        self.image_shape = image_shape
+        super().__init__(name=name, fingerprint=fingerprint, image_shape=image_shape)
         self.factor_names = tuple(factor_names)
         self.factor_sizes = tuple(len(values) for values in factor_values)
         self._values = [torch.tensor(values, dtype=torch.float64) for values in factor_values]
@@ -57,11 +90,7 @@ class Dataset(ABC):
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{n} {s}" for n, s in zip(self.factor_names, self.factor_sizes, strict=True))
-        return f"{type(self).__name__}({self.fingerprint}: {len(self)} images {self.image_shape}; {sizes})"
-
-    @abstractmethod
-    def images(self, index: Index) -> torch.Tensor:
-        """float32 ``[*index.shape, C, H, W]`` in [0, 1]."""
+        return f"{super().__repr__()[:-1]}; {sizes})"
 
     def factor_classes(self, index: Index) -> torch.Tensor:
         """int64 ``[*index.shape, F]``: class ``0 .. factor_sizes[f] - 1`` of each factor."""
@@ -91,14 +120,6 @@ class Dataset(ABC):
             )
         return (classes * self._strides).sum(-1)
 
-    def _checked(self, index: Index) -> torch.Tensor:
-        index = _integers(index, "index")
-        if index.numel():
-            low, high = (int(end) for end in torch.aminmax(index))
-            if low < 0 or high >= len(self):
-                raise IndexError(f"index {low if low < 0 else high} is out of range for {len(self)} images")
-        return index
-
 
 def strides(sizes: Sequence[int]) -> list[int]:
     """How far apart two neighbouring classes of each factor are in the order of the images."""
@@ -111,7 +132,7 @@ def grid_classes(sizes: Sequence[int], start: int, stop: int) -> npt.NDArray[np.
 
 
 def file_format(path: Path) -> str:
-    """ "zip" or "hdf5" by the first bytes; `DataError` for what is neither, empty, or not there."""
+    """ "zip", "npy" or "hdf5" by the first bytes; `DataError` for what is none of them, empty, or not there."""
     try:
         with open(path, "rb") as file:
             start = file.read(8)
@@ -121,9 +142,14 @@ def file_format(path: Path) -> str:
         raise DataError(f"{path}: the file is empty; download it again")
     if start.startswith(b"PK"):
         return "zip"
+    if start.startswith(b"\x93NUMPY"):
+        return "npy"
     if start == b"\x89HDF\r\n\x1a\n":
         return "hdf5"
-    raise DataError(f"{path}: neither a .npz (zip) nor an HDF5 file; give the file as it was published")
+    raise DataError(
+        f"{path}: neither a .npz (zip), a .npy nor an HDF5 file; give such a file, or the folder "
+        "of the image files"
+    )
 
 
 def _integers(value: Index, name: str) -> torch.Tensor:

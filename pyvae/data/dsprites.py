@@ -11,10 +11,9 @@ import logging
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +21,8 @@ import torch
 from tqdm import tqdm
 
 from pyvae.data import cache, sprites
-from pyvae.data.dataset import Dataset, Index, file_format, grid_classes
+from pyvae.data.columns import DAMAGE, Column, damaged, hdf5_column, npy_column
+from pyvae.data.dataset import FactorDataset, Index, file_format, grid_classes
 from pyvae.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -33,12 +33,11 @@ IMAGE_SHAPE = (1, 64, 64)
 # The generator's version: raise it with every change of a pixel, so that no cache of the old ones is used.
 _GENERATED = "dsprites-generated-v1"
 _AGAIN = "download it again from https://github.com/google-deepmind/dsprites-dataset"
-_DAMAGE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 logger = logging.getLogger("pyvae")
 
 
-class DSprites(Dataset):
+class DSprites(FactorDataset):
     """737,280 binary images 64x64 of a square, an ellipse or a heart.
 
     The factors are shape, scale, orientation, posX and posY. The sixth of the publication, color, has one
@@ -137,40 +136,23 @@ def _bar(what: str, sizes: Sequence[int], progress: bool) -> Any:
     return tqdm(total=math.prod(sizes), desc=what, unit="img", unit_scale=True, disable=not progress)
 
 
-class _Column(NamedTuple):
-    """An array of a file, read from its start on: ``read(n)`` gives the next n rows."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    read: Callable[[int], Array]
-
-
 def _blocks(path: Path, form: str, sizes: Sequence[int]) -> Iterator[Array]:
     """The packed images of a genuine file, uint8 ``[n, 512]``, in the blocks of `sprites.generate`."""
     count, block = math.prod(sizes), math.prod(sizes[2:])
     try:
         with _npz(path) if form == "zip" else _hdf5(path) as (images, classes):
             if images.dtype != np.uint8 or images.shape != (count, 64, 64):
-                raise DataError(
-                    f"{path}: imgs is {_kind(images)} instead of uint8 {[count, 64, 64]}; {_AGAIN}"
-                )
+                raise DataError(f"{path}: imgs is {images} instead of uint8 {[count, 64, 64]}; {_AGAIN}")
             if classes.dtype.kind not in "iu" or classes.shape != (count, 1 + len(sizes)):
                 wanted = f"integers {[count, 1 + len(sizes)]}"
-                raise DataError(
-                    f"{path}: the latent classes are {_kind(classes)} instead of {wanted}; {_AGAIN}"
-                )
+                raise DataError(f"{path}: the latent classes are {classes} instead of {wanted}; {_AGAIN}")
             for start in range(0, count, block):
                 _check_order(path, classes.read(block), sizes, start)
                 yield _packed(path, images.read(block), start)
     except DataError:
         raise
-    except _DAMAGE as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path}: damaged or truncated ({reason}); {_AGAIN}") from error
-
-
-def _kind(column: _Column) -> str:
-    return f"{column.dtype} {list(column.shape)}"
+    except DAMAGE as error:
+        raise damaged(path, error, _AGAIN) from error
 
 
 def _check_order(path: Path, classes: Array, sizes: Sequence[int], start: int) -> None:
@@ -195,59 +177,27 @@ def _packed(path: Path, images: Array, start: int) -> Array:
 
 
 @contextlib.contextmanager
-def _npz(path: Path) -> Iterator[tuple[_Column, _Column]]:
+def _npz(path: Path) -> Iterator[tuple[Column, Column]]:
     # numpy.load would unpickle the member `metadata`, an object array of Python 2: it is never opened here.
     with contextlib.ExitStack() as stack:
         archive = stack.enter_context(zipfile.ZipFile(path))
         keys = [name.removesuffix(".npy") for name in archive.namelist()]
         _check_keys(path, keys, ("imgs", "latents_classes"))
         columns = [
-            _npy(stack.enter_context(archive.open(f"{key}.npy"))) for key in ("imgs", "latents_classes")
+            npy_column(stack.enter_context(archive.open(f"{key}.npy"))) for key in ("imgs", "latents_classes")
         ]
         yield columns[0], columns[1]
 
 
-def _npy(stream: IO[bytes]) -> _Column:
-    version = np.lib.format.read_magic(stream)
-    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in header:
-        raise ValueError(f".npy format {version}")
-    shape, fortran_order, dtype = header[version](stream)
-    if fortran_order:
-        raise ValueError("an array in Fortran order")
-
-    def read(rows: int) -> Array:
-        array = np.empty((rows, *shape[1:]), dtype)
-        rest = array.view(np.uint8).reshape(-1).data
-        while rest:
-            taken = stream.readinto(rest[: 1 << 20])  # type: ignore[attr-defined]
-            if not taken:
-                raise EOFError("an array ends early")
-            rest = rest[taken:]
-        return array
-
-    return _Column(shape, dtype, read)
-
-
 @contextlib.contextmanager
-def _hdf5(path: Path) -> Iterator[tuple[_Column, _Column]]:
+def _hdf5(path: Path) -> Iterator[tuple[Column, Column]]:
     import h5py
-
-    def column(dataset: Any) -> _Column:
-        position = 0
-
-        def read(rows: int) -> Array:
-            nonlocal position
-            position += rows
-            return np.asarray(dataset[position - rows : position])
-
-        return _Column(dataset.shape, dataset.dtype, read)
 
     with h5py.File(path, "r") as file:
         keys: list[str] = []
         file.visit(keys.append)
         _check_keys(path, keys, ("imgs", "latents/classes"))
-        yield column(file["imgs"]), column(file["latents/classes"])
+        yield hdf5_column(file["imgs"]), hdf5_column(file["latents/classes"])
 
 
 def _check_keys(path: Path, keys: Sequence[str], needed: tuple[str, ...]) -> None:
@@ -255,3 +205,20 @@ def _check_keys(path: Path, keys: Sequence[str], needed: tuple[str, ...]) -> Non
         raise DataError(
             f"{path}: not dSprites: it holds {', '.join(keys)} instead of {', '.join(needed)}; {_AGAIN}"
         )
+
+
+def is_dsprites(path: Path) -> bool:
+    """Whether a file has the arrays of dSprites; `DataError` when it cannot be told."""
+    form = file_format(path)
+    if form == "npy":
+        return False
+    try:
+        if form == "zip":
+            with zipfile.ZipFile(path) as archive:
+                return {"imgs.npy", "latents_classes.npy"} <= set(archive.namelist())
+        import h5py
+
+        with h5py.File(path, "r") as file:
+            return "imgs" in file and "latents/classes" in file
+    except DAMAGE as error:
+        raise damaged(path, error, "make or download it again") from error

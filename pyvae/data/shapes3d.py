@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from pyvae.data.dataset import Dataset, Index, file_format, grid_classes
+from pyvae.data.columns import DAMAGE, damaged
+from pyvae.data.dataset import FactorDataset, Index, file_format, grid_classes
 from pyvae.errors import DataError
 
 FACTOR_NAMES = ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")
@@ -28,7 +29,7 @@ _AGAIN = "download 3dshapes.h5 again from https://github.com/google-deepmind/3d-
 _IMAGES_AT_ONCE = 4096
 
 
-class Shapes3D(Dataset):
+class Shapes3D(FactorDataset):
     """480,000 colour images 64x64 of an object in a room; the factors are `FACTOR_NAMES`.
 
     Batches are read from the file, which may decompress thousands of neighbours of each image: slow, made
@@ -97,8 +98,8 @@ class Shapes3D(Dataset):
             stops = np.flatnonzero(np.diff(unique, append=-2) != 1) + 1
             for start, stop in zip(starts, stops, strict=True):
                 rows[start:stop] = images[unique[start] : unique[stop - 1] + 1]
-        except OSError as error:
-            raise _damaged(self.path, error) from error
+        except DAMAGE as error:
+            raise damaged(self.path, error, _AGAIN) from error
         return torch.from_numpy(rows)[torch.from_numpy(inverse)].permute(0, 3, 1, 2).contiguous()
 
     def _labels(self, count: int) -> npt.NDArray[np.float64]:
@@ -119,12 +120,10 @@ class Shapes3D(Dataset):
                 if found[name] != expected:
                     raise DataError(f"{self.path}: {name} is {found[name]} instead of {expected}; {_AGAIN}")
             return np.asarray(file["labels"][:])
-        except OSError as error:
-            raise _damaged(self.path, error) from error
-
-
-def _damaged(path: Path, error: OSError, fix: str = _AGAIN) -> DataError:
-    return DataError(f"{path}: damaged or truncated ({str(error).splitlines()[0]}); {fix}")
+        except DataError:
+            raise
+        except DAMAGE as error:
+            raise damaged(self.path, error, _AGAIN) from error
 
 
 def _crc32(path: Path) -> int:
@@ -157,13 +156,18 @@ def _grid_values(
 
 
 def is_shapes3d(path: Path) -> bool:
-    """Whether a file has the datasets of 3D Shapes; `DataError` when it cannot be told."""
+    """Whether a file has datasets of the shapes of 3D Shapes, however many rows; `DataError` when it cannot be told."""
     if file_format(path) != "hdf5":
         return False
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            return "images" in file and "labels" in file
-    except OSError as error:
-        raise _damaged(path, error, "download it again") from error
+            rows = {
+                name: (getattr(file[name], "shape", None) or ())[1:]
+                for name in ("images", "labels")
+                if name in file
+            }
+            return rows == {"images": (64, 64, 3), "labels": (len(FACTOR_NAMES),)}
+    except DAMAGE as error:
+        raise damaged(path, error, "make or download it again") from error

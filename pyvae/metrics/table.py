@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from pyvae.nets import Autoencoder
 
 if TYPE_CHECKING:
-    from pyvae.data.dataset import Dataset, Index
+    from pyvae.data.dataset import Dataset, FactorDataset, Index
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class CodeTable:
     Attributes:
         mu: float32 ``[N, D]`` on the CPU, means of q(z|x).
         logvar: float32 ``[N, D]`` on the CPU, log-variances of q(z|x).
-        factor_names: F names.
+        factor_names: F names; none for data whose factors are not known, which serves metrics that need none.
         factor_sizes: number of classes of each factor.
         factors: int64 ``[N, F]``, classes of each row; None for the full grid: one row for every combination of
             classes, in mixed-radix order with the last factor the fastest, where the row number says them all.
@@ -41,7 +41,7 @@ class CodeTable:
     factors: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if len(self.factor_names) != len(self.factor_sizes) or not self.factor_sizes:
+        if len(self.factor_names) != len(self.factor_sizes):
             raise ValueError(f"factor_sizes: {self.factor_sizes} does not fit the names {self.factor_names}")
         if self.mu.ndim != 2 or self.mu.numel() == 0:
             raise ValueError(f"mu: expected shape [N, D], got {list(self.mu.shape)}")
@@ -55,7 +55,7 @@ class CodeTable:
                 column = int((~torch.isfinite(x)).any(0).nonzero()[0])
                 raise ValueError(f"{name}: latent {column} holds NaN or infinity: has the training diverged?")
         if self.factors is None:
-            if len(self) != math.prod(self.factor_sizes):
+            if self.factor_sizes and len(self) != math.prod(self.factor_sizes):
                 raise ValueError(
                     f"mu: {len(self)} rows are not the full grid of {self.factor_sizes}, which has "
                     f"{math.prod(self.factor_sizes)}: give the factors of each row"
@@ -109,8 +109,10 @@ class CodeTable:
         """Positions of the factors that are not left out.
 
         Raises:
-            ValueError: a name that is no factor, or none is kept.
+            ValueError: no factors are known, a name that is no factor, or none is kept.
         """
+        if not self.factor_names:
+            raise ValueError("the factors behind these codes are not known, and this metric needs them")
         if isinstance(without, str):
             without = (without,)
         for name in without:
@@ -159,7 +161,7 @@ def encode(
 
     Args:
         net: moved to ``device``; its training mode is left as it was.
-        dataset: images on the full grid of their factors.
+        dataset: images, on the full grid of their factors where these are known.
         device: where the encoder runs.
         batch_size: of the encoder; results may differ in the last bits between batch sizes.
         index: images to encode, ``[N]``, instead of all; the table then holds the factor classes of each row.
@@ -174,7 +176,8 @@ def encode(
 
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    factors = None if index is None else dataset.factor_classes(index)
+    known = cast("FactorDataset", dataset) if hasattr(dataset, "factor_names") else None
+    factors = None if index is None or known is None else known.factor_classes(index)
     rows = torch.arange(len(dataset)) if index is None else torch.as_tensor(index, dtype=torch.int64)
     load = images or (lambda i: dataset.images(i).to(device, non_blocking=True))
     if rows.ndim != 1:
@@ -188,7 +191,9 @@ def encode(
     finally:
         net.train(training)
     mu, logvar = (torch.cat(parts).float().cpu() for parts in zip(*codes, strict=True))
-    return CodeTable(mu, logvar, dataset.factor_names, dataset.factor_sizes, factors)
+    if known is None:
+        return CodeTable(mu, logvar, (), ())
+    return CodeTable(mu, logvar, known.factor_names, known.factor_sizes, factors)
 
 
 def _check_dtype(name: str, x: Tensor, dtype: torch.dtype) -> None:

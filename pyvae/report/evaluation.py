@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyvae.data.dataset import Dataset
+from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.functional import bernoulli_nll, reparameterize_kl
 from pyvae.nets import Autoencoder
 from pyvae.random import Stream, data_order, make_key
@@ -34,7 +34,7 @@ class Evaluation(NamedTuple):
             "kl": total,
             "elbo": -(self.recon + total),
             "kl_of_latents": self.kl,
-            "factors": list(dataset.factor_names),
+            "factors": list(dataset.factor_names) if isinstance(dataset, FactorDataset) else [],
             "eta_squared": self.dependence,
         }
 
@@ -61,7 +61,7 @@ def evaluate(net: Autoencoder, dataset: Dataset) -> Evaluation:
         kl += divergence.double() * len(chunk)
         codes.append(mu)
     dependence = None
-    if dataset.factor_names:
+    if isinstance(dataset, FactorDataset):
         dependence = correlation_ratio(torch.cat(codes), dataset.factor_classes(index)).tolist()
     return Evaluation(len(index), float(recon) / len(index), (kl / len(index)).tolist(), dependence)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pyvae.data.dataset import Dataset
+from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
 from pyvae.evaluation import read_scores, write_metrics
@@ -158,7 +158,7 @@ def _scores(scores: dict[str, dict[str, Any]]) -> Iterable[tuple[str, str]]:
 
 
 def _latents(evaluation: Evaluation, dataset: Dataset) -> str:
-    names = dataset.factor_names if evaluation.dependence else ()
+    names = dataset.factor_names if isinstance(dataset, FactorDataset) else ()
     head = "".join(f'<th class="number">{html.escape(name)}</th>' for name in ("KL, nats", *names))
     rows = [f"<tr><th>latent</th>{head}</tr>"]
     for j in sorted(range(len(evaluation.kl)), key=lambda j: -evaluation.kl[j]):
@@ -183,6 +183,10 @@ def _caption(evaluation: Evaluation) -> str:
         text += (
             " The factor columns give &eta;&sup2;, the share of the variance of the latent's mean that the factor "
             "alone explains; the strongest factor of each active latent is marked."
+        )
+    else:
+        text += (
+            " The factors of these images are not known, so nothing is said of which latent follows which."
         )
     return text
 

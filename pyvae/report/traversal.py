@@ -55,7 +55,7 @@ def traverse(
         span: latents go from ``-span`` to ``span``.
         columns: values of each latent.
         seeds: indices of the images to start from; None: a square, an ellipse and a heart of dSprites, or three
-            images spread over another data set.
+            images spread over other data.
 
     Raises:
         RunError: no checkpoint, images of another shape than it was trained on, a seed, span or number of columns
@@ -97,7 +97,9 @@ def draw(
 def default_seeds(dataset: Dataset) -> tuple[int, ...]:
     """Where traversals start from when nothing is said."""
     size = len(dataset)
-    return DSPRITES_SEEDS if size == 737_280 else tuple(sorted({size // 6, size // 2, size * 5 // 6}))
+    if (dataset.name, size) == ("dsprites", 737_280):
+        return DSPRITES_SEEDS
+    return tuple(sorted({size // 6, size // 2, size * 5 // 6}))
 
 
 @torch.inference_mode()

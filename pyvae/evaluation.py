@@ -53,8 +53,8 @@ def score(
             f"only --metrics {UNSUPERVISED} can do without"
         )
     net, steps = run.load_net()
-    source = ImageSource(dataset, device)
-    table = encode(net.to(device), dataset, device=device, images=lambda index: source.batch(index)[0])
+    images = ImageSource(dataset, device).images
+    table = encode(net.to(device), dataset, device=device, images=images)
     options: dict[str, dict[str, Any]] = {name: {"without": tuple(without)} for name in supervised}
     if len(dataset) < POINTS:
         options[UNSUPERVISED] = {"points": None}

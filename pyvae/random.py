@@ -150,11 +150,20 @@ def data_order(key: Tensor, position: Tensor, n: int, *, stream: int = Stream.DA
     a, b = feistel_domain(n)
     round_keys = bits(key, 1, _FEISTEL_ROUNDS, stream).squeeze(-2).unbind(-1)
     x = _feistel(position, a, b, round_keys)
-    if a * b == n:
-        return x
-    while bool((outside := x >= n).any()):
+    for _ in range(_walks(n, a * b)):
+        outside = x >= n
+        # free on a CPU; elsewhere it would wait for the device
+        if not x.is_cuda and not bool(outside.any()):
+            break
         x = torch.where(outside, _feistel(x, a, b, round_keys), x)
     return x
+
+
+@lru_cache(maxsize=64)
+def _walks(n: int, domain: int) -> int:
+    """Steps of cycle walking that bring every position of the domain back into [0, n), but for a chance of 2**-100."""
+    outside = domain - n
+    return outside and min(outside, math.ceil(100 / math.log2(domain / outside)))
 
 
 def _feistel(x: Tensor, a: int, b: int, round_keys: tuple[Tensor, ...]) -> Tensor:

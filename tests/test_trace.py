@@ -6,15 +6,18 @@ from pyvae.engine.trace import Ring, TraceFile, read_trace
 from pyvae.errors import RunError
 
 
-def test_ring_gives_rows_back_in_order_and_empties():
-    ring = Ring(["a", "b"], 3, torch.device("cpu"))
-    ring.write(0, torch.tensor([1.0, 2.0], dtype=torch.float64))
-    ring.write(5, torch.tensor([3.0, 4.0], dtype=torch.float64))
-    assert not ring.full
-    ring.write(9, torch.tensor([5.0, 0.1], dtype=torch.float64))
-    assert ring.full
-    assert ring.drain() == [(0, [1.0, 2.0]), (5, [3.0, 4.0]), (9, [5.0, 0.1])]
-    assert ring.drain() == []
+def test_ring_keeps_the_steps_that_are_logged():
+    ring = Ring(["a", "b"], 4, 3, torch.device("cpu"))
+    assert ring.steps == 6
+    for start in range(0, 60, 6):
+        for step in range(start, start + 6):
+            ring.write(torch.tensor(step), torch.tensor([step, step / 8], dtype=torch.float64))
+        rows = ring.copy(start, start + 6)
+        # what is written afterwards does not reach a copy
+        ring.write(torch.tensor(start + 6), torch.tensor([-1.0, -1.0], dtype=torch.float64))
+        assert rows.wait() == [(s, [s, s / 8]) for s in (start, start + 3)]
+    assert ring.copy(60, 60).wait() == []
+    assert ring.copy(61, 63).wait() == []
 
 
 def test_rows_are_read_back(tmp_path):

@@ -1,18 +1,22 @@
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pyvae import reference
 from pyvae.engine import checkpoint
-from pyvae.engine.loop import train
+from pyvae.engine.batches import BatchOrder
+from pyvae.engine.loop import settle_arithmetic, train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.engine.trainer import Trainer
-from pyvae.errors import RunError
+from pyvae.errors import RecipeError, RunError
 from pyvae.nets import build
-from pyvae.objectives import BetaVAE, CapacityVAE
+from pyvae.objectives import DIPVAE, TCVAE, BetaVAE, CapacityVAE, FactorVAE
 from pyvae.random import Stream, make_key, normal
 from tiny import TinyData
 
@@ -24,10 +28,10 @@ def plain_losses(recipe: Recipe, data: TinyData, steps: int) -> list[float]:
     """The same run as anybody would write it, from the formulas."""
     net = build(recipe.architecture, 1, recipe.latents, init=recipe.init, seed=recipe.seed)
     optimizer = torch.optim.Adam(net.parameters(), lr=recipe.lr)
-    order = Trainer(recipe, data, CPU)._order
+    order = BatchOrder(recipe.seed, len(data), recipe.batch_size, CPU)
     losses = []
     for step in range(steps):
-        x = data.images(order.index(step))
+        x = data.images(order.draw(step, 1)[0])
         mu, logvar = net.encoder(x)
         noise = normal(make_key(recipe.seed, step), recipe.batch_size, recipe.latents, Stream.POSTERIOR)
         logits = net.decoder(mu + (logvar / 2).exp() * noise)
@@ -41,10 +45,15 @@ def plain_losses(recipe: Recipe, data: TinyData, steps: int) -> list[float]:
     return losses
 
 
+def advanced(trainer: Trainer) -> torch.Tensor:
+    trainer.advance()
+    return trainer.row.clone()
+
+
 def test_steps_equal_a_plain_training_loop():
     data = TinyData()
     trainer = Trainer(RECIPE, data, CPU)
-    rows = torch.stack([trainer.advance()[:3] for _ in range(8)])
+    rows = torch.stack([advanced(trainer)[:3] for _ in range(8)])
     torch.testing.assert_close(
         rows, torch.tensor(plain_losses(RECIPE, data, 8), dtype=torch.float64), rtol=2e-4, atol=0
     )
@@ -53,7 +62,7 @@ def test_steps_equal_a_plain_training_loop():
 def test_a_row_names_its_values():
     trainer = Trainer(replace(RECIPE, objective=CapacityVAE(gamma=2.0, capacity_steps=10)), TinyData(), CPU)
     trainer.advance()
-    row = dict(zip(trainer.fields, trainer.advance().tolist(), strict=True))
+    row = dict(zip(trainer.fields, advanced(trainer).tolist(), strict=True))
     assert row["capacity"] == 2.5
     assert row["kl"] == pytest.approx(sum(row[f"kl_{j}"] for j in range(10)), rel=1e-6)
     assert row["loss"] == pytest.approx(row["recon"] + 2 * abs(row["kl"] - 2.5), rel=1e-6)
@@ -62,24 +71,132 @@ def test_a_row_names_its_values():
 
 def test_training_learns():
     trainer = Trainer(replace(RECIPE, objective=BetaVAE(beta=1.0), init="kaiming"), TinyData(), CPU)
-    rows = [trainer.advance() for _ in range(150)]
+    rows = [advanced(trainer) for _ in range(150)]
     first, last = rows[0][1], torch.stack(rows[-10:])[:, 1].mean()
     assert last < 0.15 * first
 
 
 def test_three_channels():
     trainer = Trainer(replace(RECIPE, batch_size=4), TinyData(channels=3), CPU)
-    assert torch.isfinite(trainer.advance()).all()
+    assert torch.isfinite(advanced(trainer)).all()
 
 
-def test_bits_on_a_device_give_what_images_do(monkeypatch):
-    """The path that keeps bits resident, which only other devices take, on the CPU."""
-    data = TinyData()
-    data.bits = reference.pack_bits(data.images(torch.arange(len(data))).flatten(1))
-    plain, packed = Trainer(RECIPE, data, CPU), Trainer(RECIPE, data, CPU)
-    packed._source._bits = data.bits
+def test_bits_and_bytes_give_what_images_do():
+    plain, packed, bytes_ = TinyData(), TinyData(), TinyData()
+    everything = plain.images(torch.arange(len(plain)))
+    packed.bits = reference.pack_bits(everything.flatten(1))
+    bytes_.pixels = (everything * 255).to(torch.uint8)
+    trainers = [Trainer(RECIPE, data, CPU) for data in (plain, packed, bytes_)]
     for _ in range(3):
-        assert torch.equal(plain.advance(), packed.advance())
+        first, *others = (advanced(trainer) for trainer in trainers)
+        for other in others:
+            torch.testing.assert_close(other, first, rtol=1e-6, atol=1e-7)
+
+
+def test_several_steps_at_once_are_the_same_steps():
+    one, many = Trainer(RECIPE, TinyData(), CPU), Trainer(RECIPE, TinyData(), CPU)
+    rows = [(step, advanced(one).tolist()) for step in range(7)]
+    many.advance(5)
+    many.advance(2)
+    assert many.ring.copy(0, 7).wait() == rows
+    assert many.key.tolist() == [7, 7]
+    assert all(torch.equal(t, many.tensors()[name]) for name, t in one.tensors().items())
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Refuses what would wait for a GPU: values that go to the host, and shapes that depend on them."""
+
+    REFUSED = frozenset({"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique"})
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        name = op.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1:])
+        )
+        assert name not in self.REFUSED and not by_mask, f"{name} waits for the device"
+        self.calls += 1
+        return op(*args, **(kwargs or {}))
+
+
+def test_the_mode_sees_what_waits():
+    with NoSynchronisation():
+        for wait in (float, bool, torch.Tensor.item, torch.nonzero, lambda x: x[x > 0]):
+            with pytest.raises(AssertionError, match="waits for the device"):
+                wait(torch.ones(1))
+
+
+OBJECTIVES = {
+    "beta-vae": BetaVAE(),
+    "capacity-vae": CapacityVAE(),
+    "factor-vae": FactorVAE(discriminator_width=20),
+    "tc-vae": TCVAE(),
+    "dip-vae": DIPVAE(),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+@pytest.mark.parametrize("store", ["bits", "pixels"])
+def test_a_step_never_waits_for_the_device(objective, precision, store, monkeypatch):
+    """The reference and the steps around it; on a CPU the compiled loss reads its upstream gradient."""
+    monkeypatch.setenv("PYVAE_BACKEND", "reference")
+    data = TinyData()
+    everything = data.images(torch.arange(len(data)))
+    if store == "bits":
+        data.bits = reference.pack_bits(everything.flatten(1))
+    else:
+        data.pixels = (everything * 255).to(torch.uint8)
+    trainer = Trainer(
+        replace(RECIPE, objective=objective, precision=precision, batch_size=4), data, CPU, log_every=2
+    )
+    trainer.advance()
+    with NoSynchronisation() as mode:
+        trainer._step()
+        trainer._step()
+    assert mode.calls > 100
+    assert trainer.key.tolist() == [RECIPE.seed, 3]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+@pytest.mark.parametrize("objective", [BetaVAE(), FactorVAE(discriminator_width=20)], ids=["vae", "factor"])
+@pytest.mark.parametrize("where", ["loss", "gradient", "discriminator"])
+def test_a_step_that_is_not_finite_changes_nothing(objective, optimizer, where, monkeypatch):
+    if where == "discriminator" and not isinstance(objective, FactorVAE):
+        pytest.skip("has none")
+    trainer = Trainer(replace(RECIPE, objective=objective, optimizer=optimizer), TinyData(), CPU)
+    trainer.advance(4)
+    before = {name: t.clone() for name, t in trainer.tensors().items()}
+    if where == "loss":
+        terms = type(objective).terms
+        poison = torch.tensor(float("nan"))
+        monkeypatch.setattr(
+            type(objective),
+            "terms",
+            lambda *a: {n: t + poison if n in ("loss", "recon") else t for n, t in terms(*a).items()},
+        )
+        first = "loss"
+    elif where == "gradient":
+        trainer.net.encoder.head.bias.register_hook(lambda grad: grad * torch.inf)
+        first = "grad_norm"
+    else:
+        parameter = next(trainer._adversary.trained.module.parameters())
+        parameter.register_hook(lambda grad: grad * torch.nan)
+        first = "discriminator"
+    trainer.advance(3)
+    assert int(trainer.bad_step) == 4
+    after = trainer.tensors()
+    untouched = [n for n in before if not (first == "discriminator" and n.startswith("net."))]
+    assert untouched
+    for name in untouched:
+        if not name.endswith(".step") or optimizer == "adam":
+            assert torch.equal(before[name], after[name]), name
+    if first != "discriminator":
+        row = dict(zip(trainer.fields, trainer.bad_row.tolist(), strict=True))
+        assert next(name for name, value in row.items() if not math.isfinite(value)) == first
 
 
 def test_divergence_stops_the_run_and_spares_the_checkpoint(tmp_path, monkeypatch):
@@ -88,22 +205,70 @@ def test_divergence_stops_the_run_and_spares_the_checkpoint(tmp_path, monkeypatc
     good = checkpoint.load_newest(run.checkpoints)
     advance = Trainer.advance
 
-    def poisoned(self):
+    def poisoned(self, count=1):
         if self.step == 5:
             self.net.encoder.head.bias.data[0] = float("nan")
-        return advance(self)
+        advance(self, count)
 
     monkeypatch.setattr(Trainer, "advance", poisoned)
     longer = Run.create_or_resume(tmp_path / "run", replace(RECIPE, steps=20))
-    with pytest.raises(RunError, match=r"not finite from step 5 on; the checkpoint of step 3 is intact"):
+    said = (
+        r"loss is not finite in step 5, so nothing was learnt from it on; the checkpoint of step 3 is intact"
+    )
+    with pytest.raises(RunError, match=said):
         train(longer, TinyData(), CPU, log_every=1)
     after = checkpoint.load_newest(run.checkpoints)
     assert after.step == 3
     assert all(torch.equal(t, after.tensors[name]) for name, t in good.tensors.items())
 
 
+def test_images_of_another_size_are_refused():
+    data = TinyData()
+    data.image_shape = (1, 32, 32)
+    with pytest.raises(RecipeError, match=r"32 x 32, but the networks take 64 x 64: --image-size 64"):
+        Trainer(RECIPE, data, CPU)
+
+
 @pytest.mark.gpu
 def test_cpu_and_gpu_agree_at_first():
     cpu, gpu = (Trainer(RECIPE, TinyData(), torch.device(d)) for d in ("cpu", "cuda"))
     for _ in range(3):
-        torch.testing.assert_close(gpu.advance().cpu(), cpu.advance(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(advanced(gpu).cpu(), advanced(cpu), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+@pytest.mark.parametrize("store", ["bits", "pixels", "images"])
+def test_captured_steps_are_the_eager_ones(objective, store):
+    """Bit for bit: the same kernels run; other noise, batches and permutations in every replay."""
+    data = TinyData()
+    everything = data.images(torch.arange(len(data)))
+    if store == "bits":
+        data.bits = reference.pack_bits(everything.flatten(1))
+    elif store == "pixels":
+        data.pixels = (everything * 255).to(torch.uint8)
+    settle_arithmetic("fp32")
+    recipe = replace(RECIPE, objective=objective)
+    eager, captured = (Trainer(recipe, data, torch.device("cuda"), capture=c) for c in (False, True))
+    for portion in (5, 70, 3, 32):
+        eager.advance(portion)
+        captured.advance(portion)
+    assert captured._capture is not None
+    rows = [trainer.ring.copy(0, 110).wait() for trainer in (eager, captured)]
+    assert rows[0] == rows[1]
+    assert len({row[1][1] for row in rows[1]}) == 110
+    for name, tensor in eager.tensors().items():
+        assert torch.equal(tensor, captured.tensors()[name]), name
+
+
+@pytest.mark.gpu
+def test_a_captured_run_resumes_bit_for_bit():
+    device = torch.device("cuda")
+    settle_arithmetic("fp32")
+    straight, first, second = (Trainer(RECIPE, TinyData(), device) for _ in range(3))
+    straight.advance(150)
+    first.advance(77)
+    second.restore(first.step, {name: t.cpu() for name, t in first.tensors().items()})
+    second.advance(150 - 77)
+    for name, tensor in straight.tensors().items():
+        assert torch.equal(tensor, second.tensors()[name]), name

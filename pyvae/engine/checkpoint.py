@@ -4,12 +4,14 @@ Nothing is ever unpickled. A file appears whole or not at all, and the one befor
 """
 
 import json
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from pyvae.engine.files import write_atomically
+from pyvae.engine.trace import HostCopy, to_host
 from pyvae.errors import RunError
 
 _KEPT = 2
@@ -40,6 +42,41 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
     for old in paths(directory)[:-_KEPT]:
         old.unlink(missing_ok=True)
     return path
+
+
+class Saver:
+    """Writes checkpoints on a thread of its own: the device stops for no longer than a copy in its own memory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="pyvae-save")
+        self._writing: tuple[int, Future[Path]] | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Start writing the tensors as they are now.
+
+        Raises:
+            RunError: the checkpoint before could not be written.
+        """
+        self.wait()
+        copies = {name: to_host(tensor.detach()) for name, tensor in checkpoint.tensors.items()}
+        self._writing = checkpoint.step, self._writer.submit(self._write, checkpoint, copies)
+
+    def wait(self) -> int | None:
+        """Wait for what is being written; returns its step, None when nothing was.
+
+        Raises:
+            RunError: it could not be written; the earlier ones survive.
+        """
+        if self._writing is None:
+            return None
+        (step, writing), self._writing = self._writing, None
+        writing.result()
+        return step
+
+    def _write(self, checkpoint: Checkpoint, copies: dict[str, HostCopy]) -> Path:
+        tensors = {name: copy.wait() for name, copy in copies.items()}
+        return save(self._directory, checkpoint._replace(tensors=tensors))
 
 
 def paths(directory: Path) -> list[Path]:

@@ -1,10 +1,12 @@
 """Run a recipe in a run directory, from wherever it stands to its end."""
 
+import math
 import os
 import platform
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -19,12 +21,13 @@ from pyvae.engine import checkpoint
 from pyvae.engine.allocator import keep_large_buffers
 from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.run import Run
-from pyvae.engine.trace import Ring, TraceFile
-from pyvae.engine.trainer import Trainer
+from pyvae.engine.trace import HostCopy, Rows, TraceFile, to_host
+from pyvae.engine.trainer import BURST, Trainer
 from pyvae.errors import RunError
 
-_RING_ROWS = 4096
 _DRAIN_SECONDS = 0.5
+# how long a GPU's work handed over at once should take: Ctrl-C waits for two such portions
+_PORTION_SECONDS = (0.05, 0.2)
 
 
 class Outcome(NamedTuple):
@@ -45,6 +48,7 @@ def train(
     *,
     log_every: int = 100,
     checkpoint_seconds: float = 60.0,
+    capture: bool = True,
 ) -> Outcome:
     """Train until the recipe's last step, or until SIGINT or SIGTERM, which saves first.
 
@@ -54,37 +58,39 @@ def train(
         device: to train on.
         log_every: steps between rows of the trace.
         checkpoint_seconds: time between checkpoints; 0 saves after every step.
+        capture: on a GPU, run several steps as one CUDA graph; the results are the same.
 
     Raises:
         RunError: another process holds the run, the data is not what it was, a file cannot be written, or the loss
             is no longer finite (the last checkpoint is from before).
     """
     keep_large_buffers()
-    _settle_arithmetic()
+    settle_arithmetic(run.recipe.precision)
     with run.locked():
-        return _Loop(run, dataset, device, log_every, checkpoint_seconds).train()
+        trainer = Trainer(run.recipe, dataset, device, log_every=log_every, capture=capture)
+        return _Loop(run, dataset, trainer, checkpoint_seconds).train()
 
 
 class _Loop:
-    def __init__(
-        self, run: Run, dataset: Dataset, device: torch.device, log_every: int, checkpoint_seconds: float
-    ) -> None:
+    def __init__(self, run: Run, dataset: Dataset, trainer: Trainer, checkpoint_seconds: float) -> None:
         self._run = run
-        self._log_every = log_every
         self._checkpoint_seconds = checkpoint_seconds
-        self._trainer = Trainer(run.recipe, dataset, device)
+        self._trainer = trainer
         self._seconds_before = 0.0
         self._metadata: dict[str, Any] = {
             "recipe": run.recipe.to_json(),
             "data": dataset.fingerprint,
             "image_shape": list(dataset.image_shape),
-            "device": _device_name(device),
+            "device": _device_name(trainer.device),
             "versions": {"pyvae": pyvae.__version__, "torch": torch.__version__},
         }
         self._resume()
-        self._first_step = self._saved_step = self._trainer.step
-        self._ring = Ring(self._trainer.fields, _RING_ROWS, device)
-        self._trace = TraceFile(run.path / "trace.csv", self._trainer.fields, self._trainer.step)
+        self._first_step = self._saved_step = trainer.step
+        self._saver = checkpoint.Saver(run.checkpoints)
+        self._pace = _Pace(trainer)
+        self._drained_step = trainer.step
+        self._copying: tuple[Rows, HostCopy, HostCopy] | None = None
+        self._trace = TraceFile(run.path / "trace.csv", trainer.fields, trainer.step)
 
     def _resume(self) -> None:
         saved = checkpoint.load_newest(self._run.checkpoints)
@@ -107,19 +113,15 @@ class _Loop:
             _progress(trainer.step, total) as bar,
         ):
             while trainer.step < total and not signals:
-                step = trainer.step
-                row = trainer.advance()
-                if step % self._log_every == 0:
-                    self._ring.write(step, row)
+                self._pace.advance(min(total - trainer.step, self._most_steps()))
                 now = time.monotonic()
-                if self._ring.full or now - last_drain >= _DRAIN_SECONDS:
+                if self._most_steps() == 0 or now - last_drain >= _DRAIN_SECONDS:
                     self._drain(events, bar)
                     last_drain = now
                 if now - self._last_save >= self._checkpoint_seconds:
-                    self._drain(events, bar)
-                    self._save()
-            self._drain(events, bar)
-            self._save()
+                    self._save(events, bar)
+            self._save(events, bar)
+            self._saver.wait()
             self._trace.close()
             return Outcome(
                 trainer.step, trainer.step < total, (trainer.step - self._first_step) / self._elapsed()
@@ -128,34 +130,87 @@ class _Loop:
     def _elapsed(self) -> float:
         return max(time.monotonic() - self._started, 1e-9)
 
+    def _most_steps(self) -> int:
+        """Steps that the ring holds before it must be copied out."""
+        return self._drained_step + self._trainer.ring.steps - self._trainer.step
+
     def _drain(self, events: "_Events", bar: "tqdm[None]") -> None:
-        bad = int(self._trainer.first_bad_step)
+        """Write the rows that have been copied out, and start copying those of the steps since."""
+        self._write_rows(events, bar)
+        trainer = self._trainer
+        rows = trainer.ring.copy(self._drained_step, trainer.step)
+        self._copying = rows, to_host(trainer.bad_step), to_host(trainer.bad_row)
+        self._drained_step = trainer.step
+
+    def _write_rows(self, events: "_Events", bar: "tqdm[None]") -> None:
+        if self._copying is None:
+            return
+        (copied, bad_step, bad_row), self._copying = self._copying, None
+        rows, bad = copied.wait(), int(bad_step.wait())
         if bad >= 0:
+            values = dict(zip(self._trainer.fields, bad_row.wait().tolist(), strict=True))
+            first = next(name for name, value in values.items() if not math.isfinite(value))
             raise RunError(
-                f"the loss is not finite from step {bad} on; the checkpoint of step {self._saved_step} is intact: "
+                f"{first} is not finite in step {bad}, so nothing was learnt from it on; {self._intact()} is intact: "
                 "try a lower --lr in another --out"
             )
-        rows = self._ring.drain()
         self._trace.append(rows)
+        for step, row in rows:
+            events.write(step, dict(zip(self._trainer.fields, row, strict=True)))
         if rows:
-            step, values = rows[-1]
-            named = dict(zip(self._trainer.fields, values, strict=True))
-            events.write(step, named)
+            named = dict(zip(self._trainer.fields, rows[-1][1], strict=True))
             bar.set_postfix({name: f"{named[name]:.2f}" for name in ("loss", "recon", "kl")}, refresh=False)
-        bar.update(self._trainer.step - bar.n)
+        bar.update(self._drained_step - bar.n)
 
-    def _save(self) -> None:
+    def _intact(self) -> str:
+        self._saver.wait()
+        return f"the checkpoint of step {self._saved_step}"
+
+    def _save(self, events: "_Events", bar: "tqdm[None]") -> None:
+        # only what is known to be finite is saved, and no checkpoint is ahead of its trace
+        self._drain(events, bar)
+        self._write_rows(events, bar)
         step = self._trainer.step
         if step > self._saved_step or not checkpoint.paths(self._run.checkpoints):
             seconds = self._seconds_before + self._elapsed()
             metadata = {**self._metadata, "seconds": seconds}
-            checkpoint.save(self._run.checkpoints, Checkpoint(step, self._trainer.tensors(), metadata))
+            self._saver.save(Checkpoint(step, self._trainer.tensors(), metadata))
             self._saved_step = step
         self._last_save = time.monotonic()
 
 
+class _Pace:
+    """Hands a GPU portions of steps, and runs at most two of them ahead of it; a CPU makes one step at a time."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._portion = BURST if trainer.device.type == "cuda" else 1
+        self._ends: deque[torch.cuda.Event] = deque()
+        self._last_end = time.monotonic()
+
+    def advance(self, most: int) -> None:
+        """Make some steps, at most ``most``."""
+        self._trainer.advance(min(most, self._portion))
+        if self._trainer.device.type == "cuda":
+            end = torch.cuda.Event(blocking=True)
+            end.record()
+            self._ends.append(end)
+            if len(self._ends) > 2:
+                self._ends.popleft().synchronize()
+                self._adapt()
+
+    def _adapt(self) -> None:
+        now = time.monotonic()
+        seconds, self._last_end = now - self._last_end, now
+        shortest, longest = _PORTION_SECONDS
+        if seconds < shortest:
+            self._portion *= 2
+        elif seconds > longest and self._portion > BURST:
+            self._portion //= 2
+
+
 class _Events:
-    """TensorBoard scalars of the rows that the progress bar shows, so about two a second."""
+    """TensorBoard scalars of every row of the trace."""
 
     def __init__(self, run: Run, resume_at: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -210,11 +265,13 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _settle_arithmetic() -> None:
-    """Fix what cuDNN would otherwise choose by timing, so that two runs are equal bit for bit."""
+def settle_arithmetic(precision: str) -> None:
+    """Fix what libraries would otherwise choose by timing, so that two runs are equal bit for bit."""
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.allow_tf32 = False
+    products = "tf32" if precision == "tf32" else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = products
 
 
 def _device_name(device: torch.device) -> str:

@@ -28,8 +28,8 @@ class Recipe:
     """Adam with betas (0.9, 0.999) and epsilon 1e-8, or Adagrad."""
     lr: float = 1e-4
     """Learning rate."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the networks' arithmetic; weights, losses and moments are always float32."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Of the networks' products; weights, losses and moments are always float32. A CPU takes tf32 as fp32."""
     steps: int = 1_500_000
     """Length of the run in steps. A finished run can be prolonged."""
     seed: int = 0

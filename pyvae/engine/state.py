@@ -1,4 +1,4 @@
-"""A module and its optimiser as named tensors, and back."""
+"""A module and its optimiser: a guarded step, and their tensors by name."""
 
 from typing import NamedTuple
 
@@ -36,10 +36,22 @@ class Trained(NamedTuple):
         # moves each moment to where the optimiser wants it: not always to the device of its parameter
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
-    def step(self, loss: Tensor) -> None:
-        """Minimise the loss by one step of the optimiser."""
+    def backward(self, loss: Tensor) -> Tensor:
+        """Gradients of the loss in the parameters; returns their Euclidean norm ``[]``."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+
+    def step(self, bad: Tensor) -> None:
+        """Move the parameters by their gradients, unless ``bad`` (bool ``[]``, on the device) says no."""
+        if isinstance(self.optimizer, torch.optim.Adam):
+            # as torch.amp.GradScaler hands it over: the fused kernel then changes nothing
+            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        else:
+            for parameter in self.module.parameters():
+                if parameter.grad is not None:
+                    # Adagrad stands still where the gradient is zero
+                    parameter.grad.masked_fill_(bad, 0.0)
         self.optimizer.step()
 
 

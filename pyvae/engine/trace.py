@@ -3,7 +3,9 @@
 import csv
 import io
 import os
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,28 +15,79 @@ from pyvae.errors import RunError
 
 
 class Ring:
-    """Rows of scalars in device memory, so that logging a step does not wait for it."""
+    """Rows of scalars in device memory: a step writes its own without the host, which copies them out later."""
 
-    def __init__(self, fields: list[str], capacity: int, device: torch.device) -> None:
+    def __init__(self, fields: list[str], capacity: int, every: int, device: torch.device) -> None:
+        """Of the last ``capacity`` steps that ``every`` divides."""
         self.fields = fields
-        self._rows = torch.zeros(capacity, len(fields), dtype=torch.float64, device=device)
-        self._steps: list[int] = []
+        self._every = every
+        self._capacity = capacity
+        # the last row is for steps that are not logged
+        self._rows = torch.zeros(capacity + 1, len(fields), dtype=torch.float64, device=device)
 
     @property
-    def full(self) -> bool:
-        return len(self._steps) == self._rows.shape[0]
+    def steps(self) -> int:
+        """How many steps may be made between two calls of :meth:`copy`, with one copy more in hand."""
+        return self._every * self._capacity // 2
 
-    def write(self, step: int, values: Tensor) -> None:
-        """Add the row ``values`` [fields] of a step."""
-        self._rows[len(self._steps)] = values
-        self._steps.append(step)
+    def write(self, step: Tensor, row: Tensor) -> None:
+        """Keep the row [fields] of a step int64 ``[]``, if it is to be logged."""
+        slot = step // self._every % self._capacity
+        slot = torch.where(step % self._every == 0, slot, self._capacity)
+        self._rows.index_copy_(0, slot.view(1), row.unsqueeze(0))
 
-    def drain(self) -> list[tuple[int, list[float]]]:
-        """Take out all rows, in order; this waits for the device."""
-        rows = self._rows[: len(self._steps)].tolist()
-        taken = list(zip(self._steps, rows, strict=True))
-        self._steps = []
-        return taken
+    def copy(self, first: int, stop: int) -> "Rows":
+        """Start copying the rows of the steps in [first, stop) to the host."""
+        logged = range(-(-first // self._every) * self._every, stop, self._every)
+        start = logged.start // self._every % self._capacity
+        ahead = min(len(logged), self._capacity - start)
+        rows = torch.cat([self._rows[start : start + ahead], self._rows[: len(logged) - ahead]])
+        return Rows(list(logged), to_host(rows))
+
+
+class Rows(NamedTuple):
+    """Rows that are on their way to the host."""
+
+    steps: list[int]
+    values: "HostCopy"
+
+    def wait(self) -> list[tuple[int, list[float]]]:
+        """(step, values) of each, in order, when they have arrived."""
+        return list(zip(self.steps, self.values.wait().tolist(), strict=True))
+
+
+class HostCopy(NamedTuple):
+    """A tensor that is on its way to the host."""
+
+    tensor: Tensor
+    event: "torch.cuda.Event | None"
+
+    def wait(self) -> Tensor:
+        """The tensor, when it has arrived."""
+        if self.event is not None:
+            self.event.synchronize()
+        return self.tensor
+
+
+def to_host(x: Tensor) -> HostCopy:
+    """Start copying ``x``, as it is at this point of the device's work, which goes on meanwhile."""
+    if x.device.type != "cuda":
+        return HostCopy(x.clone(), None)
+    taken = x.clone()
+    side = _side_stream(x.device)
+    side.wait_stream(torch.cuda.current_stream(x.device))
+    event = torch.cuda.Event(blocking=True)
+    with torch.cuda.stream(side):
+        host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        host.copy_(taken, non_blocking=True)
+        taken.record_stream(side)
+        event.record(side)
+    return HostCopy(host, event)
+
+
+@lru_cache(maxsize=8)
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class TraceFile:

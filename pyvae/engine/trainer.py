@@ -7,71 +7,96 @@ import torch
 from torch import Tensor
 
 from pyvae.data.dataset import Dataset
-from pyvae.engine.batches import BatchOrder, ImageSource
+from pyvae.engine.batches import Batch, ImageSource
+from pyvae.engine.capture import Capture
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.state import Trained
+from pyvae.engine.trace import Ring
+from pyvae.errors import RecipeError
 from pyvae.functional import bernoulli_nll, reparameterize_kl
-from pyvae.nets import build
+from pyvae.nets import SIDE, build
 from pyvae.objectives import TERMS, FactorVAE, Outputs
 from pyvae.random import Stream
+
+BURST = 16
+"""Steps in a captured graph; it divides the windows of pyvae.engine.batches."""
+_WARM_UP = 3
+_RING_ROWS = 4096
 
 
 class Trainer:
     """A network, its optimiser and the step counter, all on one device; with them the objective's adversary, if any.
 
-    A step reads nothing back from the device: the loss, its terms and whether they are finite stay there.
+    A step reads nothing back from the device: the step counter, the loss and its terms, whether they are finite, and
+    the rows of the trace stay there. On a GPU, ``BURST`` steps are one graph.
     """
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        device: torch.device,
+        *,
+        log_every: int = 1,
+        capture: bool = True,
+    ) -> None:
+        if dataset.image_shape[1:] != (SIDE, SIDE):
+            raise RecipeError(
+                f"images are {dataset.image_shape[1]} x {dataset.image_shape[2]}, but the networks take "
+                f"{SIDE} x {SIDE}: --image-size {SIDE}"
+            )
         self.recipe = recipe
         self.device = device
         net = build(
             recipe.architecture, dataset.image_shape[0], recipe.latents, init=recipe.init, seed=recipe.seed
         )
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._trained = Trained("net", self.net, _optimizer(recipe, list(self.net.parameters())))
+        self._trained = Trained("net", self.net, _optimizer(recipe, list(self.net.parameters()), device))
         self.step = 0
         # (seed, step): the step counter lives on the device, where the noise and the schedules read it
         self.key = torch.tensor([recipe.seed, 0], dtype=torch.int64, device=device)
-        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._one_step = torch.tensor([0, 1], dtype=torch.int64, device=device)
         self._size = len(dataset)
-        self._order = BatchOrder(recipe.seed, self._size, recipe.batch_size, device)
-        self._source = ImageSource(dataset, device)
+        source = ImageSource(dataset, device)
+        self._batches = source.batches(recipe.seed, recipe.batch_size)
         self._names = (*TERMS, *recipe.objective.extra_terms)
         self._adversary: _Adversary | None = None
         if isinstance(recipe.objective, FactorVAE):
-            self._adversary = _Adversary(recipe, recipe.objective, self._size, device)
+            self._adversary = _Adversary(recipe, recipe.objective, source, device)
+        self.ring = Ring(self.fields, _RING_ROWS, log_every, device)
+        self.row = torch.zeros(len(self.fields), dtype=torch.float64, device=device)
+        """float64 ``[fields]``: the terms of the last step and the KL of each latent."""
+        self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        """The first step with a value that is not finite, -1 for none: nothing is learnt from it on."""
+        self.bad_row = torch.zeros_like(self.row)
+        """The row of that step."""
+        # torch's Adagrad counts its steps on the host
+        self._capturable = capture and device.type == "cuda" and recipe.optimizer == "adam"
+        self._capture: Capture | None = None
+        self._uncaptured_steps = 0
 
     @property
     def fields(self) -> list[str]:
-        """Names of the values that :meth:`advance` returns."""
+        """Names of the values of a row."""
         adversary = ["discriminator_loss"] if self._adversary else []
-        return [*self._names, *adversary, *(f"kl_{j}" for j in range(self.recipe.latents))]
+        return [*self._names, *adversary, "grad_norm", *(f"kl_{j}" for j in range(self.recipe.latents))]
 
-    def advance(self) -> Tensor:
-        """Make one step; returns its terms and the KL of each latent, float64 ``[fields]``."""
-        with nvtx.annotate("data"):
-            images, target = self._source.batch(self._order.index(self.step))
-        with nvtx.annotate("encoder"):
-            mu, logvar = self._encode(images)
-            z, kl = reparameterize_kl(mu, logvar, key=self.key)
-        with nvtx.annotate("decoder"), self._autocast():
-            logits = self.net.decoder(z)
-        with nvtx.annotate("loss"):
-            tc = self._adversary.total_correlation(z) if self._adversary else None
-            outputs = Outputs(bernoulli_nll(logits, target), kl, z, mu, logvar, self._size, tc)
-            terms = self.recipe.objective.terms(outputs, self.key[1])
-        with nvtx.annotate("backward and optimizer"):
-            self._trained.step(terms["loss"])
-        values = [terms[name].detach() for name in self._names]
-        if self._adversary:
-            with nvtx.annotate("adversary"):
-                values.append(self._train_adversary(self._adversary, z.detach()))
-        row = torch.cat([torch.stack([value.double() for value in values]), kl.detach().double()])
-        self._note_divergence(row)
-        self.step += 1
-        self.key[1] += 1
-        return row
+    def advance(self, count: int = 1) -> None:
+        """Make ``count`` steps: on a GPU, hand them over to it, without waiting for any."""
+        stop = self.step + count
+        while self.step < stop:
+            self._batches.prepare(self.step)
+            if self._adversary:
+                self._adversary.batches.prepare(self.step)
+            if self._capturable and self.step % BURST == 0 and stop - self.step >= BURST and self._warm():
+                if self._capture is None:
+                    self._capture = Capture(self._step, BURST)
+                self._capture.replay()
+                self.step += BURST
+            else:
+                self._step()
+                self._uncaptured_steps += 1
+                self.step += 1
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
@@ -83,38 +108,80 @@ class Trainer:
         self._trained.restore(tensors)
         if self._adversary:
             self._adversary.trained.restore(tensors)
+        self._capture = None
         self.step = step
         self.key[1] = step
+
+    def _warm(self) -> bool:
+        """Whether enough steps have run for kernels to be compiled and libraries to have settled."""
+        return self._uncaptured_steps >= _WARM_UP
+
+    def _step(self) -> None:
+        """One step; no code here may depend on a value of the device."""
+        step = self.key[1]
+        with nvtx.annotate("data"):
+            batch = self._batches.batch(step)
+        with nvtx.annotate("encoder"):
+            mu, logvar = self._encode(batch.images)
+            z, kl = reparameterize_kl(mu, logvar, key=self.key)
+        with nvtx.annotate("decoder"), self._autocast():
+            logits = self.net.decoder(z)
+        with nvtx.annotate("loss"):
+            tc = self._adversary.total_correlation(z) if self._adversary else None
+            outputs = Outputs(_nll(logits, batch), kl, z, mu, logvar, self._size, tc)
+            terms = self.recipe.objective.terms(outputs, step)
+        with nvtx.annotate("backward"):
+            norm = self._trained.backward(terms["loss"])
+        values = [*(terms[name].detach() for name in self._names), norm]
+        bad = (self.bad_step >= 0) | ~_all_finite(values) | ~torch.isfinite(kl).all()
+        with nvtx.annotate("optimizer"):
+            self._trained.step(bad)
+        if self._adversary:
+            with nvtx.annotate("adversary"):
+                loss = self._discriminator_loss(self._adversary, step, z.detach())
+                norm = self._adversary.trained.backward(loss)
+                bad = bad | ~_all_finite([loss.detach(), norm])
+                self._adversary.trained.step(bad)
+                values.insert(-1, loss.detach())
+        with nvtx.annotate("trace"):
+            self._note(
+                step, torch.cat([torch.stack([v.double() for v in values]), kl.detach().double()]), bad
+            )
+        self.key.add_(self._one_step)
 
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with self._autocast():
             mu, logvar = self.net.encoder(images.contiguous(memory_format=torch.channels_last))
         return mu.float(), logvar.float()
 
-    def _train_adversary(self, adversary: "_Adversary", z: Tensor) -> Tensor:
+    def _discriminator_loss(self, adversary: "_Adversary", step: Tensor, z: Tensor) -> Tensor:
         with torch.no_grad():
-            images, _ = self._source.batch(adversary.order.index(self.step))
+            images = adversary.batches.batch(step).images
             second, _ = reparameterize_kl(*self._encode(images), key=self.key, stream=Stream.SECOND_POSTERIOR)
-        loss = adversary.loss(z, second, self.key)
-        adversary.trained.step(loss)
-        return loss.detach()
+        return adversary.loss(z, second, self.key)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
-    def _note_divergence(self, row: Tensor) -> None:
-        fresh = (self.first_bad_step < 0) & ~torch.isfinite(row).all()
-        self.first_bad_step = torch.where(fresh, self.key[1], self.first_bad_step)
+    def _note(self, step: Tensor, row: Tensor, bad: Tensor) -> None:
+        first = (self.bad_step < 0) & bad
+        self.bad_step.copy_(torch.where(first, step, self.bad_step))
+        self.bad_row.copy_(torch.where(first, row, self.bad_row))
+        self.row.copy_(row)
+        self.ring.write(step, row)
 
 
 class _Adversary:
-    """FactorVAE's discriminator, its optimiser, and the order of its independent second batches."""
+    """FactorVAE's discriminator, its optimiser, and its independent second batches."""
 
-    def __init__(self, recipe: Recipe, objective: FactorVAE, size: int, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, objective: FactorVAE, source: ImageSource, device: torch.device
+    ) -> None:
         self._objective = objective
         net = objective.discriminator(recipe.latents, seed=recipe.seed).to(device)
-        self.trained = Trained("discriminator", net, objective.discriminator_optimizer(net))
-        self.order = BatchOrder(recipe.seed, size, recipe.batch_size, device, Stream.SECOND_BATCH)
+        optimizer = objective.discriminator_optimizer(net, capturable=device.type == "cuda")
+        self.trained = Trained("discriminator", net, optimizer)
+        self.batches = source.batches(recipe.seed, recipe.batch_size, Stream.SECOND_BATCH)
 
     def total_correlation(self, z: Tensor) -> Tensor:
         return self._objective.total_correlation(self.trained.module, z)
@@ -123,7 +190,21 @@ class _Adversary:
         return self._objective.discriminator_loss(self.trained.module, z, second, key)
 
 
-def _optimizer(recipe: Recipe, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def _nll(logits: Tensor, batch: Batch) -> Tensor:
+    return bernoulli_nll(logits, batch.target, target_max=batch.target_max)
+
+
+def _all_finite(values: list[Tensor]) -> Tensor:
+    return torch.isfinite(torch.stack([value.double() for value in values])).all()
+
+
+def _optimizer(
+    recipe: Recipe, parameters: list[torch.nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
     if recipe.optimizer == "adagrad":
         return torch.optim.Adagrad(parameters, lr=recipe.lr)
+    if device.type == "cuda":
+        # a float would be frozen into a captured graph
+        lr = torch.tensor(recipe.lr, device=device)
+        return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)
     return torch.optim.Adam(parameters, lr=recipe.lr, fused=True)

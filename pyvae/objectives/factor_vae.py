@@ -47,10 +47,16 @@ class FactorVAE:
         """The discriminator ``[B, D] -> [B, 2]`` of this setting."""
         return build_discriminator(latents, self.discriminator_layers, self.discriminator_width, seed=seed)
 
-    def discriminator_optimizer(self, discriminator: nn.Module) -> torch.optim.Optimizer:
-        """The paper's: Adam with betas (0.5, 0.9)."""
+    def discriminator_optimizer(
+        self, discriminator: nn.Module, *, capturable: bool = False
+    ) -> torch.optim.Optimizer:
+        """The paper's: Adam with betas (0.5, 0.9); on a GPU ``capturable`` in a CUDA graph."""
         return torch.optim.Adam(
-            discriminator.parameters(), lr=self.discriminator_lr, betas=(0.5, 0.9), fused=True
+            discriminator.parameters(),
+            lr=self.discriminator_lr,
+            betas=(0.5, 0.9),
+            fused=True,
+            capturable=capturable,
         )
 
     @staticmethod

@@ -1,0 +1,23 @@
+"""Steps as one CUDA graph."""
+
+from collections.abc import Callable
+
+import torch
+
+
+class Capture:
+    """``count`` calls of ``step`` in one CUDA graph: the launches of all of them cost what one launch costs.
+
+    What is called must have run before on the same device, so that its kernels are compiled; whatever it reads and
+    changes must be tensors that stay where they are.
+    """
+
+    def __init__(self, step: Callable[[], None], count: int) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            for _ in range(count):
+                step()
+
+    def replay(self) -> None:
+        """Run them, without waiting."""
+        self._graph.replay()

@@ -40,6 +40,10 @@ class Train:
     """Seconds between checkpoints."""
     in_memory: bool = True
     """Hold the images of 3dshapes.h5 (5.9 GB) in memory; reading each batch from the file is far slower."""
+    capture: bool = True
+    """On a GPU, run several steps as one CUDA graph: faster, and the same results."""
+    profile: bool = False
+    """Instead of training, profile 20 uncaptured steps: OUT/profile/trace.json and a table of kernels."""
 
     def __call__(self) -> int:
         from pyvae.data.shapes3d import Shapes3D
@@ -52,9 +56,19 @@ class Train:
         dataset = _load(self.recipe)
         if self.in_memory and isinstance(dataset, Shapes3D):
             dataset.to_memory()
+        if self.profile:
+            from pyvae.engine.profile import profile_steps
+
+            _say(profile_steps(self.recipe, dataset, device, self.out / "profile").rstrip())
+            return 0
         run = Run.create_or_resume(self.out, self.recipe)
         outcome = train(
-            run, dataset, device, log_every=self.log_every, checkpoint_seconds=self.checkpoint_seconds
+            run,
+            dataset,
+            device,
+            log_every=self.log_every,
+            checkpoint_seconds=self.checkpoint_seconds,
+            capture=self.capture,
         )
         _say(
             f"{self.out}: {outcome.step:,} of {self.recipe.steps:,} steps, {outcome.steps_per_second:,.1f} steps/s"
@@ -192,7 +206,13 @@ def main() -> None:
 def _load(recipe: Recipe) -> "Dataset":
     from pyvae.data import load
 
-    return load(recipe.data)
+    return load(
+        recipe.data,
+        size=recipe.image_size,
+        channels=recipe.channels,
+        crop=recipe.crop,
+        corrupt=recipe.corrupt,
+    )
 
 
 def _open(path: Path) -> tuple["Run", "Dataset"]:

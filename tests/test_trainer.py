@@ -16,7 +16,7 @@ from pyvae.engine.run import Run
 from pyvae.engine.trainer import Trainer
 from pyvae.errors import RecipeError, RunError
 from pyvae.nets import build
-from pyvae.objectives import DIPVAE, TCVAE, BetaVAE, CapacityVAE, FactorVAE
+from pyvae.objectives import DIPVAE, TCVAE, AnnealedVAE, BetaVAE, CapacityVAE, ControlVAE, FactorVAE
 from pyvae.random import Stream, make_key, normal
 from tiny import TinyData
 
@@ -117,7 +117,8 @@ class NoSynchronisation(TorchDispatchMode):
         by_mask = name.startswith("index") and any(
             isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1:])
         )
-        assert name not in self.REFUSED and not by_mask, f"{name} waits for the device"
+        waits = name in self.REFUSED or by_mask
+        assert not waits, f"{name} waits for the device"
         self.calls += 1
         return op(*args, **(kwargs or {}))
 
@@ -132,6 +133,8 @@ def test_the_mode_sees_what_waits():
 OBJECTIVES = {
     "beta-vae": BetaVAE(),
     "capacity-vae": CapacityVAE(),
+    "control-vae": ControlVAE(schedule="adaptive", capacity_steps=40),
+    "annealed-vae": AnnealedVAE(),
     "factor-vae": FactorVAE(discriminator_width=20),
     "tc-vae": TCVAE(),
     "dip-vae": DIPVAE(),
@@ -162,9 +165,10 @@ def test_a_step_never_waits_for_the_device(objective, precision, store, monkeypa
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
-@pytest.mark.parametrize("objective", [BetaVAE(), FactorVAE(discriminator_width=20)], ids=["vae", "factor"])
+@pytest.mark.parametrize("kind", ["beta-vae", "factor-vae", "control-vae"])
 @pytest.mark.parametrize("where", ["loss", "gradient", "discriminator"])
-def test_a_step_that_is_not_finite_changes_nothing(objective, optimizer, where, monkeypatch):
+def test_a_step_that_is_not_finite_changes_nothing(kind, optimizer, where, monkeypatch):
+    objective = OBJECTIVES[kind]
     if where == "discriminator" and not isinstance(objective, FactorVAE):
         pytest.skip("has none")
     trainer = Trainer(replace(RECIPE, objective=objective, optimizer=optimizer), TinyData(), CPU)
@@ -220,6 +224,46 @@ def test_divergence_stops_the_run_and_spares_the_checkpoint(tmp_path, monkeypatc
     after = checkpoint.load_newest(run.checkpoints)
     assert after.step == 3
     assert all(torch.equal(t, after.tensors[name]) for name, t in good.tensors.items())
+
+
+def test_the_controller_follows_its_equations_and_is_restored():
+    """KL of each step, beta and C of the trace, by Python's own float64."""
+    # from above, so that beta never comes to its limit and the integral is the plain sum
+    objective = ControlVAE(
+        schedule="linear", capacity_start=0.0, capacity_steps=10**6, kp=0.3, ki=0.05, beta_min=-99.0
+    )
+    trainer = Trainer(replace(RECIPE, objective=objective), TinyData(), CPU)
+    integral = 0.0
+    for step in range(12):
+        if step == 6:
+            other = Trainer(replace(RECIPE, objective=objective), TinyData(), CPU)
+            other.restore(6, {name: t.clone() for name, t in trainer.tensors().items()})
+            trainer = other
+        row = dict(zip(trainer.fields, advanced(trainer).tolist(), strict=True))
+        capacity = 16 * step / 10**6
+        error = capacity - row["kl"]
+        integral -= 0.05 * error
+        beta = 0.3 / (1 + math.exp(error)) + integral - 99.0
+        assert row["capacity"] == pytest.approx(capacity, rel=1e-6)
+        assert row["beta"] == pytest.approx(beta, abs=1e-9)
+        assert row["loss"] == pytest.approx(row["recon"] + beta * row["kl"], rel=1e-5)
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])
+def test_likelihoods(likelihood):
+    trainer = Trainer(replace(RECIPE, likelihood=likelihood, sampling="replacement"), TinyData(), CPU)
+    index = BatchOrder(RECIPE.seed, 120, RECIPE.batch_size, CPU, replacement=True).draw(0, 1)[0]
+    x = TinyData().images(index)
+    with torch.no_grad():
+        mu, logvar = trainer.net.encoder(x)
+        noise = normal(make_key(RECIPE.seed, 0), len(x), RECIPE.latents, Stream.POSTERIOR)
+        logits = trainer.net.decoder(mu + (logvar / 2).exp() * noise)
+    exact = {
+        "bernoulli": F.binary_cross_entropy_with_logits(logits, x, reduction="sum"),
+        "gaussian": 0.5 * ((logits.sigmoid() - x) ** 2).sum(),
+    }[likelihood]
+    row = dict(zip(trainer.fields, advanced(trainer).tolist(), strict=True))
+    assert row["recon"] == pytest.approx(float(exact) / len(x), rel=1e-4)
 
 
 def test_images_of_another_size_are_refused():

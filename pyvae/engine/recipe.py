@@ -4,7 +4,18 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from pyvae.errors import RecipeError
-from pyvae.objectives import DIPVAE, OBJECTIVES, TCVAE, VAE, BetaVAE, CapacityVAE, FactorVAE
+from pyvae.objectives import (
+    DIPVAE,
+    OBJECTIVES,
+    TCVAE,
+    VAE,
+    AnnealedVAE,
+    BetaVAE,
+    CapacityVAE,
+    ControlVAE,
+    FactorVAE,
+)
+from pyvae.objectives.likelihood import Likelihood
 
 FORMAT = 1
 
@@ -13,9 +24,24 @@ FORMAT = 1
 class Recipe:
     """One training run. Two runs of one recipe on one machine are equal bit for bit."""
 
-    objective: VAE | BetaVAE | CapacityVAE | FactorVAE | TCVAE | DIPVAE = field(default_factory=VAE)
+    objective: VAE | BetaVAE | CapacityVAE | ControlVAE | AnnealedVAE | FactorVAE | TCVAE | DIPVAE = field(
+        default_factory=VAE
+    )
     data: str = "dsprites"
-    """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, or of 3dshapes.h5."""
+    """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, of 3dshapes.h5, of a folder of images,
+    or of an array of images in an .npz, .npy or HDF5 file."""
+    image_size: int = 64
+    """Side that images of a folder or an array are resized to."""
+    channels: Literal[1, 3] | None = None
+    """1 or 3 channels of such images; by default 1 where all are grey."""
+    crop: int | None = None
+    """Side of the central square of such images, in their own pixels; by default the largest there is."""
+    corrupt: Literal["refuse", "skip"] = "refuse"
+    """What to do with files of a folder that cannot be decoded."""
+    sampling: Literal["epochs", "replacement"] = "epochs"
+    """Every image once in an epoch, or every image of a batch drawn by itself."""
+    likelihood: Likelihood = "bernoulli"
+    """Of the pixels; "gaussian" has mean sigmoid(logits) and variance 1."""
     architecture: Literal["burgess", "beta-vae-h", "kim", "kim-256", "locatello", "mlp"] = "burgess"
     """Encoder and decoder, by paper; see pyvae.nets."""
     init: Literal["torch", "kaiming", "normal", "glorot"] = "torch"
@@ -59,7 +85,12 @@ class Recipe:
         known = {f.name for f in fields(cls)}
         if unknown := set(values) - known:
             raise RecipeError(f"unknown field {min(unknown)!r}")
-        return cls(objective=OBJECTIVES[objective.pop("name")](**objective), **values)
+        objective_class = OBJECTIVES.get(name := objective.pop("name"))
+        if objective_class is None:
+            raise RecipeError(f"unknown objective {name!r}")
+        if unknown := set(objective) - {f.name for f in fields(objective_class)}:
+            raise RecipeError(f"unknown field {min(unknown)!r} of {name}")
+        return cls(objective=objective_class(**objective), **values)
 
 
 def differences(mine: Recipe, theirs: Recipe) -> list[str]:

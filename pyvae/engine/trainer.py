@@ -6,16 +6,18 @@ import nvtx
 import torch
 from torch import Tensor
 
+from pyvae.control import Control
 from pyvae.data.dataset import Dataset
-from pyvae.engine.batches import Batch, ImageSource
+from pyvae.engine.batches import ImageSource
 from pyvae.engine.capture import Capture
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.state import Trained
 from pyvae.engine.trace import Ring
 from pyvae.errors import RecipeError
-from pyvae.functional import bernoulli_nll, reparameterize_kl
+from pyvae.functional import reparameterize_kl
 from pyvae.nets import SIDE, build
-from pyvae.objectives import TERMS, FactorVAE, Outputs
+from pyvae.objectives import TERMS, ControlVAE, FactorVAE, Outputs
+from pyvae.objectives.likelihood import image_nll
 from pyvae.random import Stream
 
 BURST = 16
@@ -58,11 +60,14 @@ class Trainer:
         self._one_step = torch.tensor([0, 1], dtype=torch.int64, device=device)
         self._size = len(dataset)
         source = ImageSource(dataset, device)
-        self._batches = source.batches(recipe.seed, recipe.batch_size)
+        self._batches = source.batches(recipe.seed, recipe.batch_size, replacement=_replacement(recipe))
         self._names = (*TERMS, *recipe.objective.extra_terms)
         self._adversary: _Adversary | None = None
         if isinstance(recipe.objective, FactorVAE):
             self._adversary = _Adversary(recipe, recipe.objective, source, device)
+        self._control: Control | None = None
+        if isinstance(recipe.objective, ControlVAE):
+            self._control = recipe.objective.initial_control(device)
         self.ring = Ring(self.fields, _RING_ROWS, log_every, device)
         self.row = torch.zeros(len(self.fields), dtype=torch.float64, device=device)
         """float64 ``[fields]``: the terms of the last step and the KL of each latent."""
@@ -100,14 +105,21 @@ class Trainer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
-        adversary = self._adversary.trained.tensors() if self._adversary else {}
-        return self._trained.tensors() | adversary
+        tensors = self._trained.tensors()
+        if self._adversary:
+            tensors |= self._adversary.trained.tensors()
+        if self._control:
+            tensors |= {f"control.{name}": tensor for name, tensor in self._control._asdict().items()}
+        return tensors
 
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Go back to what :meth:`tensors` gave at ``step``."""
         self._trained.restore(tensors)
         if self._adversary:
             self._adversary.trained.restore(tensors)
+        if self._control:
+            for name, tensor in self._control._asdict().items():
+                tensor.copy_(tensors[f"control.{name}"])
         self._capture = None
         self.step = step
         self.key[1] = step
@@ -128,7 +140,11 @@ class Trainer:
             logits = self.net.decoder(z)
         with nvtx.annotate("loss"):
             tc = self._adversary.total_correlation(z) if self._adversary else None
-            outputs = Outputs(_nll(logits, batch), kl, z, mu, logvar, self._size, tc)
+            recon = image_nll(
+                self.recipe.likelihood, logits, batch.images, target=batch.target, target_max=batch.target_max
+            )
+            control = self._controlled(kl, step)
+            outputs = Outputs(recon, kl, z, mu, logvar, self._size, tc, control)
             terms = self.recipe.objective.terms(outputs, step)
         with nvtx.annotate("backward"):
             norm = self._trained.backward(terms["loss"])
@@ -136,6 +152,8 @@ class Trainer:
         bad = (self.bad_step >= 0) | ~_all_finite(values) | ~torch.isfinite(kl).all()
         with nvtx.annotate("optimizer"):
             self._trained.step(bad)
+            for old, new in zip(self._control or (), control or (), strict=True):
+                old.copy_(torch.where(bad, old, new))
         if self._adversary:
             with nvtx.annotate("adversary"):
                 loss = self._discriminator_loss(self._adversary, step, z.detach())
@@ -153,6 +171,12 @@ class Trainer:
         with self._autocast():
             mu, logvar = self.net.encoder(images.contiguous(memory_format=torch.channels_last))
         return mu.float(), logvar.float()
+
+    def _controlled(self, kl: Tensor, step: Tensor) -> Control | None:
+        objective = self.recipe.objective
+        if self._control is None or not isinstance(objective, ControlVAE):
+            return None
+        return objective.control(self._control, kl.detach().sum(-1), step)
 
     def _discriminator_loss(self, adversary: "_Adversary", step: Tensor, z: Tensor) -> Tensor:
         with torch.no_grad():
@@ -181,7 +205,9 @@ class _Adversary:
         net = objective.discriminator(recipe.latents, seed=recipe.seed).to(device)
         optimizer = objective.discriminator_optimizer(net, capturable=device.type == "cuda")
         self.trained = Trained("discriminator", net, optimizer)
-        self.batches = source.batches(recipe.seed, recipe.batch_size, Stream.SECOND_BATCH)
+        self.batches = source.batches(
+            recipe.seed, recipe.batch_size, Stream.SECOND_BATCH, replacement=_replacement(recipe)
+        )
 
     def total_correlation(self, z: Tensor) -> Tensor:
         return self._objective.total_correlation(self.trained.module, z)
@@ -190,8 +216,8 @@ class _Adversary:
         return self._objective.discriminator_loss(self.trained.module, z, second, key)
 
 
-def _nll(logits: Tensor, batch: Batch) -> Tensor:
-    return bernoulli_nll(logits, batch.target, target_max=batch.target_max)
+def _replacement(recipe: Recipe) -> bool:
+    return recipe.sampling == "replacement"
 
 
 def _all_finite(values: list[Tensor]) -> Tensor:

@@ -1,7 +1,9 @@
 """The objectives of the literature, by the name that recipes and the command line use."""
 
+from pyvae.objectives.annealed_vae import AnnealedVAE
 from pyvae.objectives.beta_vae import BetaVAE
 from pyvae.objectives.capacity_vae import CapacityVAE
+from pyvae.objectives.control_vae import ControlVAE
 from pyvae.objectives.dip_vae import DIPVAE
 from pyvae.objectives.factor_vae import FactorVAE
 from pyvae.objectives.objective import TERMS, Objective, Outputs
@@ -12,6 +14,8 @@ OBJECTIVES: dict[str, type] = {
     "vae": VAE,
     "beta-vae": BetaVAE,
     "capacity-vae": CapacityVAE,
+    "control-vae": ControlVAE,
+    "annealed-vae": AnnealedVAE,
     "factor-vae": FactorVAE,
     "tc-vae": TCVAE,
     "dip-vae": DIPVAE,
@@ -23,8 +27,10 @@ __all__ = [
     "TCVAE",
     "TERMS",
     "VAE",
+    "AnnealedVAE",
     "BetaVAE",
     "CapacityVAE",
+    "ControlVAE",
     "FactorVAE",
     "Objective",
     "Outputs",

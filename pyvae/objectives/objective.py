@@ -4,6 +4,8 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from pyvae.control import Control
+
 
 class Outputs(NamedTuple):
     """What a model gives for a batch."""
@@ -22,6 +24,8 @@ class Outputs(NamedTuple):
     """Number of images that the batch is drawn from."""
     total_correlation: Tensor | None = None
     """Estimate ``[...]`` of an adversary in nats, where the objective has one."""
+    control: Control | None = None
+    """State of the controller after this step's KL, where the objective has one."""
 
 
 TERMS = ("loss", "recon", "kl", "beta", "capacity")
@@ -48,13 +52,14 @@ class Objective(Protocol):
         ...
 
 
-def weighted_kl(outputs: Outputs, beta: float) -> dict[str, Tensor]:
-    """Terms of ``recon + beta * KL``."""
+def weighted_kl(outputs: Outputs, beta: float | Tensor, capacity: Tensor | None = None) -> dict[str, Tensor]:
+    """Terms of ``recon + beta * KL``, beta and the capacity that is aimed at constant or ``[...]``."""
     kl = outputs.kl.sum(-1)
+    weight = beta.to(kl.dtype) if isinstance(beta, Tensor) else beta
     return {
-        "loss": outputs.recon + beta * kl,
+        "loss": outputs.recon + weight * kl,
         "recon": outputs.recon,
         "kl": kl,
-        "beta": kl.new_full(kl.shape, beta),
-        "capacity": kl.new_zeros(kl.shape),
+        "beta": beta.expand(kl.shape) if isinstance(beta, Tensor) else kl.new_full(kl.shape, beta),
+        "capacity": kl.new_zeros(kl.shape) if capacity is None else capacity.expand(kl.shape),
     }

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from pyvae.data.dataset import Dataset, FactorDataset
-from pyvae.functional import bernoulli_nll, reparameterize_kl
+from pyvae.functional import reparameterize_kl
 from pyvae.nets import Autoencoder
+from pyvae.objectives.likelihood import Likelihood, image_nll
 from pyvae.random import Stream, data_order, make_key
 
 IMAGES = 4096
@@ -46,7 +47,7 @@ def subset(dataset: Dataset, count: int = IMAGES) -> Tensor:
 
 
 @torch.inference_mode()
-def evaluate(net: Autoencoder, dataset: Dataset) -> Evaluation:
+def evaluate(net: Autoencoder, dataset: Dataset, likelihood: Likelihood = "bernoulli") -> Evaluation:
     """Reconstruction loss of one sampled z, KL of each latent, and which latent follows which factor."""
     index = subset(dataset)
     recon = torch.zeros((), dtype=torch.float64)
@@ -57,7 +58,7 @@ def evaluate(net: Autoencoder, dataset: Dataset) -> Evaluation:
         mu, logvar = net.encoder(images)
         key = make_key(_SEED, step)
         z, divergence = reparameterize_kl(mu, logvar, key=key, stream=Stream.METRIC)
-        recon += bernoulli_nll(net.decoder(z), images, reduction="sum").double()
+        recon += image_nll(likelihood, net.decoder(z), images, reduction="sum").double()
         kl += divergence.double() * len(chunk)
         codes.append(mu)
     dependence = None

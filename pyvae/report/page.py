@@ -81,7 +81,7 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
     trace = run.trace()
     trained = load_trained(run, dataset)
     net, steps = trained.net, trained.steps
-    evaluation = evaluate(net, dataset)
+    evaluation = evaluate(net, dataset, run.recipe.likelihood)
     metrics = evaluation.to_json(dataset)
     write_metrics(run, steps, dataset, metrics)
     traversals = traversal.draw(run, net, dataset, evaluation.kl, span=span)

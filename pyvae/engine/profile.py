@@ -1,0 +1,65 @@
+"""What a step spends its time on: a trace for viewers, and a table of kernels per step."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from pyvae.data.dataset import Dataset
+from pyvae.engine.loop import settle_arithmetic
+from pyvae.engine.recipe import Recipe
+from pyvae.engine.trainer import Trainer
+
+_WARM_UP = 5
+
+
+def profile_steps(
+    recipe: Recipe, dataset: Dataset, device: torch.device, out: Path, *, steps: int = 20
+) -> str:
+    """Profile uncaptured steps of a fresh trainer, so no run is touched.
+
+    Args:
+        recipe: what to train.
+        dataset: that of the recipe.
+        device: where.
+        out: directory for ``trace.json`` (Chrome's and Perfetto's format) and ``kernels.txt``. Nsight Systems, run
+            around the same, shows the NVTX ranges of a step's parts as well.
+        steps: how many to profile, after a warm-up.
+
+    Returns:
+        the table that ``kernels.txt`` holds.
+    """
+    settle_arithmetic(recipe.precision)
+    trainer = Trainer(recipe, dataset, device, capture=False)
+    trainer.advance(_WARM_UP)
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+        torch.cuda.synchronize(device)
+    with profile(activities=activities) as profiler:
+        trainer.advance(steps)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    out.mkdir(parents=True, exist_ok=True)
+    profiler.export_chrome_trace(str(out / "trace.json"))
+    table = _table(profiler, device, steps)
+    (out / "kernels.txt").write_text(table)
+    return table
+
+
+def _table(profiler: profile, device: torch.device, steps: int) -> str:
+    """Microseconds and calls a step of each kernel, or on a CPU of each operator without those it calls."""
+    kernels = device.type == "cuda"
+    time: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    for event in profiler.events() or ():
+        if (event.device_type.name == "CUDA") == kernels:
+            spent = event.device_time_total if kernels else event.self_cpu_time_total
+            time[event.name] += spent / steps
+            calls[event.name] += 1
+    what = "kernel" if kernels else "operator"
+    lines = [f"{'us/step':>10} {'calls/step':>10}  {what}"]
+    lines += [f"{us:10.1f} {calls[name] / steps:10.2f}  {name}" for name, us in time.most_common()]
+    total = f"{sum(time.values()):10.1f} {sum(calls.values()) / steps:10.2f}  all"
+    return "\n".join([*lines, total]) + "\n"

@@ -1,0 +1,150 @@
+"""ControlVAE."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from pyvae.control import (
+    AntiWindup,
+    Compared,
+    Control,
+    Proportional,
+    Tie,
+    adapt_capacity,
+    initial_control,
+    pi,
+)
+from pyvae.errors import RecipeError
+from pyvae.objectives.objective import Outputs, weighted_kl
+from pyvae.schedules import linear, stepwise
+
+
+@dataclass(frozen=True)
+class ControlVAE:
+    """Shao et al. 2020, "ControlVAE: controllable variational autoencoder": ``recon + beta(t) KL``, where a PI
+    controller (algorithm 1) moves beta so that the batch's KL follows the capacity C(t).
+
+    Defaults are those of the authors' code for dSprites, but for the anti-windup; see pyvae.control.pi. The state
+    is made by :meth:`initial_control` and moved by :meth:`control` in each step, before :meth:`terms`.
+    """
+
+    capacity: float = 16.0
+    """Final C in nats; the paper has 16 and 18 for dSprites."""
+    schedule: Literal["stepwise", "constant", "linear", "adaptive"] = "stepwise"
+    """How C gets there: by increments, at once, in a straight line, or only while beta does not rise."""
+    capacity_start: float = 0.5
+    """C in nats before the first step, but for the constant schedule."""
+    capacity_increment: float = 0.15
+    """Nats in each increment of the stepwise schedule."""
+    capacity_period: int = 5_000
+    """Steps between its increments."""
+    capacity_steps: int = 1_500_000
+    """Steps of the linear and the adaptive schedule (tmax); C stays afterwards."""
+    adaptive_compared: Compared = "limited"
+    """Adaptive: compare beta within its limits, or before them."""
+    adaptive_tie: Tie = "raise"
+    """Adaptive: what an unchanged beta does to C."""
+    adaptive_window: int = 1
+    """Adaptive: steps between comparisons."""
+    adaptive_smoothing: float = 0.0
+    """Adaptive: share that the moving average of beta keeps of itself; 0 compares with the step before."""
+    kp: float = 0.01
+    """Proportional gain."""
+    ki: float = 0.001
+    """Integral gain."""
+    beta_min: float = 1.0
+    """Lower limit of beta, from which P and I count; the authors' linear controller has 0.9."""
+    beta_max: float | None = None
+    """Upper limit of beta."""
+    initial_beta: float = 1.0
+    """Beta before the first step; only anti-windup and adaptive capacity look at it."""
+    proportional: Proportional = "sigmoid"
+    """Kp / (1 + exp(e)), or -Kp e."""
+    anti_windup: AntiWindup = "conditional"
+    """Freeze the integral outside the limits when the error pushes further out; or always, as the authors' code, which
+    may stay there for good (published); or by the limited beta, so never (paper)."""
+
+    extra_terms: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("capacity_period", "capacity_steps", "adaptive_window"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("kp", "ki", "capacity_start"):
+            if not getattr(self, name) >= 0:
+                raise RecipeError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.capacity_increment > 0:
+            raise RecipeError(f"capacity_increment must be positive, got {self.capacity_increment}")
+        if not 0 <= self.adaptive_smoothing < 1:
+            raise RecipeError(f"adaptive_smoothing must be in [0, 1), got {self.adaptive_smoothing}")
+        if self.schedule != "constant" and self.capacity < self.capacity_start:
+            raise RecipeError(
+                f"capacity {self.capacity} is below capacity_start {self.capacity_start}: lower the start"
+            )
+        if self.beta_max is not None and self.beta_max < self.beta_min:
+            raise RecipeError(f"beta_max {self.beta_max} is below beta_min {self.beta_min}")
+
+    def initial_control(self, device: torch.device | str, lead: tuple[int, ...] = ()) -> Control:
+        """The state before the first step, float64 of shape ``lead``."""
+        start = self.capacity if self.schedule == "constant" else self.capacity_start
+        return initial_control(device, lead, beta=self.initial_beta, capacity=start)
+
+    def control(self, state: Control, kl: Tensor, step: Tensor) -> Control:
+        """The state after a step, beta(t) and C(t) in it; reads nothing back from the device.
+
+        Args:
+            state: after the step before.
+            kl: ``[...]`` in nats, summed over latents, averaged over the batch; no gradient flows through it.
+            step: int64, counted from 0.
+        """
+        if self.schedule != "adaptive":
+            state = state._replace(capacity=self._capacity(state, step))
+        state = pi(
+            state,
+            state.capacity - kl.detach().to(torch.float64),
+            kp=self.kp,
+            ki=self.ki,
+            beta_min=self.beta_min,
+            beta_max=self.beta_max,
+            proportional=self.proportional,
+            anti_windup=self.anti_windup,
+        )
+        if self.schedule != "adaptive":
+            return state
+        return adapt_capacity(
+            state,
+            step,
+            stop=self.capacity,
+            steps=self.capacity_steps,
+            compared=self.adaptive_compared,
+            tie=self.adaptive_tie,
+            window=self.adaptive_window,
+            smoothing=self.adaptive_smoothing,
+        )
+
+    def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
+        """See :class:`pyvae.objectives.objective.Objective`.
+
+        Raises:
+            ValueError: ``outputs.control``, the state that :meth:`control` gave for this step, is missing.
+        """
+        if outputs.control is None:
+            raise ValueError("ControlVAE: outputs.control is missing; see ControlVAE.control")
+        return weighted_kl(outputs, outputs.control.beta, outputs.control.capacity)
+
+    def _capacity(self, state: Control, step: Tensor) -> Tensor:
+        if self.schedule == "constant":
+            return state.capacity
+        if self.schedule == "stepwise":
+            capacity = stepwise(
+                step, self.capacity_start, self.capacity, self.capacity_increment, self.capacity_period
+            )
+        elif self.schedule == "linear":
+            capacity = linear(step, self.capacity_start, self.capacity, self.capacity_steps)
+        else:
+            raise ValueError(
+                f'schedule: expected "stepwise", "constant", "linear" or "adaptive", got {self.schedule!r}'
+            )
+        return capacity.expand_as(state.capacity).clone(memory_format=torch.contiguous_format)

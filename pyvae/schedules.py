@@ -50,7 +50,8 @@ def logistic(step: Tensor, steps: int) -> Tensor:
 
 
 def cyclical(step: Tensor, steps: int, cycles: int, proportion: float) -> Tensor:
-    """``min(tau / proportion, 1)``, where tau is the part of its cycle that ``step`` has come; 1 from step ``steps`` on:
+    """``min(tau / proportion, 1)``, tau the part of its cycle that ``step`` has come, and 1 from step ``steps`` on.
+
     Fu et al. 2019, "Cyclical annealing schedule: a simple approach to mitigating KL vanishing".
 
     Args:

@@ -1,8 +1,8 @@
 """Compile every Triton kernel for NVIDIA GPUs without having one, as the ops would launch it.
 
-``python tests/aot.py`` prints registers, shared memory, spills and 128-bit loads of each; test_aot.py reads it with
-``--json``. The launches are those of pyvae/ops, recorded on meta tensors, so tiles, flags and the specialisation of
-integers are the real ones.
+``python tests/aot.py`` prints registers, shared memory, spills, 128-bit loads and stores of each; test_aot.py reads it
+with ``--json``. The launches are those of pyvae/ops, recorded on meta tensors, so tiles, flags and the specialisation
+of integers are the real ones.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 
 from pyvae.checks import pixel_layout
-from pyvae.ops import aggregate_log_density, bernoulli_nll, reparameterize_kl
+from pyvae.ops import aggregate_log_density, bernoulli_nll, gather_bits, reparameterize_kl
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 ARCHITECTURES = (80, 90, 100, 120)
@@ -55,6 +55,7 @@ class Figures(NamedTuple):
     stack: int
     spilled: int
     wide_loads: int
+    wide_stores: int
 
 
 def kernels() -> list[tuple[str, str]]:
@@ -126,6 +127,9 @@ def launches() -> list[Launch]:
         for case in AGGREGATE_LOG_DENSITY:
             label(" ".join(str(x).removeprefix("torch.") for x in case))
             _launch_aggregate_log_density(*case)
+        for case in GATHER_BITS:
+            label(" ".join(str(x).removeprefix("torch.") for x in case))
+            _launch_gather_bits(*case)
     return list(found)
 
 
@@ -169,6 +173,21 @@ AGGREGATE_LOG_DENSITY = [
     (2, 1, torch.float32),
     (1, 3, torch.float16),
 ]
+
+# batch, pixels, dtype of the images
+GATHER_BITS = [
+    (64, 4096, torch.float32),
+    (64, 4096, torch.bfloat16),
+    (64, 4096, torch.float16),
+    (64, 4096, torch.uint8),
+    (63, 785, torch.float32),
+    (1, 8, torch.uint8),
+]
+
+
+def _launch_gather_bits(batch: int, pixels: int, dtype: torch.dtype) -> None:
+    store = torch.empty((1000, -(-pixels // 8)), dtype=torch.uint8, device="meta")
+    gather_bits._launch(store, torch.empty(batch, dtype=torch.int64, device="meta"), pixels, dtype)
 
 
 def _launch_aggregate_log_density(batch: int, latents: int, dtype: torch.dtype) -> None:
@@ -258,6 +277,7 @@ def figures(job: tuple[Launch, int]) -> Figures:
         stack=int(stack),
         spilled=int(spilled),
         wide_loads=len(re.findall(r"ld\.global\S*\.v(?:4\.b32|2\.b64)", ptx)),
+        wide_stores=len(re.findall(r"st\.global\S*\.v(?:4\.b32|2\.b64)", ptx)),
     )
 
 
@@ -280,11 +300,11 @@ def main() -> None:
     if args.json:
         print(json.dumps([row._asdict() for row in rows]))
         return
-    print(f"{'kernel':32} {'launch':48}  arch  regs shared stack spill ld.v4")
+    print(f"{'kernel':32} {'launch':48}  arch  regs shared stack spill ld.v4 st.v4")
     for row in rows:
         print(
             f"{row.kernel:32} {row.label:48} sm_{row.arch:<4}{row.registers:4} {row.shared:6} {row.stack:5} "
-            f"{row.spilled:5} {row.wide_loads:5}"
+            f"{row.spilled:5} {row.wide_loads:5} {row.wide_stores:5}"
         )
 
 

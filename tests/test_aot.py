@@ -44,8 +44,16 @@ def test_a_program_leaves_registers_for_others(figures):
 
 
 def test_rows_of_a_multiple_of_sixteen_are_read_in_128_bits(figures):
-    # aggregate_log_density reads columns of tables that stay in the cache: arithmetic bounds it, not memory
-    streaming = [row for row in figures if not row["kernel"].startswith("aggregate_log_density")]
+    # aggregate_log_density reads columns of tables that stay in the cache: arithmetic bounds it, not memory;
+    # gather_bits reads a byte where it writes 32
+    others = ("aggregate_log_density", "gather_bits")
+    streaming = [row for row in figures if not row["kernel"].startswith(others)]
     wide = [row for row in streaming if row["label"].startswith(("64 128 float32 dense", "64 4096 float32"))]
     assert {row["kernel"] for row in wide} == {row["kernel"] for row in streaming}
     assert [named(row) for row in wide if row["wide_loads"] == 0] == []
+
+
+def test_gathered_images_of_floats_are_written_in_128_bits(figures):
+    images = [row for row in figures if row["kernel"] == "gather_bits_fwd_kernel" and "4096" in row["label"]]
+    assert {row["arch"] for row in images} == {80, 90, 100, 120}
+    assert [named(row) for row in images if "float" in row["label"] and row["wide_stores"] == 0] == []

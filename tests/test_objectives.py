@@ -1,3 +1,4 @@
+import json
 from dataclasses import FrozenInstanceError
 
 import numpy as np
@@ -5,7 +6,20 @@ import pytest
 import torch
 
 from pyvae import reference
-from pyvae.objectives import DIPVAE, TCVAE, TERMS, VAE, BetaVAE, CapacityVAE, Outputs
+from pyvae.engine.recipe import Recipe
+from pyvae.errors import RecipeError
+from pyvae.objectives import (
+    DIPVAE,
+    OBJECTIVES,
+    TCVAE,
+    TERMS,
+    VAE,
+    AnnealedVAE,
+    BetaVAE,
+    CapacityVAE,
+    Outputs,
+)
+from pyvae.recipes import RECIPES
 from pyvae.schedules import linear
 
 
@@ -79,7 +93,58 @@ def test_the_batch_mean_is_what_capacity_constrains():
     assert terms["loss"] == 0
 
 
-ALL = [VAE(), BetaVAE(), CapacityVAE(), TCVAE(), TCVAE(weighting="mss"), DIPVAE(), DIPVAE(variant="ii")]
+class TestAnnealedVAE:
+    @pytest.mark.parametrize(
+        ("schedule", "step", "beta"),
+        [
+            ("linear", 0, 0.0),
+            ("linear", 2_500, 0.25),
+            ("logistic", 5_000, 0.5),
+            ("cyclical", 2_500, 0.0),
+            ("cyclical", 3_125, 0.5),
+            ("cyclical", 4_999, 1.0),
+            *((schedule, 10_000, 1.0) for schedule in ("linear", "logistic", "cyclical")),
+        ],
+    )
+    def test_the_kl_has_its_weight(self, schedule, step, beta):
+        terms, d_recon, d_kl = gradients(AnnealedVAE(schedule=schedule), outputs(), step)
+        assert terms["beta"].dtype == torch.float64
+        assert terms["beta"] == beta
+        assert terms["loss"] == 100 + 3.5 * beta
+        assert d_recon == 1
+        assert d_kl.tolist() == [beta] * 3
+
+    def test_single_precision_losses_stay_so(self):
+        out = Outputs(*(x.detach().float() for x in outputs()[:5]), dataset_size=100)
+        assert AnnealedVAE().terms(out, torch.tensor(3))["loss"].dtype == torch.float32
+
+    @pytest.mark.parametrize("change", [{"annealing_steps": 0}, {"cycles": 0}, {"proportion": 0.0}])
+    def test_what_cannot_be_is_refused(self, change):
+        with pytest.raises(RecipeError, match=f"{next(iter(change))} must be"):
+            AnnealedVAE(**change)
+
+    def test_an_unknown_schedule_is_named(self):
+        with pytest.raises(ValueError, match=r"schedule: expected .*, got 'cosine'"):
+            AnnealedVAE(schedule="cosine").terms(outputs(), torch.tensor(0))
+
+    def test_the_published_cycles(self):
+        recipe = RECIPES["cyclical-annealing"][1]
+        assert recipe.objective == AnnealedVAE("cyclical", recipe.steps, cycles=4, proportion=0.5)
+        assert RECIPES["kl-annealing"][1].objective == AnnealedVAE("logistic", 10_000)
+
+
+ALL = [
+    VAE(),
+    BetaVAE(),
+    CapacityVAE(),
+    AnnealedVAE("linear", 80_000),
+    AnnealedVAE("logistic", 80_000),
+    AnnealedVAE("cyclical", 80_000),
+    TCVAE(),
+    TCVAE(weighting="mss"),
+    DIPVAE(),
+    DIPVAE(variant="ii"),
+]
 
 
 @pytest.mark.parametrize("objective", ALL)
@@ -149,3 +214,21 @@ def test_hyperparameters_are_frozen():
 def test_linear_schedule_is_exact_in_float64_past_float32_integers():
     step = torch.tensor([0, 2**24 + 1, 2**25])
     assert linear(step, 1.0, 3.0, 2**25).tolist() == [1.0, 1.0 + 2.0 * (2**24 + 1) / 2**25, 3.0]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_published_recipe_survives_its_file(name):
+    recipe = RECIPES[name][1]
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+def test_every_objective_has_a_name_and_a_recipe():
+    assert {type(recipe.objective) for _, recipe in RECIPES.values()} == set(OBJECTIVES.values())
+
+
+def test_objectives_of_another_version_are_named():
+    values = Recipe().to_json()
+    with pytest.raises(RecipeError, match="unknown objective 'gvae'"):
+        Recipe.from_json({**values, "objective": {"name": "gvae"}})
+    with pytest.raises(RecipeError, match="unknown field 'alpha' of beta-vae"):
+        Recipe.from_json({**values, "objective": {"name": "beta-vae", "beta": 2.0, "alpha": 1.0}})

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyvae.data.dataset import Dataset
+from pyvae.functional import gather_bits
 from pyvae.random import Stream, bits, data_order
-from pyvae.reference import unpack_bits
 
 WINDOW = 1024
 """Steps whose indices are drawn at once."""
@@ -108,17 +108,19 @@ class Resident:
         self.prepare = order.prepare
 
     def batch(self, step: Tensor) -> Batch:
-        return _unpacked(self._store.index_select(0, self._order.index(step)), self._shape)
+        return _gathered(self._store, self._order.index(step), self._shape)
 
 
-def _unpacked(rows: Tensor, image_shape: Sequence[int]) -> Batch:
-    """Batch of rows of bits ``[B, bytes]``, of bytes ``[B, C, H, W]``, or of images."""
-    if rows.ndim == 2:
-        images = unpack_bits(rows, math.prod(image_shape)).view(-1, *image_shape).float()
-        return Batch(images, rows, None)
-    if rows.dtype == torch.uint8:
-        return Batch(rows.float() / 255, rows, 255)
-    return Batch(rows, rows, None)
+def _gathered(store: Tensor, index: Tensor, image_shape: Sequence[int]) -> Batch:
+    """Rows of a store of bits ``[N, bytes]`` or of bytes ``[N, C, H, W]``."""
+    if store.ndim == 2:
+        images, packed = gather_bits(store, index, pixels=math.prod(image_shape))
+        return Batch(images.view(-1, *image_shape), packed, None)
+    return _of_bytes(store.index_select(0, index))
+
+
+def _of_bytes(rows: Tensor) -> Batch:
+    return Batch(rows.float() / 255, rows, 255)
 
 
 class Streamed:
@@ -158,7 +160,7 @@ class Streamed:
     def batch(self, step: Tensor) -> Batch:
         assert self._staged is not None
         rows = self._staged.index_select(0, (step % self._window).view(1)).squeeze(0)
-        return _unpacked(rows, rows.shape[1:])
+        return _of_bytes(rows) if rows.dtype == torch.uint8 else Batch(rows, rows, None)
 
     def _load(self, base: int) -> Tensor:
         index = self._order.draw(base, self._window)
@@ -202,8 +204,7 @@ class ImageSource:
         """Images float32 ``[B, C, H, W]`` on the device."""
         if self._store is None:
             return self._dataset.images(index.cpu()).to(self._device)
-        rows = self._store.index_select(0, index.to(self._device))
-        return _unpacked(rows, self._dataset.image_shape).images
+        return _gathered(self._store, index.to(self._device), self._dataset.image_shape).images
 
 
 def _resident(dataset: Dataset, device: torch.device) -> Tensor | None:

@@ -97,7 +97,7 @@ def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
         panels.append(("weight of the KL in the gradient", lambda axes: _line(axes, trace, "beta")))
     if np.ptp(trace["capacity"]) > 0:
         panels.append(("capacity C, nats", lambda axes: _plain(axes, trace, "capacity")))
-    own = [name for name in trace if name not in ("step", *TERMS) and not name.startswith("kl_")]
+    own = [name for name in trace if name not in ("step", "grad_norm", *TERMS) and not name.startswith("kl_")]
     panels += [(f"{name.replace('_', ' ')}, nats", partial(_line, trace=trace, name=name)) for name in own]
     return panels
 

@@ -1,0 +1,25 @@
+import json
+
+import torch
+
+from pyvae.engine.profile import profile_steps
+from pyvae.engine.recipe import Recipe
+from tiny import TinyData
+
+
+def test_a_profile_names_what_a_step_runs(tmp_path):
+    recipe = Recipe(data="tiny", batch_size=4)
+    table = profile_steps(recipe, TinyData(), torch.device("cpu"), tmp_path / "profile", steps=3)
+    assert (tmp_path / "profile/kernels.txt").read_text() == table
+    head, *rows, total = [line.split(maxsplit=2) for line in table.splitlines()]
+    assert head == ["us/step", "calls/step", "operator"]
+    calls = {name: float(count) for _, count, name in rows}
+    assert calls["aten::convolution_backward"] == 8
+    assert calls["aten::_fused_adam_"] == 1
+    microseconds = [float(us) for us, _, _ in rows]
+    assert microseconds == sorted(microseconds, reverse=True)
+    assert abs(float(total[0]) - sum(microseconds)) < 0.1 * len(rows)
+    events = json.loads((tmp_path / "profile/trace.json").read_text())["traceEvents"]
+    assert any("convolution" in event.get("name", "") for event in events)
+    # the profile is of a trainer of its own
+    assert not (tmp_path / "recipe.json").exists()

@@ -49,7 +49,7 @@ def test_train_resume_report_traverse(pyvae, tmp_path):
     assert recipe["objective"] == {"name": "beta-vae", "beta": 2.5}
     assert (recipe["architecture"], recipe["latents"], recipe["steps"]) == ("kim", 3, 5)
     rows = (tmp_path / "run/trace.csv").read_text().splitlines()
-    assert rows[0] == "step,loss,recon,kl,beta,capacity,kl_0,kl_1,kl_2"
+    assert rows[0] == "step,loss,recon,kl,beta,capacity,grad_norm,kl_0,kl_1,kl_2"
     assert [row.split(",")[0] for row in rows[1:]] == ["0", "1", "2", "3", "4"]
     assert list((tmp_path / "run/events").glob("events*"))
 

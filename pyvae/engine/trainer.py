@@ -1,6 +1,7 @@
 """One training step and the state it moves."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import nvtx
 import torch
@@ -78,6 +79,7 @@ class Trainer:
         # torch's Adagrad counts its steps on the host
         self._capturable = capture and device.type == "cuda" and recipe.optimizer == "adam"
         self._capture: Capture | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._uncaptured_steps = 0
 
     @property
@@ -89,19 +91,20 @@ class Trainer:
     def advance(self, count: int = 1) -> None:
         """Make ``count`` steps: on a GPU, hand them over to it, without waiting for any."""
         stop = self.step + count
-        while self.step < stop:
-            self._batches.prepare(self.step)
-            if self._adversary:
-                self._adversary.batches.prepare(self.step)
-            if self._capturable and self.step % BURST == 0 and stop - self.step >= BURST and self._warm():
-                if self._capture is None:
-                    self._capture = Capture(self._step, BURST)
-                self._capture.replay()
-                self.step += BURST
-            else:
-                self._step()
-                self._uncaptured_steps += 1
-                self.step += 1
+        with self._own_stream():
+            while self.step < stop:
+                self._batches.prepare(self.step)
+                if self._adversary:
+                    self._adversary.batches.prepare(self.step)
+                if self._capturable and self.step % BURST == 0 and stop - self.step >= BURST and self._warm():
+                    if self._capture is None:
+                        self._capture = Capture(self._step, BURST)
+                    self._capture.replay()
+                    self.step += BURST
+                else:
+                    self._step()
+                    self._uncaptured_steps += 1
+                    self.step += 1
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
@@ -123,6 +126,18 @@ class Trainer:
         self._capture = None
         self.step = step
         self.key[1] = step
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """All steps on one stream, which is not the default one: capture needs that of the steps before it."""
+        if self._stream is None:
+            yield
+            return
+        around = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(around)
+        with torch.cuda.stream(self._stream):
+            yield
+        around.wait_stream(self._stream)
 
     def _warm(self) -> bool:
         """Whether enough steps have run for kernels to be compiled and libraries to have settled."""

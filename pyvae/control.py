@@ -137,7 +137,6 @@ def adapt_capacity(
         reference = torch.where(between, state.reference, reference)
     # an integer tensor over a Python number would be float32
     left = (steps + window - 1 - step).to(torch.float64) / window
-    raised = state.capacity + (stop - state.capacity) / left.clamp(min=1.0)
-    raised = raised.clamp(max=stop).masked_fill(left <= 1.0, stop)
+    raised = (state.capacity + (stop - state.capacity) / left).masked_fill(left <= 1.0, stop)
     capacity = torch.where(holds & (step < steps), state.capacity, raised)
     return state._replace(reference=reference, capacity=capacity)

@@ -105,6 +105,7 @@ SETTINGS = {
         for p in ("sigmoid", "linear")
         for top in (None, 1.2)
     },
+    "large-gain": ControlVAE(kp=5.0, schedule="constant"),
     "authors-linear": ControlVAE(
         proportional="linear", beta_min=0.9, anti_windup="published", capacity_period=20
     ),
@@ -113,6 +114,7 @@ SETTINGS = {
     "linear": ControlVAE(schedule="linear", capacity_steps=900),
     "adaptive": ControlVAE(schedule="adaptive", capacity_steps=1500),
     "adaptive-short": ControlVAE(schedule="adaptive", capacity_steps=500, anti_windup="published"),
+    "adaptive-limits": ControlVAE(schedule="adaptive", capacity_steps=1500, beta_max=1.05),
     "adaptive-unlimited": ControlVAE(schedule="adaptive", capacity_steps=1500, adaptive_compared="unlimited"),
     "adaptive-tie": ControlVAE(schedule="adaptive", capacity_steps=1500, adaptive_tie="hold"),
     "adaptive-smooth": ControlVAE(schedule="adaptive", capacity_steps=1500, adaptive_smoothing=0.9),
@@ -304,6 +306,14 @@ class TestAdaptive:
     def test_it_ends_exactly_at_its_maximum(self, stop):
         path = [float(c) for c in adapt(333, lambda step: 0.0, steps=400, stop=stop)]
         assert max(path) == path[-1] == path[332] == stop
+
+    @pytest.mark.parametrize("stop", [13.33, 15.88])
+    def test_a_late_jump_ends_exactly_at_its_maximum(self, stop):
+        """For these, C + (stop - C) is a rounding below and above."""
+        path = [float(c) for c in adapt(9, lambda step: 0.01 if 1 <= step <= 7 else -0.01, stop=stop)]
+        assert path[0] == path[7]
+        assert path[7] + (stop - path[7]) != stop
+        assert path[8] == stop
 
     def test_if_no_step_succeeds_it_stays_and_jumps_past_the_end(self):
         path = [float(c) for c in adapt(20, lambda step: 0.01, steps=22)]

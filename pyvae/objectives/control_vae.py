@@ -63,8 +63,8 @@ class ControlVAE:
     proportional: Proportional = "sigmoid"
     """Kp / (1 + exp(e)), or -Kp e."""
     anti_windup: AntiWindup = "conditional"
-    """Freeze the integral outside the limits when the error pushes further out; or always, as the authors' code, which
-    may stay there for good (published); or by the limited beta, so never (paper)."""
+    """What keeps the integral: an output outside the limits and an error that pushes further out (conditional); such an
+    output alone, perhaps for good, as the authors' code (published); a limited beta outside, so nothing (paper)."""
 
     extra_terms: ClassVar[tuple[str, ...]] = ()
 

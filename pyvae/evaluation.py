@@ -52,6 +52,8 @@ def score(
             f"the factors of {run.recipe.data} are not known, which {', '.join(supervised)} need: "
             f"only --metrics {UNSUPERVISED} can do without"
         )
+    if run.recipe.code == "factors":
+        raise PyvaeError(f"the code of {run.path} is its true factors: there is no encoder to evaluate")
     net, steps = run.load_net()
     images = ImageSource(dataset, device).images
     table = encode(net.to(device), dataset, device=device, images=images)

@@ -5,7 +5,7 @@ logits ``[B, C, 64, 64]``. Weight counts (one channel, ten latents) are those of
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -28,18 +28,58 @@ class Encoder(nn.Module):
         mu, logvar = self.head(self.trunk(images)).chunk(2, -1)
         return mu, logvar
 
+    @property
+    def latents(self) -> int:
+        return self.head.out_features // 2
+
+
+class FactorEncoder(nn.Module):
+    """A noisy channel for each true factor, instead of an encoder: Burgess et al. 2018, section 4.1.
+
+    ``z_j = a_j f_j + exp(s_j) eps`` with learned scalars a_j and s_j and f_j the class of factor j, standardised over
+    the data set. A capacity then says which factors are worth their nats.
+    """
+
+    sizes: Tensor
+    strides: Tensor
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((len(sizes),), 0.1))
+        self.log_sigma = nn.Parameter(torch.zeros(len(sizes)))
+        self.register_buffer("sizes", torch.tensor(sizes))
+        strides = [math.prod(sizes[f + 1 :]) for f in range(len(sizes))]
+        self.register_buffer("strides", torch.tensor(strides))
+
+    @property
+    def latents(self) -> int:
+        return len(self.scale)
+
+    def forward(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior mean and log-variance ``[B, F]`` of the images int64 ``[B]`` of the full grid of the factors."""
+        classes = index.unsqueeze(-1) // self.strides % self.sizes
+        # variance of the uniform distribution on 0, ..., n - 1; a factor of one class says nothing
+        deviation = ((self.sizes.square() - 1) / 12).clamp(min=1e-12).sqrt()
+        factors = (classes - (self.sizes - 1) / 2) / deviation
+        return self.scale * factors, (2 * self.log_sigma).expand_as(factors)
+
 
 class Autoencoder(nn.Module):
     """An encoder and a decoder."""
 
-    def __init__(self, encoder: Encoder, decoder: nn.Module) -> None:
+    def __init__(self, encoder: Encoder | FactorEncoder, decoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
 
     @property
     def latents(self) -> int:
-        return self.encoder.head.out_features // 2
+        return self.encoder.latents
+
+    @property
+    def reads_factors(self) -> bool:
+        """Whether the encoder takes the index of an image in the grid of its factors, instead of the image."""
+        return isinstance(self.encoder, FactorEncoder)
 
 
 def _convs(channels: list[int], kernels: list[int]) -> list[nn.Module]:
@@ -173,7 +213,13 @@ INITIALISATIONS: dict[str, Callable[[nn.Module], None] | None] = {
 
 
 def build(
-    architecture: str, channels: int, latents: int, *, init: str = "torch", seed: int = 0
+    architecture: str,
+    channels: int,
+    latents: int,
+    *,
+    init: str = "torch",
+    seed: int = 0,
+    factor_sizes: Sequence[int] | None = None,
 ) -> Autoencoder:
     """A network with the weights that ``seed`` gives; torch's global generator is left as it was.
 
@@ -184,9 +230,10 @@ def build(
         init: "torch" (its default); "kaiming" (1Konny/Beta-VAE, ControlVAE: normal, fan in, gain sqrt 2, zero bias,
             transposed convolutions left alone as there); "normal" (1Konny/FactorVAE: N(0, 0.02), likewise);
             "glorot" (TensorFlow's, disentanglement_lib).
+        factor_sizes: of the true factors that are the code, each through a noisy channel, instead of an encoder's.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or another number of latents than factors.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
@@ -196,6 +243,10 @@ def build(
         net = ARCHITECTURES[architecture](channels, latents)
         if initialise := INITIALISATIONS[init]:
             net.apply(initialise)
+    if factor_sizes is not None:
+        if latents != len(factor_sizes):
+            raise ValueError(f"latents: a code of {len(factor_sizes)} factors, got {latents}")
+        net.encoder = FactorEncoder(factor_sizes)
     return net
 
 

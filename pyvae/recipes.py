@@ -75,6 +75,13 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
             steps=345_600,
         ),
     ),
+    "factor-bottleneck": (
+        "The bottleneck of Burgess et al. 2018, section 4.1: a decoder of the five true factors, each through a noisy "
+        "channel, C to 25 nats in 100,000 steps as capacity-vae",
+        Recipe(
+            objective=CapacityVAE(), architecture="burgess", code="factors", latents=5, lr=5e-4, steps=100_000
+        ),
+    ),
     "factor-vae": (
         "FactorVAE of Kim & Mnih 2018 on 2D Shapes: gamma 35, Adam 1e-4, discriminator's Adam 1e-4 (0.5, 0.9), "
         "300,000 steps",

@@ -79,7 +79,8 @@ def test_images_and_target(data):
     order = BatchOrder(3, len(data), 7, CPU)
     for step in (0, 1, 40, 39, 1023, 1024, 2):
         batches.prepare(step)
-        images, target, target_max = batches.batch(torch.tensor(step))
+        images, target, target_max, which = batches.batch(torch.tensor(step))
+        assert torch.equal(which, index(order, step))
         shown = expected.images(index(order, step))
         assert torch.equal(images, shown)
         logits = torch.randn(shown.shape)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -83,3 +85,29 @@ def test_normal_and_glorot():
 def test_unknown_names(option, value):
     with pytest.raises(ValueError, match=f"{option}: expected one of .*, got '{value}'"):
         build(**{"architecture": "kim", "channels": 1, "latents": 2, option: value})
+
+
+def test_factors_go_through_channels_of_their_own():
+    net = build("burgess", 1, 3, factor_sizes=(4, 5, 6))
+    encoder = net.encoder
+    assert net.reads_factors
+    assert net.latents == 3
+    with torch.no_grad():
+        encoder.scale.copy_(torch.tensor([1.0, 2.0, -0.5]))
+        encoder.log_sigma.copy_(torch.tensor([0.0, -1.0, 0.3]))
+    mu, logvar = encoder(torch.arange(120))
+    classes = torch.cartesian_prod(*(torch.arange(n).double() for n in (4, 5, 6)))
+    standard = (classes - classes.mean(0)) / classes.std(0, correction=0)
+    torch.testing.assert_close(mu.double(), standard * torch.tensor([1.0, 2.0, -0.5]).double())
+    torch.testing.assert_close(logvar, torch.tensor([0.0, -2.0, 0.6]).expand(120, 3))
+    # Burgess et al. 2018: the mean KL of a channel is 1/2 (a^2 + e^{2 s} - 2 s - 1)
+    kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean(0)
+    exact = [0.5 * (a * a + math.exp(2 * s) - 2 * s - 1) for a, s in ((1, 0), (2, -1), (-0.5, 0.3))]
+    torch.testing.assert_close(kl, torch.tensor(exact))
+    with pytest.raises(ValueError, match="a code of 3 factors, got 10"):
+        build("burgess", 1, 10, factor_sizes=(4, 5, 6))
+
+
+def test_a_factor_of_one_class_says_nothing():
+    net = build("burgess", 1, 2, factor_sizes=(1, 7))
+    assert torch.equal(net.encoder(torch.arange(7))[0][:, 0], torch.zeros(7))

@@ -224,7 +224,14 @@ def test_panels_that_say_nothing_are_left_out(tmp_path, run):
     capacity = make_run(tmp_path / "run", objective=CapacityVAE(capacity_steps=10))
     trace = capacity.trace()
     trace["beta"][:3] *= -1
-    assert titles(trace)[3:] == ["weight of the KL in the gradient", "capacity C, nats"]
+    assert titles(trace)[3:] == [
+        "weight of the KL in the gradient",
+        "capacity C, nats",
+        "KL of each latent against C, nats",
+    ]
+    axes = draw_trace(trace).axes[-1]
+    assert axes.get_xlabel() == "C, nats"
+    assert np.array_equal(axes.lines[2].get_xdata(), trace["capacity"])
 
 
 def test_an_objectives_own_terms_have_panels(tmp_path):

@@ -13,11 +13,14 @@ from pyvae.engine.batches import BatchOrder
 from pyvae.engine.loop import settle_arithmetic, train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
+from pyvae.engine.trace import read_trace
 from pyvae.engine.trainer import Trainer
-from pyvae.errors import RecipeError, RunError
+from pyvae.errors import PyvaeError, RecipeError, RunError
+from pyvae.evaluation import score
 from pyvae.nets import build
 from pyvae.objectives import DIPVAE, TCVAE, AnnealedVAE, BetaVAE, CapacityVAE, ControlVAE, FactorVAE
 from pyvae.random import Stream, make_key, normal
+from pyvae.report import report
 from tiny import TinyData
 
 CPU = torch.device("cpu")
@@ -247,6 +250,24 @@ def test_the_controller_follows_its_equations_and_is_restored():
         assert row["capacity"] == pytest.approx(capacity, rel=1e-6)
         assert row["beta"] == pytest.approx(beta, abs=1e-9)
         assert row["loss"] == pytest.approx(row["recon"] + beta * row["kl"], rel=1e-5)
+
+
+def test_a_code_of_true_factors(tmp_path):
+    data = TinyData()
+    recipe = replace(
+        RECIPE, code="factors", latents=3, steps=40, objective=CapacityVAE(gamma=50, capacity_steps=40)
+    )
+    run = Run.create_or_resume(tmp_path / "run", recipe)
+    train(run, data, CPU, log_every=1)
+    net, _ = run.load_net()
+    assert net.reads_factors
+    assert not torch.equal(net.encoder.scale, torch.full((3,), 0.1))
+    with pytest.raises(PyvaeError, match=r"the code of .* is its true factors"):
+        score(run, data, ["mig"], device=CPU)
+    report(run, data)
+    assert {"recon", "kl"} <= read_trace(run.path / "trace.csv").keys()
+    with pytest.raises(RecipeError, match="tiny has 3 factors: --latents 3"):
+        Trainer(replace(recipe, latents=10), data, CPU)
 
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "gaussian"])

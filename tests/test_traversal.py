@@ -25,7 +25,9 @@ def run(tmp_path_factory):
 
 def test_one_latent_at_a_time_in_order_of_kl():
     net, image, kl = build("kim", 1, 3).eval(), TinyData().images(7), [0.5, 2.0, 1.0]
-    result = compute(net, image, kl, span=1.5, columns=4)
+    with torch.no_grad():
+        given = net.encoder(image[None])[0]
+    result = compute(net, image, given, kl, span=1.5, columns=4)
     assert result.order == [1, 2, 0]
     torch.testing.assert_close(result.values, torch.tensor([-1.5, -0.5, 0.5, 1.5]))
     with torch.no_grad():

@@ -79,11 +79,12 @@ class BatchOrder:
 
 
 class Batch(NamedTuple):
-    """Images float32 ``[B, C, H, W]`` in [0, 1], and the same as the target of ``bernoulli_nll``."""
+    """Images float32 ``[B, C, H, W]`` in [0, 1], the same as the target of ``bernoulli_nll``, and which they are."""
 
     images: Tensor
     target: Tensor
     target_max: int | None
+    which: Tensor
 
 
 class Batches(Protocol):
@@ -115,12 +116,12 @@ def _gathered(store: Tensor, index: Tensor, image_shape: Sequence[int]) -> Batch
     """Rows of a store of bits ``[N, bytes]`` or of bytes ``[N, C, H, W]``."""
     if store.ndim == 2:
         images, packed = gather_bits(store, index, pixels=math.prod(image_shape))
-        return Batch(images.view(-1, *image_shape), packed, None)
-    return _of_bytes(store.index_select(0, index))
+        return Batch(images.view(-1, *image_shape), packed, None, index)
+    return _of_bytes(store.index_select(0, index), index)
 
 
-def _of_bytes(rows: Tensor) -> Batch:
-    return Batch(rows.float() / 255, rows, 255)
+def _of_bytes(rows: Tensor, index: Tensor) -> Batch:
+    return Batch(rows.float() / 255, rows, 255, index)
 
 
 class Streamed:
@@ -135,6 +136,7 @@ class Streamed:
         self._window = window
         self._base = -1
         self._staged: Tensor | None = None
+        self._staged_index: Tensor | None = None
         self._pinned: list[Tensor | None] = [None, None]
         self._copied: list[torch.cuda.Event | None] = [None, None]
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="pyvae-read")
@@ -148,7 +150,10 @@ class Streamed:
         host = self._next[1].result() if self._next and ahead else self._load(base)
         if self._staged is None:
             self._staged = torch.empty(host.shape, dtype=host.dtype, device=self._device)
+            self._staged_index = torch.empty(host.shape[:2], dtype=torch.int64, device=self._device)
+        assert self._staged_index is not None
         self._staged.copy_(host, non_blocking=True)
+        self._staged_index.copy_(self._order.draw(base, self._window))
         if self._device.type == "cuda":
             event = torch.cuda.Event()
             event.record()
@@ -159,8 +164,10 @@ class Streamed:
 
     def batch(self, step: Tensor) -> Batch:
         assert self._staged is not None
-        rows = self._staged.index_select(0, (step % self._window).view(1)).squeeze(0)
-        return _of_bytes(rows) if rows.dtype == torch.uint8 else Batch(rows, rows, None)
+        assert self._staged_index is not None
+        place = (step % self._window).view(1)
+        rows, index = (x.index_select(0, place).squeeze(0) for x in (self._staged, self._staged_index))
+        return _of_bytes(rows, index) if rows.dtype == torch.uint8 else Batch(rows, rows, None, index)
 
     def _load(self, base: int) -> Tensor:
         index = self._order.draw(base, self._window)

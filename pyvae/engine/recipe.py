@@ -46,6 +46,9 @@ class Recipe:
     """Encoder and decoder, by paper; see pyvae.nets."""
     init: Literal["torch", "kaiming", "normal", "glorot"] = "torch"
     """Initial weights; see pyvae.nets.build."""
+    code: Literal["encoder", "factors"] = "encoder"
+    """What z is made from: the image, by the encoder; or the true factors, each through a noisy channel of its own
+    (Burgess et al. 2018, section 4.1), for data that has them."""
     latents: int = 10
     """Dimensions of z."""
     batch_size: int = 64

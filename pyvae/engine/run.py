@@ -103,7 +103,13 @@ class Run:
 
     def net_of(self, saved: Checkpoint) -> Autoencoder:
         """The network of a checkpoint, on the CPU in eval mode."""
-        net = build(self.recipe.architecture, int(saved.metadata["image_shape"][0]), self.recipe.latents)
+        sizes = saved.tensors.get("net.encoder.sizes")
+        net = build(
+            self.recipe.architecture,
+            int(saved.metadata["image_shape"][0]),
+            self.recipe.latents,
+            factor_sizes=None if sizes is None else sizes.tolist(),
+        )
         net.load_state_dict({name: saved.tensors[f"net.{name}"] for name in net.state_dict()})
         return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pyvae.control import Control
-from pyvae.data.dataset import Dataset
-from pyvae.engine.batches import ImageSource
+from pyvae.data.dataset import Dataset, FactorDataset
+from pyvae.engine.batches import Batch, ImageSource
 from pyvae.engine.capture import Capture
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.state import Trained
@@ -51,7 +51,12 @@ class Trainer:
         self.recipe = recipe
         self.device = device
         net = build(
-            recipe.architecture, dataset.image_shape[0], recipe.latents, init=recipe.init, seed=recipe.seed
+            recipe.architecture,
+            dataset.image_shape[0],
+            recipe.latents,
+            init=recipe.init,
+            seed=recipe.seed,
+            factor_sizes=_factor_sizes(recipe, dataset),
         )
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._trained = Trained("net", self.net, _optimizer(recipe, list(self.net.parameters()), device))
@@ -149,7 +154,7 @@ class Trainer:
         with nvtx.annotate("data"):
             batch = self._batches.batch(step)
         with nvtx.annotate("encoder"):
-            mu, logvar = self._encode(batch.images)
+            mu, logvar = self._encode(batch)
             z, kl = reparameterize_kl(mu, logvar, key=self.key)
         with nvtx.annotate("decoder"), self._autocast():
             logits = self.net.decoder(z)
@@ -182,9 +187,12 @@ class Trainer:
             )
         self.key.add_(self._one_step)
 
-    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         with self._autocast():
-            mu, logvar = self.net.encoder(images.contiguous(memory_format=torch.channels_last))
+            if self.net.reads_factors:
+                mu, logvar = self.net.encoder(batch.which)
+            else:
+                mu, logvar = self.net.encoder(batch.images.contiguous(memory_format=torch.channels_last))
         return mu.float(), logvar.float()
 
     def _controlled(self, kl: Tensor, step: Tensor) -> Control | None:
@@ -195,8 +203,8 @@ class Trainer:
 
     def _discriminator_loss(self, adversary: "_Adversary", step: Tensor, z: Tensor) -> Tensor:
         with torch.no_grad():
-            images = adversary.batches.batch(step).images
-            second, _ = reparameterize_kl(*self._encode(images), key=self.key, stream=Stream.SECOND_POSTERIOR)
+            posteriors = self._encode(adversary.batches.batch(step))
+            second, _ = reparameterize_kl(*posteriors, key=self.key, stream=Stream.SECOND_POSTERIOR)
         return adversary.loss(z, second, self.key)
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -229,6 +237,19 @@ class _Adversary:
 
     def loss(self, z: Tensor, second: Tensor, key: Tensor) -> Tensor:
         return self._objective.discriminator_loss(self.trained.module, z, second, key)
+
+
+def _factor_sizes(recipe: Recipe, dataset: Dataset) -> tuple[int, ...] | None:
+    if recipe.code == "encoder":
+        return None
+    if not isinstance(dataset, FactorDataset):
+        raise RecipeError(f"code factors: the factors of {recipe.data} are not known")
+    if recipe.latents != len(dataset.factor_sizes):
+        raise RecipeError(
+            f"code factors: {recipe.data} has {len(dataset.factor_sizes)} factors: "
+            f"--latents {len(dataset.factor_sizes)}"
+        )
+    return dataset.factor_sizes
 
 
 def _replacement(recipe: Recipe) -> bool:

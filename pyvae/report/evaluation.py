@@ -10,6 +10,7 @@ from pyvae.functional import reparameterize_kl
 from pyvae.nets import Autoencoder
 from pyvae.objectives.likelihood import Likelihood, image_nll
 from pyvae.random import Stream, data_order, make_key
+from pyvae.report.trained import posterior
 
 IMAGES = 4096
 _BATCH = 256
@@ -55,7 +56,7 @@ def evaluate(net: Autoencoder, dataset: Dataset, likelihood: Likelihood = "berno
     codes = []
     for step, chunk in enumerate(index.split(_BATCH)):
         images = dataset.images(chunk)
-        mu, logvar = net.encoder(images)
+        mu, logvar = posterior(net, dataset, chunk)
         key = make_key(_SEED, step)
         z, divergence = reparameterize_kl(mu, logvar, key=key, stream=Stream.METRIC)
         recon += image_nll(likelihood, net.decoder(z), images, reduction="sum").double()

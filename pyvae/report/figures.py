@@ -68,9 +68,9 @@ def draw_trace(trace: Trace) -> Figure:
     figure = Figure(figsize=(4.4 * columns, 2.9 * rows), layout="constrained")
     for number, (title, draw) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, number + 1)
+        axes.set_xlabel("step", fontsize=8)
         draw(axes)
         axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel("step", fontsize=8)
         axes.tick_params(which="both", labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -97,6 +97,7 @@ def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
         panels.append(("weight of the KL in the gradient", lambda axes: _line(axes, trace, "beta")))
     if np.ptp(trace["capacity"]) > 0:
         panels.append(("capacity C, nats", lambda axes: _plain(axes, trace, "capacity")))
+        panels.append(("KL of each latent against C, nats", lambda axes: _latents_by_capacity(axes, trace)))
     own = [name for name in trace if name not in ("step", "grad_norm", *TERMS) and not name.startswith("kl_")]
     panels += [(f"{name.replace('_', ' ')}, nats", partial(_line, trace=trace, name=name)) for name in own]
     return panels
@@ -117,9 +118,9 @@ def _line(axes: Any, trace: Trace, name: str, *, log: bool = False, **style: Any
             which(LogFormatter())
 
 
-def _plain(axes: Any, trace: Trace, name: str, **style: Any) -> None:
+def _plain(axes: Any, trace: Trace, name: str, against: str = "step", **style: Any) -> None:
     marker = ".-" if len(trace["step"]) < _MARKED_ROWS else "-"
-    axes.plot(trace["step"], trace[name], marker, **{"lw": 1.2, **style})
+    axes.plot(trace[against], trace[name], marker, **{"lw": 1.2, **style})
 
 
 def _is_short(trace: Trace) -> bool:
@@ -133,7 +134,12 @@ def _kl(axes: Any, trace: Trace) -> None:
         axes.legend(fontsize=8, frameon=False)
 
 
-def _latents(axes: Any, trace: Trace) -> None:
+def _latents_by_capacity(axes: Any, trace: Trace) -> None:
+    _latents(axes, trace, "capacity")
+    axes.set_xlabel("C, nats", fontsize=8)
+
+
+def _latents(axes: Any, trace: Trace, against: str = "step") -> None:
     from matplotlib import colormaps
 
     names = [name for name in trace if name.startswith("kl_")]
@@ -141,7 +147,7 @@ def _latents(axes: Any, trace: Trace) -> None:
     for j, name in enumerate(names):
         colour = colours(j if len(names) <= 10 else j / (len(names) - 1))
         shown = trace if _is_short(trace) else {**trace, name: smooth(trace[name])}
-        _plain(axes, shown, name, lw=1.1, color=colour, label=name.removeprefix("kl_"))
+        _plain(axes, shown, name, against, lw=1.1, color=colour, label=name.removeprefix("kl_"))
     if len(names) <= 2 * _LEGEND_ROWS:
         axes.legend(
             title="latent",

@@ -17,7 +17,7 @@ from pyvae.nets import Autoencoder
 from pyvae.report import traversal
 from pyvae.report.evaluation import Evaluation, evaluate, subset
 from pyvae.report.figures import draw_reconstructions, draw_trace, save, trace_caption
-from pyvae.report.trained import Trained, load_trained
+from pyvae.report.trained import Trained, load_trained, posterior
 
 _RECONSTRUCTIONS = 20
 _PAGE = Template("""<!doctype html>
@@ -119,8 +119,9 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
 
 @torch.inference_mode()
 def _draw_reconstructions(run: Run, net: Autoencoder, dataset: Dataset) -> Path:
-    images = dataset.images(subset(dataset, _RECONSTRUCTIONS))
-    mu, _ = net.encoder(images)
+    index = subset(dataset, _RECONSTRUCTIONS)
+    images = dataset.images(index)
+    mu, _ = posterior(net, dataset, index)
     return save(
         draw_reconstructions(images, torch.sigmoid(net.decoder(mu))), run.figures / "reconstructions.png"
     )

@@ -16,7 +16,7 @@ from pyvae.errors import RunError
 from pyvae.nets import Autoencoder
 from pyvae.report.evaluation import evaluate
 from pyvae.report.figures import save, show, tile, write
-from pyvae.report.trained import load_trained
+from pyvae.report.trained import load_trained, posterior
 
 # a square, an ellipse and a heart: the images that 1Konny/Beta-VAE and ControlVAE start from
 DSPRITES_SEEDS = (87040, 332800, 578560)
@@ -87,7 +87,8 @@ def draw(
             raise RunError(f"seed {seed} is not an image: the data set has {len(dataset):,}, counted from 0")
     files = []
     for seed in seeds:
-        traversal = compute(net, dataset.images(seed), kl, span, columns)
+        mu, _ = posterior(net, dataset, torch.tensor([seed]))
+        traversal = compute(net, dataset.images(seed), mu, kl, span, columns)
         stem = run.figures / f"traversal-{seed}"
         files.append((_write_png(traversal, kl, stem.with_suffix(".png")), seed))
         files.append((_write_gif(traversal, stem.with_suffix(".gif")), seed))
@@ -103,9 +104,10 @@ def default_seeds(dataset: Dataset) -> tuple[int, ...]:
 
 
 @torch.inference_mode()
-def compute(net: Autoencoder, image: Tensor, kl: Sequence[float], span: float, columns: int) -> Traversal:
-    """Set one latent at a time of the image's mean code to ``columns`` values, and decode."""
-    mu, _ = net.encoder(image.unsqueeze(0))
+def compute(
+    net: Autoencoder, image: Tensor, mu: Tensor, kl: Sequence[float], span: float, columns: int
+) -> Traversal:
+    """Set one latent at a time of the image's mean code ``mu [1, D]`` to ``columns`` values, and decode."""
     order = sorted(range(net.latents), key=lambda j: -kl[j])
     values = torch.linspace(-span, span, columns)
     codes = mu.expand(net.latents, columns, -1).clone()

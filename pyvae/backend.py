@@ -128,7 +128,3 @@ def _require_triton(device_type: str, dtype: torch.dtype) -> None:
 @lru_cache(maxsize=16)
 def _say(reason: str) -> None:
     warnings.warn(f"pyvae runs its slower reference: {reason}", stacklevel=4)
-
-
-def use_triton(x: Tensor) -> bool:
-    return take("aggregate_log_density", x) == "triton"

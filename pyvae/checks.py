@@ -198,3 +198,42 @@ def _check_plain(target: Tensor, logits: Tensor, lead: tuple[int, ...], target_m
         low, high = float(target.min()), float(target.max())
         if not (low >= 0 and high <= (target_max or 1)):
             raise ValueError(f"target: values must lie in [0, {target_max or 1}], got [{low}, {high}]")
+
+
+def importance_layout(
+    logits: Tensor, target: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, target_max: int | None
+) -> PixelLayout:
+    """Check the arguments of ``importance_log_weight`` and say how to read the pixels of one sample of each image."""
+    check_latents(mu, logvar)
+    check_finite(mu, logvar)
+    check_float("z", z)
+    check_float("logits", logits)
+    *lead, latents = mu.shape
+    if z.ndim != mu.ndim + 2 or z.shape[:-3] != mu.shape[:-1] or z.shape[-1] != latents:
+        want = ", ".join(map(str, [*lead, "M", "K", latents]))
+        raise ValueError(f"z: expected shape [{want}] for mu of shape {list(mu.shape)}, got {list(z.shape)}")
+    if 0 in z.shape[-3:-1]:
+        raise ValueError(f"z: no importance sample in shape {list(z.shape)}")
+    if z.dtype != mu.dtype:
+        raise TypeError(f"z: expected the dtype of mu {mu.dtype}, got {z.dtype}")
+    check_device("z", z, "mu", mu)
+    check_device("logits", logits, "z", z)
+    if logits.shape[: z.ndim - 1] != z.shape[:-1]:
+        want = ", ".join(map(str, [*z.shape[:-1], "*image"]))
+        raise ValueError(f"logits: expected shape [{want}], got {list(logits.shape)}")
+    return pixel_layout(_first_sample(logits, z), target, "none", logits.ndim - z.ndim + 1, target_max)
+
+
+def flatten_importance(
+    logits: Tensor, target: Tensor, z: Tensor, layout: PixelLayout
+) -> tuple[Tensor, Tensor]:
+    """Logits [members, batch, samples, pixels] and target [members, batch, pixels or bytes]: views if they can be."""
+    samples = z.shape[-3] * z.shape[-2]
+    _, flat_target = flatten_pixels(_first_sample(logits, z), target, layout)
+    return logits.reshape(layout.members, layout.batch, samples, layout.pixels), flat_target
+
+
+def _first_sample(logits: Tensor, z: Tensor) -> Tensor:
+    """Logits [..., batch, *image] of the first sample of each image."""
+    outer = z.ndim - 3
+    return logits.select(outer, 0).select(outer, 0)

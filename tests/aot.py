@@ -22,8 +22,14 @@ from unittest import mock
 
 import torch
 
-from pyvae.checks import pixel_layout
-from pyvae.ops import aggregate_log_density, bernoulli_nll, gather_bits, reparameterize_kl
+from pyvae.checks import importance_layout, pixel_layout
+from pyvae.ops import (
+    aggregate_log_density,
+    bernoulli_nll,
+    gather_bits,
+    importance_log_weight,
+    reparameterize_kl,
+)
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 ARCHITECTURES = (80, 90, 100, 120)
@@ -127,6 +133,9 @@ def launches() -> list[Launch]:
         for case in AGGREGATE_LOG_DENSITY:
             label(" ".join(str(x).removeprefix("torch.") for x in case))
             _launch_aggregate_log_density(*case)
+        for case in IMPORTANCE_LOG_WEIGHT:
+            label(" ".join(str(x).removeprefix("torch.") for x in case))
+            _launch_importance_log_weight(*case)
         for case in GATHER_BITS:
             label(" ".join(str(x).removeprefix("torch.") for x in case))
             _launch_gather_bits(*case)
@@ -188,6 +197,40 @@ GATHER_BITS = [
 def _launch_gather_bits(batch: int, pixels: int, dtype: torch.dtype) -> None:
     store = torch.empty((1000, -(-pixels // 8)), dtype=torch.uint8, device="meta")
     gather_bits._launch(store, torch.empty(batch, dtype=torch.int64, device="meta"), pixels, dtype)
+
+
+# batch, pixels, dtype of the logits, target, samples, latents, layout of the posteriors
+IMPORTANCE_LOG_WEIGHT = [
+    (64, 4096, torch.float32, "bits", 64, 16, "dense"),
+    (64, 4096, torch.float32, torch.float32, 64, 128, "chunked"),
+    (20, 784, torch.float32, "bits", 64, 50, "chunked"),
+    (20, 784, torch.float32, torch.bool, 64, 50, "dense"),
+    (20, 784, torch.bfloat16, torch.float32, 1, 50, "dense"),
+    (63, 65, torch.float16, torch.uint8, 7, 10, "chunked"),
+    (1, 1, torch.float32, "bits", 1, 1, "dense"),
+]
+
+
+def _launch_importance_log_weight(
+    batch: int,
+    pixels: int,
+    dtype: torch.dtype,
+    target: torch.dtype | str,
+    samples: int,
+    latents: int,
+    layout: str,
+) -> None:
+    logits = torch.empty((batch, 1, samples, pixels), dtype=dtype, device="meta")
+    z = torch.empty((batch, 1, samples, latents), device="meta")
+    mu, logvar = torch.empty((batch, 2 * latents), device="meta").chunk(2, -1)
+    if layout == "dense":
+        mu, logvar = mu.contiguous(), logvar.contiguous()
+    columns, kind = (-(-pixels // 8), torch.uint8) if target == "bits" else (pixels, target)
+    x = torch.empty((batch, columns), dtype=kind, device="meta")
+    pixels_of = importance_layout(logits, x, z, mu, logvar, 255 if target == torch.uint8 else None)
+    inputs = (logits, x, z, mu, logvar, pixels_of)
+    parts = importance_log_weight._launch_forward(*inputs)
+    importance_log_weight._launch_backward(*parts, *inputs)
 
 
 def _launch_aggregate_log_density(batch: int, latents: int, dtype: torch.dtype) -> None:

@@ -92,7 +92,7 @@ def importance_log_weight_fwd_kernel(
             mu = tl.load(mu_ptr + posterior * mu_stride + j, mask=j < D, other=0.0).to(tl.float32)
             logvar = tl.load(logvar_ptr + posterior * logvar_stride + j, mask=j < D, other=0.0).to(tl.float32)
             distance = (z - mu) * tl.exp(-0.5 * logvar)
-            # a difference of rounded squares would not vanish where posterior and prior are one
+            # d^2 - z^2 as a fused multiply-add would not vanish where posterior and prior are one
             total += (distance - z) * (distance + z) + logvar
             start += COLUMNS
         tl.store(ratio_ptr + row, 0.5 * tl.sum(total))

@@ -477,7 +477,7 @@ def importance_log_parts(
     flat, x = _importance_pixels(logits, target, z, mu, logvar, target_max)
     log_likelihood = -F.binary_cross_entropy_with_logits(flat, x.expand_as(flat), reduction="none").sum(-1)
     value, distance, lv, _ = _standardised(z, mu, logvar)
-    # a difference of rounded squares would not vanish where posterior and prior are one
+    # as a product, a difference of squares keeps its digits where posterior and prior are almost one
     log_ratio = 0.5 * ((distance - value) * (distance + value) + lv).sum(-1)
     return log_likelihood.reshape(z.shape[:-1]), log_ratio
 

@@ -1,5 +1,7 @@
 """importance_log_weight: the reference against torch.distributions, the kernels against the reference."""
 
+import math
+
 import pytest
 import torch
 from torch.distributions import Bernoulli, Normal
@@ -272,6 +274,14 @@ class TestKernels:
             wanted = torch.where(exact > 0, tail - (1 - x), x - tail)
             torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-38)
 
+    def test_a_confident_right_answer_keeps_its_digits(self, device):
+        (_, z, mu, logvar), _ = model(1, sizes=(1, 2), device=device)
+        logits = torch.tensor([[20.0, -20.0], [12.0, -12.0]], device=device).view(1, 1, 2, 2).requires_grad_()
+        target = torch.tensor([[1.0, 0.0]], device=device)
+        log_p, _ = importance_log_parts(logits, target, z, mu, logvar)
+        exact = torch.tensor([[[-2 * math.log1p(math.exp(-size)) for size in (20, 12)]]])
+        torch.testing.assert_close(log_p.cpu(), exact, rtol=1e-5, atol=0)
+
     def test_a_posterior_far_sharper_than_a_missing_sample_is_far(self, device):
         """Three samples in a tile of four: 0 times infinity must not come of the fourth."""
         (logits, _, mu, _), pixels = model(2, sizes=(1, 3), device=device)
@@ -290,12 +300,12 @@ class TestKernels:
         assert int(log_ratio.count_nonzero()) == int(grad_z.count_nonzero()) == 0
 
     def test_offsets_beyond_31_bits(self, device):
-        (logits, z, mu, logvar), pixels = model(2, sizes=(1, 2), device=device)
+        (logits, z, mu, logvar), pixels = model(3, sizes=(1, 3), device=device)
         inputs = (logits.detach().bfloat16().requires_grad_(), z, mu, logvar)
         expected = weight_and_gradients(pyvae.importance_log_weight, inputs, pixels)
         # gigabytes of which only a few pages are ever touched
         base = torch.empty(0, dtype=torch.bfloat16, device=device).resize_(2**31 + 256)
-        for strides in [(2**31, 0, 16, 1), (16, 0, 2**31, 1)]:
+        for strides in [(2**30, 0, 16, 1), (48, 0, 2**30, 1)]:
             far = base.as_strided(logits.shape, strides).copy_(inputs[0].detach())
             got = weight_and_gradients(
                 pyvae.importance_log_weight, (far.requires_grad_(), *inputs[1:]), pixels

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -74,8 +74,7 @@ class Train:
             f"{self.out}: {outcome.step:,} of {self.recipe.steps:,} steps, {outcome.steps_per_second:,.1f} steps/s"
         )
         if outcome.interrupted:
-            _say(f"interrupted and saved; go on with: {shlex.join(['pyvae', *sys.argv[1:]])}")
-            return INTERRUPTED
+            return _interrupted()
         return 0
 
 
@@ -150,6 +149,73 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Reproduce:
+    """Train the arms of a published table or go on with them, evaluate them, and write one report of our numbers
+    beside the published ones."""
+
+    name: Positional[str | None] = None
+    """What to reproduce; --list names all."""
+    list: bool = False
+    """Only list what there is, with its arms and published numbers."""
+    seeds: int = 5
+    """Seeds of each arm."""
+    first_seed: int = 1
+    """The first of them; the others follow."""
+    scale: float = 1.0
+    """Shorten every length to this part of it, 0.001 for a try. What comes out is no reproduction."""
+    out: Path | None = None
+    """Directory of the runs, ARM/seed-N, and of the report; default runs/NAME, with the scale if there is one."""
+    data: str = "dsprites"
+    """As of `pyvae train`."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """As of `pyvae train`."""
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1", ..., or "auto": a GPU where there is one."""
+    checkpoint_seconds: float = 60.0
+    """Seconds between checkpoints."""
+    capture: bool = True
+    """On a GPU, run several steps as one CUDA graph: faster, and the same results."""
+
+    def __call__(self) -> int:
+        from pyvae.reproduce import describe, reproduce, study_of
+        from pyvae.studies import STUDIES, parse_scale
+
+        if self.list:
+            _say("\n\n".join(describe(name) for name in STUDIES))
+            return 0
+        if self.name is None:
+            raise PyvaeError(f"name what to reproduce: there are {', '.join(STUDIES)}")
+        study, scale = study_of(self.name), parse_scale(self.scale)
+        if self.seeds < 1:
+            raise PyvaeError(f"--seeds must be at least 1, got {self.seeds}")
+        if self.first_seed < 0:
+            raise PyvaeError(f"--first-seed must not be negative, got {self.first_seed}")
+        device = _device(self.device)
+        out = self.out or Path("runs") / (self.name if scale == 1 else f"{self.name}-{self.scale:g}")
+        dataset = _load(Recipe(data=self.data))
+        try:
+            page = reproduce(
+                self.name,
+                study,
+                dataset,
+                device,
+                out,
+                seeds=range(self.first_seed, self.first_seed + self.seeds),
+                scale=scale,
+                data=self.data,
+                precision=self.precision,
+                checkpoint_seconds=self.checkpoint_seconds,
+                capture=self.capture,
+            )
+        except KeyboardInterrupt:
+            page = None
+        if page is None:
+            return _interrupted()
+        _say(str(page))
+        return 0
+
+
+@dataclass(frozen=True)
 class Doctor:
     """Print versions, devices, which backend each op takes and why, and the data cache."""
 
@@ -178,6 +244,7 @@ def _commands() -> Any:
         "traverse": Traverse,
         "evaluate": Evaluate,
         "report": Report,
+        "reproduce": Reproduce,
         "doctor": Doctor,
     }
     return _union({name: Annotated[c, tyro.conf.subcommand(name)] for name, c in commands.items()})
@@ -235,6 +302,11 @@ def _device(name: str) -> "torch.device":
             f"--device {name} cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
         ) from error
     return device
+
+
+def _interrupted() -> int:
+    _say(f"interrupted and saved; go on with: {shlex.join(['pyvae', *sys.argv[1:]])}")
+    return INTERRUPTED
 
 
 def _say(line: str) -> None:

@@ -27,7 +27,10 @@ LAYERS = [
     {"objectives", "metrics", "data"},
     {"engine"},
     {"evaluation"},
-    {"recipes", "report", "doctor"},
+    {"recipes", "doctor"},
+    {"studies"},
+    {"report"},
+    {"reproduce"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,352 @@
+"""The page of a study: our numbers beside the published ones, and what the arms did on the way."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pyvae.data.dataset import Dataset
+from pyvae.engine.files import write_atomically
+from pyvae.engine.run import Run
+from pyvae.objectives import ControlVAE
+from pyvae.report import traversal
+from pyvae.report.evaluation import subset
+from pyvae.report.figures import draw_reconstructions, save, smooth
+from pyvae.report.page import _duration, _figure
+from pyvae.report.trained import Trained, posterior
+from pyvae.report.verdict import Verdict, average, judge, plain
+from pyvae.studies import CERTAINTIES, QUANTITIES, Published, Quantity, Study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_RECONSTRUCTIONS = 20
+_SPAN = 2.0
+_DSPRITES = 737_280
+_PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: 0; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ddd; }
+p.note, li, figcaption { color: #555; font-size: .9rem; }
+p.notice { background: #fff4d6; padding: .5rem .8rem; border-radius: 4px; font-weight: 600; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top; }
+td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.scroll { overflow-x: auto; }
+figure { margin: 0 0 1.2rem; }
+img { max-width: 100%; height: auto; }
+.wide img { max-width: max(100%, 46rem); }
+</style>
+<h1>$title</h1>
+<p class="note">$subtitle</p>
+$notices
+<h2>Results</h2>
+<div class="scroll">$results</div>
+<p class="note">$caption</p>
+<ul>$notes</ul>
+<h2>Training</h2>
+$traces
+<h2>Arms</h2>
+$arms
+<h2>Runs</h2>
+<div class="scroll">$runs</div>
+<h2>Sources</h2>
+<ol>$sources</ol>
+</html>
+""")
+
+
+class Measured(NamedTuple):
+    """A finished run and what was measured of it."""
+
+    run: Run
+    trained: Trained
+    kl: list[float]
+    """Of each latent, in nats."""
+    values: dict[Quantity, float]
+
+
+class Findings(NamedTuple):
+    """What a study has found so far."""
+
+    name: str
+    study: Study
+    scale: Fraction
+    dataset: Dataset
+    seeds: int
+    """That were asked for."""
+    measured: dict[str, list[Measured]]
+    """Finished runs of each arm."""
+
+    @property
+    def obstacles(self) -> list[str]:
+        """Why these numbers reproduce nothing."""
+        found = []
+        if self.scale != 1:
+            found.append(
+                f"Scaled run: every length is {float(self.scale):.4g} of the published one, rates are not changed. "
+                "These numbers are no reproduction and are not judged."
+            )
+        if (self.dataset.name, len(self.dataset)) != ("dsprites", _DSPRITES):
+            found.append(
+                f"Other data than the published: {self.dataset.fingerprint}. These numbers are no reproduction and "
+                "are not judged."
+            )
+        return found
+
+    def judgements(self) -> Iterator[tuple[str, Published, list[float], Verdict | None]]:
+        """(arm, published number, ours of each seed, verdict); no verdict where something stands in the way."""
+        judged = not self.obstacles
+        for arm, number in self.study.numbers():
+            ours = [m.values[number.quantity] for m in self.measured[arm.name]]
+            yield arm.name, number, ours, judge(ours, number) if judged else None
+
+
+def write_report(findings: Findings, out: Path) -> Path:
+    """Write ``out/report.html``, which holds all of its images, ``out/results.json`` and ``out/figures/``.
+
+    Args:
+        findings: at least one run of every arm.
+        out: directory of the study.
+
+    Returns:
+        the path of the page.
+
+    Raises:
+        RunError: a file that cannot be written.
+    """
+    study = findings.study
+    runs = [m for arm in study.arms for m in findings.measured[arm.name]]
+    finished = len(findings.measured[study.arms[0].name])
+    page = _PAGE.substitute(
+        title=html.escape(study.title),
+        subtitle=html.escape(
+            f"{findings.name}: {len(study.arms)} arms, {finished} of {findings.seeds} seeds, on "
+            f"{findings.dataset.fingerprint}, precision {runs[0].run.recipe.precision}"
+        ),
+        notices="".join(f'<p class="notice">{html.escape(text)}</p>' for text in findings.obstacles),
+        results=_results(findings),
+        caption=_caption(findings),
+        notes="".join(f"<li>{html.escape(note)}</li>" for note in study.notes),
+        traces=_figure(
+            save(_draw_traces(findings), out / "figures/traces.png"),
+            "Running means over minibatches against the step, a line for each seed; C as it is.",
+        ),
+        arms="".join(_arm(arm.name, findings, out) for arm in study.arms),
+        runs=_runs(study, findings.measured),
+        sources="".join(f"<li>{html.escape(source)}</li>" for source in _sources(study)),
+    )
+    content = json.dumps(_to_json(findings), indent=2) + "\n"
+    write_atomically(out / "results.json", content.encode())
+    path = out / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def _to_json(findings: Findings) -> dict[str, Any]:
+    study = findings.study
+    return {
+        "study": findings.name,
+        "scale": float(findings.scale),
+        "scaled": findings.scale != 1,
+        "reproduction": not findings.obstacles,
+        "data": findings.dataset.fingerprint,
+        "without": list(study.without),
+        "numbers": [
+            {
+                "arm": arm,
+                "quantity": number.quantity,
+                "ours": average(ours)._asdict(),
+                "published": {
+                    "value": number.value,
+                    "high": number.high,
+                    "error": number.error,
+                    "runs": number.runs,
+                    "source": number.source,
+                    "certainty": number.certainty,
+                },
+                "verdict": verdict and verdict.to_json(),
+            }
+            for arm, number, ours, verdict in findings.judgements()
+        ],
+        "runs": [
+            {
+                "arm": arm.name,
+                "seed": m.run.recipe.seed,
+                "steps": m.trained.steps,
+                "values": m.values,
+                "seconds": m.trained.metadata.get("seconds"),
+                "steps_per_second": m.trained.steps_per_second,
+                "device": m.trained.metadata.get("device"),
+                "versions": m.trained.metadata.get("versions"),
+                "recipe": m.run.recipe.to_json(),
+            }
+            for arm in study.arms
+            for m in findings.measured[arm.name]
+        ],
+    }
+
+
+def _results(findings: Findings) -> str:
+    sources = _sources(findings.study)
+    judged = not findings.obstacles
+    published = "published" if judged else "published, of a full-length run"
+    head = ["arm", "", "ours", published, *(["verdict"] if judged else []), "source"]
+    rows = [_row(head, numbers=(2, 3), cell="th")]
+    for arm, number, ours, verdict in findings.judgements():
+        cells = [
+            arm,
+            QUANTITIES[number.quantity],
+            _mean(number.quantity, ours),
+            number.show(),
+            *([verdict.text] if verdict else []),
+            str(sources.index(_source(number)) + 1),
+        ]
+        rows.append(_row(cells, numbers=(2, 3)))
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _runs(study: Study, measured: dict[str, list[Measured]]) -> str:
+    quantities: list[Quantity] = ["recon", "kl", *study.metrics]
+    head = ["arm", "seed", "steps", *(QUANTITIES[q] for q in quantities), "wall time", "steps/s", "device"]
+    numbers = tuple(range(1, len(head) - 1))
+    rows = [_row(head, numbers=numbers, cell="th")]
+    for arm in study.arms:
+        for m in measured[arm.name]:
+            speed, metadata = m.trained.steps_per_second, m.trained.metadata
+            cells = [
+                arm.name,
+                str(m.run.recipe.seed),
+                f"{m.trained.steps:,}",
+                *(plain(q, m.values[q]) for q in quantities),
+                _duration(metadata["seconds"]),
+                f"{speed:,.1f}" if speed else "",
+                metadata["device"],
+            ]
+            rows.append(_row(cells, numbers=numbers))
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _row(cells: Sequence[str], *, numbers: Sequence[int], cell: str = "td") -> str:
+    kinds = [' class="number"' if i in numbers else "" for i in range(len(cells))]
+    return (
+        "<tr>"
+        + "".join(f"<{cell}{k}>{html.escape(c)}</{cell}>" for k, c in zip(kinds, cells, strict=True))
+        + "</tr>"
+    )
+
+
+def _mean(quantity: Quantity, values: list[float]) -> str:
+    mean = average(values)
+    if mean.error is None:
+        return f"{plain(quantity, mean.value)} (1 seed)"
+    return f"{plain(quantity, mean.value)} ± {plain(quantity, mean.error)} ({mean.seeds} seeds)"
+
+
+def _source(number: Published) -> str:
+    return f"{number.source} ({CERTAINTIES[number.certainty]})"
+
+
+def _sources(study: Study) -> list[str]:
+    return list(dict.fromkeys(_source(number) for _, number in study.numbers()))
+
+
+def _caption(findings: Findings) -> str:
+    text = (
+        "Ours: mean and standard error over seeds, after the last step. Reconstruction and KL are of one sampled z of "
+        "each image of a fixed subset, metrics of the codes of all images."
+    )
+    if not findings.obstacles:
+        text += (
+            " Agrees: the difference lies within the 95% interval of Student's t for that many seeds, less what the "
+            "source's printing or measuring leaves open; a published number of known runs without an error is taken "
+            "to scatter as ours do."
+        )
+    return text
+
+
+def _arm(name: str, findings: Findings, out: Path) -> str:
+    measured = findings.measured[name][0]
+    dataset, run = findings.dataset, measured.run
+    seed = traversal.default_seeds(dataset)[-1]
+    traversals = traversal.draw(run, measured.trained.net, dataset, measured.kl, span=_SPAN, seeds=(seed,))
+    picture = next(path for path, _ in traversals if path.suffix == ".png")
+    return (
+        f"<h3>{html.escape(name)}, seed {run.recipe.seed}</h3>"
+        + _figure(
+            _draw_reconstructions(measured, dataset), "Inputs above the means of their reconstructions."
+        )
+        + _figure(
+            picture,
+            f"From image {seed:,}: each row sets one latent from {-_SPAN:g} to {_SPAN:g}, highest KL first.",
+        )
+    )
+
+
+@torch.inference_mode()
+def _draw_reconstructions(measured: Measured, dataset: Dataset) -> Path:
+    net = measured.trained.net
+    index = subset(dataset, _RECONSTRUCTIONS)
+    mu, _ = posterior(net, dataset, index)
+    means = torch.sigmoid(net.decoder(mu))
+    return save(
+        draw_reconstructions(dataset.images(index), means), measured.run.figures / "reconstructions.png"
+    )
+
+
+def _draw_traces(findings: Findings) -> Figure:
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    traces = {name: [m.run.trace() for m in found] for name, found in findings.measured.items()}
+    panels = [
+        ("recon", "reconstruction, nats per image"),
+        ("kl", "KL, nats per image"),
+        ("beta", "weight of the KL in the gradient"),
+        ("capacity", "capacity C, nats"),
+    ]
+    figure = Figure(figsize=(11, 6.6), layout="constrained")
+    for number, (column, title) in enumerate(panels):
+        axes = figure.add_subplot(2, 2, number + 1)
+        for arm, (name, found) in enumerate(traces.items()):
+            for i, trace in enumerate(found):
+                values = trace[column] if column == "capacity" else smooth(trace[column])
+                axes.plot(
+                    trace["step"], values, lw=1.2, color=colormaps["tab10"](arm), label=None if i else name
+                )
+        if column == "recon":
+            axes.set_yscale("log")
+        if column == "capacity":
+            _draw_law(axes, findings)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel("step", fontsize=8)
+        axes.tick_params(which="both", labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _draw_law(axes: Any, findings: Findings) -> None:
+    """The adaptive capacity that follows where beta rises in half of the steps."""
+    recipes = [found[0].run.recipe for found in findings.measured.values()]
+    for recipe in recipes:
+        objective = recipe.objective
+        if isinstance(objective, ControlVAE) and objective.schedule == "adaptive":
+            step = np.linspace(0, recipe.steps, 500)
+            left = np.sqrt(np.clip(1 - step / objective.capacity_steps, 0, None))
+            capacity = objective.capacity - (objective.capacity - objective.capacity_start) * left
+            axes.plot(step, capacity, "k:", lw=1, label="adaptive, if beta rises in half of the steps")

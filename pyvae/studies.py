@@ -1,0 +1,327 @@
+"""Published tables and figures as data: the arms that are trained, the numbers they gave, and who says so."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any, Literal
+
+from pyvae.engine.recipe import Recipe
+from pyvae.errors import PyvaeError
+from pyvae.objectives import BetaVAE, CapacityVAE, FactorVAE
+from pyvae.recipes import RECIPES
+
+Quantity = Literal["recon", "kl", "mig-chen", "mig", "factor-vae"]
+QUANTITIES: dict[Quantity, str] = {
+    "recon": "reconstruction, nats",
+    "kl": "KL, nats",
+    "mig-chen": "MIG (Chen et al.)",
+    "mig": "MIG (20 bins)",
+    "factor-vae": "FactorVAE metric",
+}
+"""What is measured, the metrics among it by their names in pyvae.metrics.METRICS."""
+
+Certainty = Literal["code", "quoted", "documents", "recalled", "setting"]
+CERTAINTIES: dict[Certainty, str] = {
+    "code": "read in the log files or code of a public repository",
+    "quoted": "quoted by a third party; the paper was not at hand",
+    "documents": "quoted in the documents this project started from; the original was not at hand",
+    "recalled": "recalled without the paper at hand",
+    "setting": "no result but a setting, which the result must meet",
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A number to compare with."""
+
+    quantity: Quantity
+    value: float
+    source: str
+    """Who published it, and what there is to know of how it was measured."""
+    certainty: Certainty
+    high: float | None = None
+    """Upper end where the sources give a range, which then begins at ``value``."""
+    error: float | None = None
+    """What stands behind the source's plus-minus sign; taken as a standard error, the wider reading, where the source
+    does not say."""
+    runs: int | None = None
+    """Runs behind it, where known."""
+    resolution: float = 0.0
+    """Differences up to this mean nothing: half the last printed digit, or what the source's way of measuring adds."""
+
+    def show(self) -> str:
+        """The number as it was printed."""
+        digits = f"{self.value:g}" if self.high is None else f"{self.value:g} to {self.high:g}"
+        return digits if self.error is None else f"{digits} ± {self.error:g}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A line of a table."""
+
+    name: str
+    """Its directory's name."""
+    recipe: Recipe
+    published: tuple[Published, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table or figure."""
+
+    title: str
+    arms: tuple[Arm, ...]
+    without: tuple[str, ...] = ()
+    """Factors that its metrics leave out."""
+    notes: tuple[str, ...] = ()
+    """What differs from the source, and what is left out."""
+
+    @property
+    def metrics(self) -> tuple[Quantity, ...]:
+        """Metrics of the codes that its numbers need."""
+        used = {number.quantity for arm in self.arms for number in arm.published}
+        return tuple(q for q in QUANTITIES if q in used and q not in ("recon", "kl"))
+
+    def numbers(self) -> Iterator[tuple[Arm, Published]]:
+        """Every published number with its arm."""
+        for arm in self.arms:
+            for number in arm.published:
+                yield arm, number
+
+
+def parse_scale(scale: float) -> Fraction:
+    """The decimal fraction that was meant.
+
+    Raises:
+        PyvaeError: not in (0, 1].
+    """
+    if not 0 < scale <= 1:
+        raise PyvaeError(f"--scale must be above 0 and at most 1, got {scale}")
+    return Fraction(repr(float(scale)))
+
+
+def shorten(recipe: Recipe, scale: Fraction) -> Recipe:
+    """The recipe with every length times ``scale``, rounded and at least 1, so that schedules fill the same part of it.
+
+    Capacity that rises by increments keeps its nats in each part of the run: where the period cannot be scaled
+    exactly, the increment makes up for it. The memory 1 / (1 - s) of a moving average is a length too. Rates (learning
+    rate, gains of a controller) are not touched.
+    """
+    objective: Any = recipe.objective
+    changes: dict[str, Any] = {
+        name: _times(getattr(objective, name), scale)
+        for name in ("capacity_steps", "annealing_steps", "adaptive_window", "capacity_period")
+        if hasattr(objective, name)
+    }
+    if "capacity_period" in changes:
+        stretched = changes["capacity_period"] / (objective.capacity_period * scale)
+        changes["capacity_increment"] = objective.capacity_increment * float(stretched)
+        memory = max(scale / (1 - Fraction(objective.adaptive_smoothing)), Fraction(1))
+        changes["adaptive_smoothing"] = float(1 - 1 / memory)
+    return replace(recipe, objective=replace(objective, **changes), steps=_times(recipe.steps, scale))
+
+
+def _times(length: int, scale: Fraction) -> int:
+    return max(math.floor(length * scale + Fraction(1, 2)), 1)
+
+
+def _recipe(name: str, **changes: Any) -> Recipe:
+    return replace(RECIPES[name][1], **changes)
+
+
+_CONTROL_VAE = (
+    "Shao et al. 2020, ControlVAE: MIG by their script, which is Chen et al.'s estimator on one sampled z per image "
+    "without the factor shape; mean over 5 seeds, the kind of error is not said"
+)
+_TERM_PAPER = "term paper on adaptive capacity for ControlVAE, one seed"
+_MINIBATCH = _TERM_PAPER + '; "final loss", almost surely of one minibatch, so comparable to within a nat'
+_DISVAE = "YannDubs/disentangling-vae, results/*/train_losses.log: mean over the minibatches of the last epoch, one run"
+_INFOGAN_CR = (
+    "InfoGAN-CR (Lin et al. 2020), table 1: mean of 10 runs of 311,000 steps, the second batch being the first, "
+    "metrics of sampled z"
+)
+
+
+def _control(arm: str, recipe: Recipe, mig: float, error: float, kl: float | None = None) -> Arm:
+    numbers = [Published("mig-chen", mig, _CONTROL_VAE, "recalled", error=error, runs=5, resolution=5e-5)]
+    if kl is not None:
+        source = "set point of the controller; 0.1 nats are allowed for"
+        numbers.append(Published("kl", kl, source, "setting", resolution=0.1))
+    return Arm(arm, recipe, tuple(numbers))
+
+
+def _trained(arm: str, recipe: Recipe, recon: float, kl: float) -> Arm:
+    return Arm(
+        arm,
+        recipe,
+        (
+            Published("recon", recon, _DISVAE, "code", runs=1, resolution=0.005),
+            Published("kl", kl, _DISVAE, "code", runs=1, resolution=0.005),
+        ),
+    )
+
+
+def _factor(gamma: float, metric: float, mig: float) -> Arm:
+    return Arm(
+        f"factor-vae-{gamma:g}",
+        _recipe("factor-vae", objective=FactorVAE(gamma=gamma)),
+        (
+            Published("factor-vae", metric, _INFOGAN_CR, "quoted", runs=10, resolution=0.005),
+            Published("mig", mig, _INFOGAN_CR, "quoted", runs=10, resolution=0.005),
+        ),
+    )
+
+
+def _capacity(arm: str, recipe: str, mig: float, recon: float) -> Arm:
+    return Arm(
+        arm,
+        _recipe(recipe),
+        (
+            Published("mig-chen", mig, _TERM_PAPER, "documents", runs=1, resolution=5e-5),
+            Published("recon", recon, _MINIBATCH, "documents", runs=1, resolution=1.0),
+        ),
+    )
+
+
+_NO_SHAPE = (
+    "MIG is that of Chen et al. over four factors, without shape, as the source's; by quadrature, the limit of their "
+    "10,000 samples."
+)
+
+STUDIES: dict[str, Study] = {
+    "control-vae-capacity": Study(
+        "ControlVAE with linear and with adaptive capacity, C from 0.5 to 16 nats in 1.5M steps",
+        (
+            _capacity("linear", "control-vae-linear", 0.5279, 18.2191),
+            _capacity("adaptive", "control-vae-adaptive", 0.5273, 37.1294),
+        ),
+        without=("shape",),
+        notes=(
+            _NO_SHAPE,
+            "The schedules confound the comparison of reconstructions: linear capacity is at 16 nats for the last "
+            "980,000 steps, adaptive capacity reaches them at the very end. The law (1 - t/T)^(1/2) of the gap to 16 "
+            "nats, which follows where beta rises in half of the steps, is dotted in the panel of C.",
+            "Where the rule of adaptive capacity is ambiguous, options are the defaults of "
+            "pyvae.control.adapt_capacity.",
+        ),
+    ),
+    "control-vae": Study(
+        "ControlVAE at 16 and 18 nats against beta-VAE and FactorVAE, MIG",
+        (
+            _control("control-vae-16", _recipe("control-vae-linear"), 0.5628, 0.0222, 16.0),
+            _control("control-vae-18", _recipe("control-vae"), 0.5432, 0.0281, 18.0),
+            _control(
+                "beta-vae-100",
+                Recipe(
+                    objective=CapacityVAE(gamma=100.0, capacity=15.0),
+                    architecture="burgess",
+                    init="kaiming",
+                    lr=5e-4,
+                    steps=1_500_000,
+                ),
+                0.5138,
+                0.0371,
+            ),
+            _control(
+                "factor-vae-10",
+                _recipe(
+                    "factor-vae",
+                    objective=FactorVAE(gamma=10.0, discriminator_layers=5),
+                    steps=1_500_000,
+                ),
+                0.5625,
+                0.0443,
+            ),
+        ),
+        without=("shape",),
+        notes=(
+            _NO_SHAPE,
+            "beta-VAE has gamma 100 and C to 15 nats in 100,000 steps, as the script of ControlVAE's code; FactorVAE "
+            "has the five hidden layers of 1Konny/FactorVAE; 1.5M steps are taken for both, which is not published.",
+        ),
+    ),
+    "burgess": Study(
+        "Capacity-annealed beta-VAE of Burgess et al. 2018, C to 25 nats in 100,000 steps",
+        (
+            Arm(
+                "capacity-1000",
+                _recipe("capacity-vae"),
+                (
+                    Published(
+                        "kl",
+                        25.0,
+                        "final C of Burgess et al. 2018, who give no other number; 0.1 nats are allowed for",
+                        "setting",
+                        resolution=0.1,
+                    ),
+                ),
+            ),
+            _trained(
+                "capacity-100",
+                _recipe("capacity-vae", objective=CapacityVAE(gamma=100.0), lr=1e-3, steps=345_600),
+                81.06,
+                25.00,
+            ),
+        ),
+        notes=(
+            "The order in which a bottleneck of the true factors takes them up (figure 3 of the paper) is not part of "
+            "this study: train the recipe factor-bottleneck and look at its report.",
+        ),
+    ),
+    "beta-vae": Study(
+        "VAE and beta-VAE with the network of Burgess et al., reconstruction and KL after 30 epochs",
+        (
+            _trained("beta-1", _recipe("vae", objective=BetaVAE(beta=1.0)), 17.99, 25.40),
+            _trained("beta-4", _recipe("vae", objective=BetaVAE(beta=4.0)), 35.61, 15.35),
+        ),
+        notes=("Ours are of the final weights, the published ones averages over the last epoch's steps.",),
+    ),
+    "factor-vae": Study(
+        "FactorVAE at gamma 10, 20 and 40 against beta-VAE, the FactorVAE metric",
+        (
+            _factor(10.0, 0.83, 0.40),
+            _factor(20.0, 0.83, 0.40),
+            _factor(40.0, 0.82, 0.43),
+            Arm(
+                "beta-vae-4",
+                _recipe("factor-vae", objective=BetaVAE(beta=4.0)),
+                (
+                    Published(
+                        "factor-vae",
+                        0.73,
+                        "Kim & Mnih 2018, about, mean at beta 4",
+                        "recalled",
+                        resolution=0.005,
+                    ),
+                ),
+            ),
+        ),
+        notes=(
+            "Kim & Mnih's network and 300,000 steps in every arm. Metrics are of mean codes, with the defaults of "
+            "disentanglement_lib; InfoGAN-CR took sampled codes, and 500 votes of 100 points.",
+        ),
+    ),
+    "tc-vae": Study(
+        "beta-TCVAE of Chen et al. 2018 on dSprites: 1200-unit MLP, batch 2048, 18,000 steps, MIG",
+        (
+            Arm(
+                "tc-vae-6",
+                _recipe("tc-vae"),
+                (
+                    Published(
+                        "mig-chen",
+                        0.45,
+                        "0.45 is the paper's, via a third party's README; 0.50 is what users of Chen's code report "
+                        "(YannDubs/disentangling-vae, issue 64)",
+                        "quoted",
+                        high=0.50,
+                        resolution=0.005,
+                    ),
+                ),
+            ),
+        ),
+        without=("shape",),
+        notes=(_NO_SHAPE,),
+    ),
+}

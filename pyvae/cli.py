@@ -166,9 +166,9 @@ class Reproduce:
     out: Path | None = None
     """Directory of the runs, ARM/seed-N, and of the report; default runs/NAME, with the scale if there is one."""
     data: str = "dsprites"
-    """As of `pyvae train`."""
+    """What to train on, as for `pyvae train`; numbers of other data reproduce nothing."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """As of `pyvae train`."""
+    """Of the networks' products; weights, losses and moments are always float32."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:1", ..., or "auto": a GPU where there is one."""
     checkpoint_seconds: float = 60.0

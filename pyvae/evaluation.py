@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -14,8 +15,6 @@ from pyvae.errors import PyvaeError
 from pyvae.metrics import METRICS, encode, evaluate
 
 UNSUPERVISED = "unsupervised"
-POINTS = 10_000
-"""Of the unsupervised scores by default; they take all images of a smaller data set."""
 
 
 def score(
@@ -57,9 +56,9 @@ def score(
     net, steps = run.load_net()
     images = ImageSource(dataset, device).images
     table = encode(net.to(device), dataset, device=device, images=images)
-    options: dict[str, dict[str, Any]] = {name: {"without": tuple(without)} for name in supervised}
-    if len(dataset) < POINTS:
-        options[UNSUPERVISED] = {"points": None}
+    options: dict[str, dict[str, Any]] = {name: _all_points(name, len(dataset)) for name in names}
+    for name in supervised:
+        options[name]["without"] = tuple(without)
     try:
         scores = evaluate(table, names, seed=seed, options=options)
     except ValueError as error:
@@ -67,6 +66,13 @@ def score(
     earlier = read_scores(run, steps, dataset)
     write_metrics(run, steps, dataset, {"scores": {**earlier, **scores}})
     return scores
+
+
+def _all_points(name: str, size: int) -> dict[str, None]:
+    """Options that let a metric take all images where there are fewer than it draws by default."""
+    parameters = signature(METRICS[name]).parameters
+    sizes = (parameters[option] for option in ("points", "variance_points") if option in parameters)
+    return {p.name: None for p in sizes if p.default is not None and p.default > size}
 
 
 def read_scores(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:

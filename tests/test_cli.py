@@ -191,3 +191,31 @@ def test_a_cache_that_cannot_be_written(pyvae, tmp_path):
     (tmp_path / "blocked").write_text("")
     done = pyvae("train", "vae", "--steps", 1, "--out", "run", PYVAE_CACHE=str(tmp_path / "blocked"))
     refused(done, "PYVAE_CACHE")
+
+
+def test_reproduce(pyvae, tmp_path):
+    command = ("reproduce", "beta-vae", "--scale", 0.00001, "--seeds", 1)
+    done = pyvae(*command)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "runs/beta-vae-1e-05/report.html"
+    results = json.loads((tmp_path / "runs/beta-vae-1e-05/results.json").read_text())
+    assert [(r["arm"], r["seed"], r["steps"]) for r in results["runs"]] == [
+        ("beta-1", 1, 3),
+        ("beta-4", 1, 3),
+    ]
+    refused(
+        pyvae("reproduce", "beta-vae", "--scale", 0.00002, "--out", "runs/beta-vae-1e-05"),
+        "run of 3 steps, not 7",
+        "--scale",
+    )
+
+
+def test_reproduce_says_what_there_is(pyvae):
+    done = pyvae("reproduce", "--list")
+    assert done.returncode == 0, done.stderr
+    assert "adaptive, 1,500,000 steps: MIG (Chen et al.) 0.5273; reconstruction, nats 37.1294" in done.stdout
+    refused(pyvae("reproduce", "no-such-table"), "unknown study 'no-such-table'", "control-vae-capacity")
+    refused(pyvae("reproduce"), "name what to reproduce")
+    refused(pyvae("reproduce", "burgess", "--scale", 2), "--scale must be above 0 and at most 1")
+    refused(pyvae("reproduce", "burgess", "--seeds", 0), "--seeds must be at least 1")
+    refused(pyvae("reproduce", "burgess", "--first-seed", -1), "--first-seed must not be negative")

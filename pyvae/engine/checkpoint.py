@@ -26,8 +26,8 @@ class Checkpoint(NamedTuple):
     metadata: dict[str, Any]
 
 
-def save(directory: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``step-<number>.safetensors`` and remove all but the newest two.
+def save(directory: Path, checkpoint: Checkpoint, keep: int | None = _KEPT) -> Path:
+    """Write ``step-<number>.safetensors`` and remove all but the newest ``keep``; None keeps all.
 
     Raises:
         RunError: the file cannot be written; the earlier ones survive.
@@ -35,11 +35,11 @@ def save(directory: Path, checkpoint: Checkpoint) -> Path:
     from safetensors.torch import save as serialise
 
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"step-{checkpoint.step:012d}.safetensors"
+    path = path_of(directory, checkpoint.step)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
     header = {"pyvae": json.dumps({"step": checkpoint.step, **checkpoint.metadata})}
     write_atomically(path, serialise(tensors, header))
-    for old in paths(directory)[:-_KEPT]:
+    for old in paths(directory)[:-keep] if keep else ():
         old.unlink(missing_ok=True)
     return path
 
@@ -77,6 +77,11 @@ class Saver:
     def _write(self, checkpoint: Checkpoint, copies: dict[str, HostCopy]) -> Path:
         tensors = {name: copy.wait() for name, copy in copies.items()}
         return save(self._directory, checkpoint._replace(tensors=tensors))
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """The file of a step."""
+    return directory / f"step-{step:012d}.safetensors"
 
 
 def paths(directory: Path) -> list[Path]:

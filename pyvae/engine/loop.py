@@ -112,8 +112,10 @@ class _Loop:
             _signals() as signals,
             _progress(trainer.step, total) as bar,
         ):
+            self._keep(events, bar)
             while trainer.step < total and not signals:
-                self._pace.advance(min(total - trainer.step, self._most_steps()))
+                self._pace.advance(min(self._next_stop() - trainer.step, self._most_steps()))
+                self._keep(events, bar)
                 now = time.monotonic()
                 if self._most_steps() == 0 or now - last_drain >= _DRAIN_SECONDS:
                     self._drain(events, bar)
@@ -126,6 +128,18 @@ class _Loop:
             return Outcome(
                 trainer.step, trainer.step < total, (trainer.step - self._first_step) / self._elapsed()
             )
+
+    def _next_stop(self) -> int:
+        recipe = self._run.recipe
+        return min(step for step in (*recipe.keep_at, recipe.steps) if step > self._trainer.step)
+
+    def _keep(self, events: "_Events", bar: "tqdm[None]") -> None:
+        run, step = self._run, self._trainer.step
+        if step in run.recipe.keep_at and not checkpoint.path_of(run.snapshots, step).exists():
+            self._save(events, bar)
+            self._saver.wait()
+            saved = checkpoint.load(checkpoint.path_of(run.checkpoints, step))
+            checkpoint.save(run.snapshots, saved, keep=None)
 
     def _elapsed(self) -> float:
         return max(time.monotonic() - self._started, 1e-9)

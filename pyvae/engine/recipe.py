@@ -63,6 +63,8 @@ class Recipe:
     """Length of the run in steps. A finished run can be prolonged."""
     seed: int = 0
     """Decides the weights, the order of the data and the noise."""
+    keep_at: tuple[int, ...] = ()
+    """Steps after which the weights are kept for good, in snapshots/, and drawn in the report."""
 
     def __post_init__(self) -> None:
         for name in ("latents", "batch_size", "steps"):
@@ -70,6 +72,8 @@ class Recipe:
                 raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.lr > 0:
             raise RecipeError(f"lr must be positive, got {self.lr}")
+        if any(step < 1 for step in self.keep_at):
+            raise RecipeError(f"keep_at must be steps from 1 on, got {min(self.keep_at)}")
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values, from which :meth:`from_json` makes the recipe again."""
@@ -93,6 +97,7 @@ class Recipe:
             raise RecipeError(f"unknown objective {name!r}")
         if unknown := set(objective) - {f.name for f in fields(objective_class)}:
             raise RecipeError(f"unknown field {min(unknown)!r} of {name}")
+        values["keep_at"] = tuple(values.get("keep_at", ()))
         return cls(objective=objective_class(**objective), **values)
 
 

@@ -1,4 +1,5 @@
-"""A run directory: ``recipe.json``, ``trace.csv``, ``checkpoints/``, ``events/`` for TensorBoard, ``figures/``."""
+"""A run directory: ``recipe.json``, ``trace.csv``, ``checkpoints/``, ``snapshots/`` of the steps that the recipe keeps,
+``events/`` for TensorBoard, ``figures/``."""
 
 import fcntl
 import json
@@ -71,6 +72,10 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
 
     @property
     def figures(self) -> Path:

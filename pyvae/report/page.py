@@ -1,25 +1,21 @@
 """``report.html``: everything about a run on one page that needs nothing else."""
 
-import base64
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
-import torch
-
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
 from pyvae.evaluation import read_scores, write_metrics
-from pyvae.nets import Autoencoder
-from pyvae.report import traversal
-from pyvae.report.evaluation import Evaluation, evaluate, subset
-from pyvae.report.figures import draw_reconstructions, draw_trace, save, trace_caption
-from pyvae.report.trained import Trained, load_trained, posterior
+from pyvae.report import reconstructions, snapshots, traversal
+from pyvae.report.evaluation import Evaluation, evaluate
+from pyvae.report.figures import draw_trace, save, trace_caption
+from pyvae.report.markup import duration, figure
+from pyvae.report.trained import Trained, load_trained
 
-_RECONSTRUCTIONS = 20
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -94,21 +90,18 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
         results=_table([*_results(metrics), *_scores(read_scores(run, steps, dataset))]),
         latents=_latents(evaluation, dataset),
         caption=_caption(evaluation),
-        trace=_figure(save(draw_trace(trace), run.figures / "trace.png"), trace_caption(trace)),
-        reconstructions=_figure(
-            _draw_reconstructions(run, net, dataset), "Inputs above the means of their reconstructions."
-        ),
+        trace=figure(save(draw_trace(trace), run.figures / "trace.png"), trace_caption(trace)),
+        reconstructions=figure(reconstructions.draw(run, net, dataset), reconstructions.CAPTION),
         traversals="".join(
-            _figure(
+            figure(
                 path,
                 f"From image {seed:,}: each row sets one latent from {-span:g} to {span:g}, highest KL first.",
             )
             if path.suffix == ".png"
-            else _figure(
-                path, "The same in motion: one square per latent, highest KL first, in rows of five."
-            )
+            else figure(path, "The same in motion: one square per latent, highest KL first, in rows of five.")
             for path, seed in traversals
-        ),
+        )
+        + _snapshots(run, dataset, span),
         recipe=_table(_recipe(run)),
         provenance=_table(_provenance(trained)),
     )
@@ -117,14 +110,9 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
     return path
 
 
-@torch.inference_mode()
-def _draw_reconstructions(run: Run, net: Autoencoder, dataset: Dataset) -> Path:
-    index = subset(dataset, _RECONSTRUCTIONS)
-    images = dataset.images(index)
-    mu, _ = posterior(net, dataset, index)
-    return save(
-        draw_reconstructions(images, torch.sigmoid(net.decoder(mu))), run.figures / "reconstructions.png"
-    )
+def _snapshots(run: Run, dataset: Dataset, span: float) -> str:
+    pictures = "".join(figure(*drawn) for drawn in snapshots.draw(run, dataset, span=span))
+    return f"<h2>Traversals on the way</h2>\n{pictures}" if pictures else ""
 
 
 def _shortfall(steps: int, planned: int) -> str:
@@ -205,29 +193,12 @@ def _provenance(trained: Trained) -> Iterable[tuple[str, str]]:
     if "device" in metadata:
         yield "device", metadata["device"]
     if metadata.get("seconds"):
-        yield "wall time", _duration(metadata["seconds"])
+        yield "wall time", duration(metadata["seconds"])
     if trained.steps_per_second:
         yield "speed", f"{trained.steps_per_second:,.1f} steps/s"
     yield from metadata.get("versions", {}).items()
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def _table(rows: Iterable[Sequence[str]]) -> str:
     cells = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in rows)
     return f"<table>{cells}</table>"
-
-
-def _figure(path: Path, caption: str) -> str:
-    encoded = base64.b64encode(path.read_bytes()).decode()
-    text = html.escape(caption)
-    source = f"data:image/{path.suffix[1:]};base64,{encoded}"
-    kind = "scroll wide" if path.suffix == ".png" else "scroll"
-    return (
-        f'<figure><div class="{kind}"><img alt="{text}" src="{source}"></div>'
-        f"<figcaption>{text}</figcaption></figure>\n"
-    )

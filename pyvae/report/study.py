@@ -11,24 +11,21 @@ from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from pyvae.data.dataset import Dataset
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
 from pyvae.objectives import ControlVAE
-from pyvae.report import traversal
-from pyvae.report.evaluation import subset
-from pyvae.report.figures import draw_reconstructions, save, smooth
-from pyvae.report.page import _duration, _figure
-from pyvae.report.trained import Trained, posterior
+from pyvae.report import reconstructions, snapshots, traversal
+from pyvae.report.figures import draw_trace, save, smooth, trace_caption
+from pyvae.report.markup import duration, figure
+from pyvae.report.trained import Trained
 from pyvae.report.verdict import Verdict, average, judge, plain
 from pyvae.studies import CERTAINTIES, QUANTITIES, Published, Quantity, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_RECONSTRUCTIONS = 20
 _SPAN = 2.0
 _DSPRITES = 737_280
 _PAGE = Template("""<!doctype html>
@@ -141,7 +138,7 @@ def write_report(findings: Findings, out: Path) -> Path:
         results=_results(findings),
         caption=_caption(findings),
         notes="".join(f"<li>{html.escape(note)}</li>" for note in study.notes),
-        traces=_figure(
+        traces=figure(
             save(_draw_traces(findings), out / "figures/traces.png"),
             "Running means over minibatches against the step, a line for each seed; C as it is.",
         ),
@@ -232,7 +229,7 @@ def _runs(study: Study, measured: dict[str, list[Measured]]) -> str:
                 str(m.run.recipe.seed),
                 f"{m.trained.steps:,}",
                 *(plain(q, m.values[q]) for q in quantities),
-                _duration(metadata["seconds"]),
+                duration(metadata["seconds"]),
                 f"{speed:,.1f}" if speed else "",
                 metadata["device"],
             ]
@@ -281,29 +278,19 @@ def _caption(findings: Findings) -> str:
 def _arm(name: str, findings: Findings, out: Path) -> str:
     measured = findings.measured[name][0]
     dataset, run = findings.dataset, measured.run
+    trace = run.trace()
     seed = traversal.default_seeds(dataset)[-1]
     traversals = traversal.draw(run, measured.trained.net, dataset, measured.kl, span=_SPAN, seeds=(seed,))
     picture = next(path for path, _ in traversals if path.suffix == ".png")
     return (
         f"<h3>{html.escape(name)}, seed {run.recipe.seed}</h3>"
-        + _figure(
-            _draw_reconstructions(measured, dataset), "Inputs above the means of their reconstructions."
-        )
-        + _figure(
+        + figure(save(draw_trace(trace), run.figures / "trace.png"), trace_caption(trace))
+        + figure(reconstructions.draw(run, measured.trained.net, dataset), reconstructions.CAPTION)
+        + figure(
             picture,
             f"From image {seed:,}: each row sets one latent from {-_SPAN:g} to {_SPAN:g}, highest KL first.",
         )
-    )
-
-
-@torch.inference_mode()
-def _draw_reconstructions(measured: Measured, dataset: Dataset) -> Path:
-    net = measured.trained.net
-    index = subset(dataset, _RECONSTRUCTIONS)
-    mu, _ = posterior(net, dataset, index)
-    means = torch.sigmoid(net.decoder(mu))
-    return save(
-        draw_reconstructions(dataset.images(index), means), measured.run.figures / "reconstructions.png"
+        + "".join(figure(*drawn) for drawn in snapshots.draw(run, dataset, span=_SPAN))
     )
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyvae.data.dataset import Dataset
+from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
 from pyvae.nets import Autoencoder
@@ -90,7 +90,8 @@ def draw(
         mu, _ = posterior(net, dataset, torch.tensor([seed]))
         traversal = compute(net, dataset.images(seed), mu, kl, span, columns)
         stem = run.figures / f"traversal-{seed}"
-        files.append((_write_png(traversal, kl, stem.with_suffix(".png")), seed))
+        names = names_of(net, dataset)
+        files.append((write_png(traversal, kl, stem.with_suffix(".png"), names), seed))
         files.append((_write_gif(traversal, stem.with_suffix(".gif")), seed))
     return files
 
@@ -117,7 +118,15 @@ def compute(
     return Traversal(image, torch.sigmoid(net.decoder(mu))[0], order, values, decoded)
 
 
-def _write_png(traversal: Traversal, kl: Sequence[float], path: Path) -> Path:
+def names_of(net: Autoencoder, dataset: Dataset) -> list[str]:
+    """What the latents are called: z0, z1, ..., or the factors that they are made from."""
+    if net.reads_factors and isinstance(dataset, FactorDataset):
+        return list(dataset.factor_names)
+    return [f"z{j}" for j in range(net.latents)]
+
+
+def write_png(traversal: Traversal, kl: Sequence[float], path: Path, names: Sequence[str]) -> Path:
+    """Draw the image, its reconstruction and a row for each latent, with its name and KL in nats."""
     from matplotlib.figure import Figure
 
     latents, columns = traversal.decoded.shape[:2]
@@ -130,9 +139,9 @@ def _write_png(traversal: Traversal, kl: Sequence[float], path: Path) -> Path:
     right.set_axis_on()
     right.spines[:].set_visible(False)
     height, width = (traversal.decoded.shape[d] + 2 for d in (-2, -1))
-    names = [f"{v:.1f}".replace("-0.0", "0.0") for v in traversal.values.tolist()]
-    right.set_xticks([width * (c + 0.5) for c in range(columns)], names, fontsize=8)
-    labels = [f"z{j}  {kl[j]:.2f} nats" for j in traversal.order]
+    ticks = [f"{v:.1f}".replace("-0.0", "0.0") for v in traversal.values.tolist()]
+    right.set_xticks([width * (c + 0.5) for c in range(columns)], ticks, fontsize=8)
+    labels = [f"{names[j]}  {kl[j]:.2f} nats" for j in traversal.order]
     right.set_yticks([height * (r + 0.5) for r in range(latents)], labels, fontsize=8)
     right.tick_params(length=0)
     for label, j in zip(right.get_yticklabels(), traversal.order, strict=True):

@@ -1,0 +1,24 @@
+"""Inputs and what the network makes of them."""
+
+from pathlib import Path
+
+import torch
+
+from pyvae.data.dataset import Dataset
+from pyvae.engine.run import Run
+from pyvae.nets import Autoencoder
+from pyvae.report.evaluation import subset
+from pyvae.report.figures import draw_reconstructions, save
+from pyvae.report.trained import posterior
+
+_IMAGES = 20
+CAPTION = "Inputs above the means of their reconstructions."
+
+
+@torch.inference_mode()
+def draw(run: Run, net: Autoencoder, dataset: Dataset) -> Path:
+    """Write ``figures/reconstructions.png``: images of a fixed subset, each decoded from its posterior mean."""
+    index = subset(dataset, _IMAGES)
+    mu, _ = posterior(net, dataset, index)
+    means = torch.sigmoid(net.decoder(mu))
+    return save(draw_reconstructions(dataset.images(index), means), run.figures / "reconstructions.png")

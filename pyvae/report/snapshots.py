@@ -1,0 +1,39 @@
+"""Traversals of the weights that a run kept on the way."""
+
+from pathlib import Path
+
+import torch
+
+from pyvae.data.dataset import Dataset
+from pyvae.engine import checkpoint
+from pyvae.engine.run import Run
+from pyvae.report import traversal
+from pyvae.report.evaluation import evaluate
+from pyvae.report.trained import posterior
+
+_COLUMNS = 11
+
+
+def draw(run: Run, dataset: Dataset, *, span: float) -> list[tuple[Path, str]]:
+    """One picture, with its caption, for each snapshot: ``figures/snapshot-<step>.png``."""
+    trace = run.trace()
+    seed = traversal.default_seeds(dataset)[-1]
+    drawn = []
+    for path in checkpoint.paths(run.snapshots):
+        saved = checkpoint.load(path)
+        net = run.net_of(saved)
+        kl = evaluate(net, dataset, run.recipe.likelihood).kl
+        mu, _ = posterior(net, dataset, torch.tensor([seed]))
+        rows = traversal.compute(net, dataset.images(seed), mu, kl, span, _COLUMNS)
+        picture = traversal.write_png(
+            rows, kl, run.figures / f"snapshot-{saved.step}.png", traversal.names_of(net, dataset)
+        )
+        capacity = trace["capacity"][trace["step"] < saved.step]
+        at = f", C = {capacity[-1]:.1f} nats" if len(capacity) and trace["capacity"].any() else ""
+        drawn.append(
+            (
+                picture,
+                f"After step {saved.step:,}{at}: from image {seed:,}, each row from {-span:g} to {span:g}.",
+            )
+        )
+    return drawn

@@ -1,8 +1,9 @@
 """Constants that decide the design of the step, measured before anything is tuned for a new GPU.
 
 ``python benchmarks/first_measurements.py --out benchmarks/results/first-h200.json``: what a launch costs inside a CUDA
-graph and a graph's launch itself, cuDNN's time for every convolution of the Burgess network, forward and both backward
-parts, by layout and precision, and the fused Adam. Convolutions and Adam run on a CPU as well; graphs need a GPU.
+graph, early or not, a graph's launch itself, a barrier among all blocks of a kernel, cuDNN's time for every convolution
+of the Burgess network, forward and both backward parts, by layout and precision, and the fused Adam. Convolutions and
+Adam run on a CPU as well; graphs need a GPU.
 """
 
 import argparse
@@ -115,7 +116,52 @@ def launches() -> dict[str, float]:
     for count in (4, 8):
         graph = graph_of(branches(count, 80))
         results[f"kernel in a graph of {count} branches"] = microseconds(graph.replay) / (80 * count)
+    return results | early_launches() | barriers()
+
+
+def early_launches() -> dict[str, float]:
+    """Microseconds of dependent Triton kernels in a graph of 80, launched one after another or early."""
+    from barriers import link
+
+    x = torch.zeros(32, device=DEVICE)
+    ways = {"one after another": False}
+    if torch.cuda.get_device_capability() >= (9, 0):
+        ways["early (PDL)"] = True
+
+    def chain(early: bool) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(80):
+                link(x, early=early)
+
+        return run
+
+    results = {}
+    for name, early in ways.items():
+        graph = graph_of(chain(early))
+        x.zero_()
+        graph.replay()
+        if (x != 80).any():
+            raise SystemExit(f"80 dependent kernels, {name}, did not all see the one before")
+        results[f"Triton kernel in a graph, {name}"] = microseconds(graph.replay) / 80
     return results
+
+
+def barriers() -> dict[str, float]:
+    """Microseconds of a barrier among as many blocks as there are multiprocessors, within one kernel."""
+    from barriers import grid_barriers
+
+    blocks, rounds = torch.cuda.get_device_properties(DEVICE).multi_processor_count, 1000
+    arrived = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+
+    def run(count: int) -> Callable[[], None]:
+        def call() -> None:
+            arrived.zero_()
+            grid_barriers(arrived, count, blocks)
+
+        return call
+
+    between = microseconds(run(rounds)) - microseconds(run(0))
+    return {f"barrier of {blocks} blocks": between / rounds}
 
 
 def convolution(

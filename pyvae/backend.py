@@ -98,6 +98,12 @@ def take(op: str, x: Tensor) -> str:
     return choice.backend
 
 
+def takes_triton(device: torch.device) -> bool:
+    """Whether work of the engine's own, which no op of ``OPS`` is, takes its Triton kernel."""
+    wanted = os.environ.get("PYVAE_BACKEND", "auto")
+    return _choose(Kernels(triton=True), device.type, torch.float32, wanted).backend == "triton"
+
+
 @lru_cache(maxsize=1)
 def has_triton() -> bool:
     """Whether triton can be imported."""

@@ -23,6 +23,8 @@ from unittest import mock
 import torch
 
 from pyvae.checks import importance_layout, pixel_layout
+from pyvae.engine import controller, ledger
+from pyvae.objectives import ControlVAE
 from pyvae.ops import (
     aggregate_log_density,
     bernoulli_nll,
@@ -37,6 +39,7 @@ POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
+    torch.float64: "*fp64",
     torch.uint8: "*u8",
     torch.int64: "*i64",
 }
@@ -50,6 +53,7 @@ class Launch(NamedTuple):
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, Any], ...]
     divisible: tuple[str, ...]
+    options: tuple[tuple[str, Any], ...] = ()
 
 
 class Figures(NamedTuple):
@@ -86,10 +90,15 @@ class Recorder:
     def __getitem__(self, grid: tuple[int, ...]) -> "Recorder":
         return self
 
-    def __call__(self, *args: Any, **constexprs: Any) -> None:
-        signature, constants, divisible = {}, dict(constexprs), []
-        for name, value in zip(self._function.arg_names, args, strict=False):
-            if isinstance(value, torch.Tensor):
+    def __call__(self, *args: Any, **named: Any) -> None:
+        names = self._function.arg_names
+        constants = {name: value for name, value in named.items() if name in names}
+        options = {name: value for name, value in named.items() if name not in names}
+        signature, divisible = {}, []
+        for name, value in zip(names, args, strict=False):
+            if isinstance(value, tuple):
+                signature[name] = tuple(POINTERS[pointer.dtype] for pointer in value)
+            elif isinstance(value, torch.Tensor):
                 signature[name] = POINTERS[value.dtype]
                 divisible.append(name)
             elif isinstance(value, float):
@@ -107,6 +116,7 @@ class Recorder:
             tuple(signature.items()),
             tuple(constants.items()),
             tuple(divisible),
+            tuple(options.items()),
         )
         if all(launch._replace(label=known.label) != known for known in self._launches):
             self._launches[launch] = None
@@ -139,6 +149,12 @@ def launches() -> list[Launch]:
         for case in GATHER_BITS:
             label(" ".join(str(x).removeprefix("torch.") for x in case))
             _launch_gather_bits(*case)
+        for case in CONTROLLER:
+            label(" ".join(map(str, case.values())) or "defaults")
+            _launch_controller(**case)
+        for case in LEDGER:
+            label(" ".join(map(str, case)))
+            _launch_ledger(*case)
     return list(found)
 
 
@@ -197,6 +213,39 @@ GATHER_BITS = [
 def _launch_gather_bits(batch: int, pixels: int, dtype: torch.dtype) -> None:
     store = torch.empty((1000, -(-pixels // 8)), dtype=torch.uint8, device="meta")
     gather_bits._launch(store, torch.empty(batch, dtype=torch.int64, device="meta"), pixels, dtype)
+
+
+# of the objective
+CONTROLLER: list[dict[str, Any]] = [
+    {},
+    {"schedule": "linear", "proportional": "linear", "beta_max": 10.0, "anti_windup": "paper"},
+    {"schedule": "constant", "anti_windup": "published"},
+    {"schedule": "adaptive", "adaptive_compared": "unlimited", "adaptive_tie": "hold"},
+    {"schedule": "adaptive", "adaptive_window": 9, "adaptive_smoothing": 0.5},
+]
+
+# values, latents, whether there is a controller, whether the step ends
+LEDGER = [(6, 10, False, True), (6, 10, True, True), (8, 1, False, False), (8, 128, False, True)]
+
+
+def _launch_controller(**changes: Any) -> None:
+    with mock.patch.object(controller, "takes_triton", return_value=True):
+        control = controller.controller(ControlVAE(**changes), torch.device("meta"))
+    state = ControlVAE().initial_control("meta")
+    control(state, torch.empty((), device="meta"), torch.empty((), dtype=torch.int64, device="meta"))
+
+
+def _launch_ledger(values: int, latents: int, controlled: bool, ends: bool) -> None:
+    control = ControlVAE().initial_control("meta") if controlled else None
+    names = [str(i) for i in range(values + latents)]
+    with mock.patch.object(ledger, "takes_triton", return_value=True):
+        mine = ledger.Ledger(names, 0, rows=4096, log_every=100, device=torch.device("meta"), control=control)
+    scalars = [torch.empty((), device="meta", dtype=d) for d in (torch.float32, torch.float64)]
+    row, kl = [scalars[controlled and i % 2] for i in range(values)], torch.empty(latents, device="meta")
+    if ends:
+        mine.settle(row, kl, control)
+    else:
+        mine.judge(row, kl)
 
 
 # batch, pixels, dtype of the logits, target, samples, latents, layout of the posteriors
@@ -292,7 +341,7 @@ def compiled(launch: Launch, arch: int) -> Any:
         constexprs=dict(launch.constants),
         attrs=attrs,
     )
-    options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True}
+    options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True, **dict(launch.options)}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 

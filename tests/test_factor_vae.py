@@ -85,7 +85,7 @@ def test_a_step_moves_both_and_each_by_its_own_loss(monkeypatch):
     monkeypatch.setattr(FactorVAE, "total_correlation", staticmethod(recorded))
     before = [p.detach().clone() for p in discriminator.parameters()]
     trainer.advance()
-    row = dict(zip(trainer.fields, trainer.row.tolist(), strict=True))
+    row = dict(zip(trainer.fields, trainer.ledger.row.tolist(), strict=True))
     assert row["loss"] == pytest.approx(row["recon"] + row["kl"] + 5 * row["tc"], rel=1e-6)
     assert row["discriminator_loss"] == pytest.approx(0.69, abs=0.05)
     assert any(not torch.equal(a, b) for a, b in zip(before, discriminator.parameters(), strict=True))
@@ -99,7 +99,7 @@ def test_gamma_zero_trains_the_vae_as_if_there_were_no_discriminator():
     for _ in range(4):
         free.advance()
         plain.advance()
-        assert free.row[:3].tolist() == plain.row[:3].tolist()
+        assert free.ledger.row[:3].tolist() == plain.ledger.row[:3].tolist()
 
 
 def test_the_second_batch_is_another_one():

@@ -43,7 +43,9 @@ ONLY = {
     "errors": set(),
     "reference": {"checks", "random"},
 }
-OPS = sorted({module for module, _ in kernels()})
+ENGINE = {"controller", "ledger"}
+"""Kernels of the engine's own, each in pyvae/engine under the same name; they are no ops."""
+OPS = sorted({module for module, _ in kernels()} - ENGINE)
 
 
 def imports(path):

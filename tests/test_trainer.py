@@ -50,7 +50,7 @@ def plain_losses(recipe: Recipe, data: TinyData, steps: int) -> list[float]:
 
 def advanced(trainer: Trainer) -> torch.Tensor:
     trainer.advance()
-    return trainer.row.clone()
+    return trainer.ledger.row.clone()
 
 
 def test_steps_equal_a_plain_training_loop():
@@ -101,7 +101,7 @@ def test_several_steps_at_once_are_the_same_steps():
     rows = [(step, advanced(one).tolist()) for step in range(7)]
     many.advance(5)
     many.advance(2)
-    assert many.ring.copy(0, 7).wait() == rows
+    assert many.ledger.ring.copy(0, 7).wait() == rows
     assert many.key.tolist() == [7, 7]
     assert all(torch.equal(t, many.tensors()[name]) for name, t in one.tensors().items())
 
@@ -194,7 +194,7 @@ def test_a_step_that_is_not_finite_changes_nothing(kind, optimizer, where, monke
         parameter.register_hook(lambda grad: grad * torch.nan)
         first = "discriminator"
     trainer.advance(3)
-    assert int(trainer.bad_step) == 4
+    assert int(trainer.ledger.bad_step) == 4
     after = trainer.tensors()
     untouched = [n for n in before if not (first == "discriminator" and n.startswith("net."))]
     assert untouched
@@ -202,7 +202,7 @@ def test_a_step_that_is_not_finite_changes_nothing(kind, optimizer, where, monke
         if not name.endswith(".step") or optimizer == "adam":
             assert torch.equal(before[name], after[name]), name
     if first != "discriminator":
-        row = dict(zip(trainer.fields, trainer.bad_row.tolist(), strict=True))
+        row = dict(zip(trainer.fields, trainer.ledger.bad_row.tolist(), strict=True))
         assert next(name for name, value in row.items() if not math.isfinite(value)) == first
 
 
@@ -319,7 +319,7 @@ def test_captured_steps_are_the_eager_ones(objective, store):
         eager.advance(portion)
         captured.advance(portion)
     assert captured._capture is not None
-    rows = [trainer.ring.copy(0, 110).wait() for trainer in (eager, captured)]
+    rows = [trainer.ledger.ring.copy(0, 110).wait() for trainer in (eager, captured)]
     assert rows[0] == rows[1]
     assert len({row[1][1] for row in rows[1]}) == 110
     for name, tensor in eager.tensors().items():

@@ -146,14 +146,14 @@ class _Loop:
 
     def _most_steps(self) -> int:
         """Steps that the ring holds before it must be copied out."""
-        return self._drained_step + self._trainer.ring.steps - self._trainer.step
+        return self._drained_step + self._trainer.ledger.ring.steps - self._trainer.step
 
     def _drain(self, events: "_Events", bar: "tqdm[None]") -> None:
         """Write the rows that have been copied out, and start copying those of the steps since."""
         self._write_rows(events, bar)
         trainer = self._trainer
-        rows = trainer.ring.copy(self._drained_step, trainer.step)
-        self._copying = rows, to_host(trainer.bad_step), to_host(trainer.bad_row)
+        rows = trainer.ledger.ring.copy(self._drained_step, trainer.step)
+        self._copying = rows, to_host(trainer.ledger.bad_step), to_host(trainer.ledger.bad_row)
         self._drained_step = trainer.step
 
     def _write_rows(self, events: "_Events", bar: "tqdm[None]") -> None:

@@ -42,16 +42,16 @@ class Trained(NamedTuple):
         loss.backward()
         return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
 
-    def step(self, bad: Tensor) -> None:
-        """Move the parameters by their gradients, unless ``bad`` (bool ``[]``, on the device) says no."""
+    def step(self, found_inf: Tensor) -> None:
+        """Move the parameters by their gradients, unless ``found_inf`` (float32 ``[]``, on the device) is 1."""
         if isinstance(self.optimizer, torch.optim.Adam):
             # as torch.amp.GradScaler hands it over: the fused kernel then changes nothing
-            self.optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+            self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
         else:
             for parameter in self.module.parameters():
                 if parameter.grad is not None:
                     # Adagrad stands still where the gradient is zero
-                    parameter.grad.masked_fill_(bad, 0.0)
+                    parameter.grad.masked_fill_(found_inf > 0, 0.0)
         self.optimizer.step()
 
 

@@ -20,28 +20,28 @@ class Ring:
     def __init__(self, fields: list[str], capacity: int, every: int, device: torch.device) -> None:
         """Of the last ``capacity`` steps that ``every`` divides."""
         self.fields = fields
-        self._every = every
-        self._capacity = capacity
+        self.every = every
+        self.capacity = capacity
         # the last row is for steps that are not logged
-        self._rows = torch.zeros(capacity + 1, len(fields), dtype=torch.float64, device=device)
+        self.rows = torch.zeros(capacity + 1, len(fields), dtype=torch.float64, device=device)
 
     @property
     def steps(self) -> int:
         """How many steps may be made between two calls of :meth:`copy`, with one copy more in hand."""
-        return self._every * self._capacity // 2
+        return self.every * self.capacity // 2
 
     def write(self, step: Tensor, row: Tensor) -> None:
         """Keep the row [fields] of a step int64 ``[]``, if it is to be logged."""
-        slot = step // self._every % self._capacity
-        slot = torch.where(step % self._every == 0, slot, self._capacity)
-        self._rows.index_copy_(0, slot.view(1), row.unsqueeze(0))
+        slot = step // self.every % self.capacity
+        slot = torch.where(step % self.every == 0, slot, self.capacity)
+        self.rows.index_copy_(0, slot.view(1), row.unsqueeze(0))
 
     def copy(self, first: int, stop: int) -> "Rows":
         """Start copying the rows of the steps in [first, stop) to the host."""
-        logged = range(-(-first // self._every) * self._every, stop, self._every)
-        start = logged.start // self._every % self._capacity
-        ahead = min(len(logged), self._capacity - start)
-        rows = torch.cat([self._rows[start : start + ahead], self._rows[: len(logged) - ahead]])
+        logged = range(-(-first // self.every) * self.every, stop, self.every)
+        start = logged.start // self.every % self.capacity
+        ahead = min(len(logged), self.capacity - start)
+        rows = torch.cat([self.rows[start : start + ahead], self.rows[: len(logged) - ahead]])
         return Rows(list(logged), to_host(rows))
 
 

@@ -11,9 +11,10 @@ from pyvae.control import Control
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.batches import Batch, ImageSource
 from pyvae.engine.capture import Capture
+from pyvae.engine.controller import controller
+from pyvae.engine.ledger import Ledger
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.state import Trained
-from pyvae.engine.trace import Ring
 from pyvae.errors import RecipeError
 from pyvae.functional import reparameterize_kl
 from pyvae.nets import SIDE, build
@@ -61,9 +62,6 @@ class Trainer:
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._trained = Trained("net", self.net, _optimizer(recipe, list(self.net.parameters()), device))
         self.step = 0
-        # (seed, step): the step counter lives on the device, where the noise and the schedules read it
-        self.key = torch.tensor([recipe.seed, 0], dtype=torch.int64, device=device)
-        self._one_step = torch.tensor([0, 1], dtype=torch.int64, device=device)
         self._size = len(dataset)
         source = ImageSource(dataset, device)
         self._batches = source.batches(recipe.seed, recipe.batch_size, replacement=_replacement(recipe))
@@ -71,16 +69,14 @@ class Trainer:
         self._adversary: _Adversary | None = None
         if isinstance(recipe.objective, FactorVAE):
             self._adversary = _Adversary(recipe, recipe.objective, source, device)
-        self._control: Control | None = None
+        control = None
         if isinstance(recipe.objective, ControlVAE):
-            self._control = recipe.objective.initial_control(device)
-        self.ring = Ring(self.fields, _RING_ROWS, log_every, device)
-        self.row = torch.zeros(len(self.fields), dtype=torch.float64, device=device)
-        """float64 ``[fields]``: the terms of the last step and the KL of each latent."""
-        self.bad_step = torch.full((), -1, dtype=torch.int64, device=device)
-        """The first step with a value that is not finite, -1 for none: nothing is learnt from it on."""
-        self.bad_row = torch.zeros_like(self.row)
-        """The row of that step."""
+            control = recipe.objective.initial_control(device)
+            self._controller = controller(recipe.objective, device)
+        self.ledger = Ledger(
+            self.fields, recipe.seed, rows=_RING_ROWS, log_every=log_every, device=device, control=control
+        )
+        self.key = self.ledger.key
         # torch's Adagrad counts its steps on the host
         self._capturable = capture and device.type == "cuda" and recipe.optimizer == "adam"
         self._capture: Capture | None = None
@@ -90,8 +86,8 @@ class Trainer:
     @property
     def fields(self) -> list[str]:
         """Names of the values of a row."""
-        adversary = ["discriminator_loss"] if self._adversary else []
-        return [*self._names, *adversary, "grad_norm", *(f"kl_{j}" for j in range(self.recipe.latents))]
+        adversary = ["discriminator_loss", "discriminator_grad_norm"] if self._adversary else []
+        return [*self._names, "grad_norm", *adversary, *(f"kl_{j}" for j in range(self.recipe.latents))]
 
     def advance(self, count: int = 1) -> None:
         """Make ``count`` steps: on a GPU, hand them over to it, without waiting for any."""
@@ -116,8 +112,8 @@ class Trainer:
         tensors = self._trained.tensors()
         if self._adversary:
             tensors |= self._adversary.trained.tensors()
-        if self._control:
-            tensors |= {f"control.{name}": tensor for name, tensor in self._control._asdict().items()}
+        if self.ledger.control:
+            tensors |= {f"control.{name}": tensor for name, tensor in self.ledger.control._asdict().items()}
         return tensors
 
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
@@ -125,8 +121,8 @@ class Trainer:
         self._trained.restore(tensors)
         if self._adversary:
             self._adversary.trained.restore(tensors)
-        if self._control:
-            for name, tensor in self._control._asdict().items():
+        if self.ledger.control:
+            for name, tensor in self.ledger.control._asdict().items():
                 tensor.copy_(tensors[f"control.{name}"])
         self._capture = None
         self.step = step
@@ -169,23 +165,17 @@ class Trainer:
         with nvtx.annotate("backward"):
             norm = self._trained.backward(terms["loss"])
         values = [*(terms[name].detach() for name in self._names), norm]
-        bad = (self.bad_step >= 0) | ~_all_finite(values) | ~torch.isfinite(kl).all()
+        kl = kl.detach()
+        if not self._adversary:
+            with nvtx.annotate("optimizer"):
+                self._trained.step(self.ledger.settle(values, kl, control))
+            return
         with nvtx.annotate("optimizer"):
-            self._trained.step(bad)
-            for old, new in zip(self._control or (), control or (), strict=True):
-                old.copy_(torch.where(bad, old, new))
-        if self._adversary:
-            with nvtx.annotate("adversary"):
-                loss = self._discriminator_loss(self._adversary, step, z.detach())
-                norm = self._adversary.trained.backward(loss)
-                bad = bad | ~_all_finite([loss.detach(), norm])
-                self._adversary.trained.step(bad)
-                values.insert(-1, loss.detach())
-        with nvtx.annotate("trace"):
-            self._note(
-                step, torch.cat([torch.stack([v.double() for v in values]), kl.detach().double()]), bad
-            )
-        self.key.add_(self._one_step)
+            self._trained.step(self.ledger.judge(values, kl))
+        with nvtx.annotate("adversary"):
+            loss = self._discriminator_loss(self._adversary, step, z.detach())
+            norm = self._adversary.trained.backward(loss)
+            self._adversary.trained.step(self.ledger.settle([*values, loss.detach(), norm], kl, control))
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         with self._autocast():
@@ -196,10 +186,9 @@ class Trainer:
         return mu.float(), logvar.float()
 
     def _controlled(self, kl: Tensor, step: Tensor) -> Control | None:
-        objective = self.recipe.objective
-        if self._control is None or not isinstance(objective, ControlVAE):
+        if self.ledger.control is None:
             return None
-        return objective.control(self._control, kl.detach().sum(-1), step)
+        return self._controller(self.ledger.control, kl.detach().sum(-1), step)
 
     def _discriminator_loss(self, adversary: "_Adversary", step: Tensor, z: Tensor) -> Tensor:
         with torch.no_grad():
@@ -209,13 +198,6 @@ class Trainer:
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
-
-    def _note(self, step: Tensor, row: Tensor, bad: Tensor) -> None:
-        first = (self.bad_step < 0) & bad
-        self.bad_step.copy_(torch.where(first, step, self.bad_step))
-        self.bad_row.copy_(torch.where(first, row, self.bad_row))
-        self.row.copy_(row)
-        self.ring.write(step, row)
 
 
 class _Adversary:
@@ -254,10 +236,6 @@ def _factor_sizes(recipe: Recipe, dataset: Dataset) -> tuple[int, ...] | None:
 
 def _replacement(recipe: Recipe) -> bool:
     return recipe.sampling == "replacement"
-
-
-def _all_finite(values: list[Tensor]) -> Tensor:
-    return torch.isfinite(torch.stack([value.double() for value in values])).all()
 
 
 def _optimizer(

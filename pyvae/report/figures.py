@@ -98,7 +98,11 @@ def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
     if np.ptp(trace["capacity"]) > 0:
         panels.append(("capacity C, nats", lambda axes: _plain(axes, trace, "capacity")))
         panels.append(("KL of each latent against C, nats", lambda axes: _latents_by_capacity(axes, trace)))
-    own = [name for name in trace if name not in ("step", "grad_norm", *TERMS) and not name.startswith("kl_")]
+    own = [
+        name
+        for name in trace
+        if name not in ("step", *TERMS) and not name.endswith("grad_norm") and not name.startswith("kl_")
+    ]
     panels += [(f"{name.replace('_', ' ')}, nats", partial(_line, trace=trace, name=name)) for name in own]
     return panels
 

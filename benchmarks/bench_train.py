@@ -109,11 +109,11 @@ def popular(
     return step
 
 
-def ours(steps: int = 1, *, capture: bool = False, **changes: Any) -> Step:
+def ours(steps: int = 1, *, capture: bool = False, compiled: bool = False, **changes: Any) -> Step:
     """pyvae's step: data from the whole set's bits, trace row and divergence check included."""
     recipe = replace(RECIPE, **changes)
     settle_arithmetic(recipe.precision)
-    trainer = Trainer(recipe, load("dsprites"), DEVICE, log_every=100, capture=capture)
+    trainer = Trainer(recipe, load("dsprites"), DEVICE, log_every=100, capture=capture, compile=compiled)
     return lambda: trainer.advance(steps)
 
 
@@ -141,6 +141,8 @@ VARIANTS = {
     "pyvae --precision fp32": captured(),
     "pyvae --precision tf32": captured(precision="tf32"),
     "pyvae --precision bf16, captured": captured(precision="bf16"),
+    "pyvae --precision tf32 --compile": captured(precision="tf32", compiled=True),
+    "pyvae --precision bf16 --compile": captured(precision="bf16", compiled=True),
     **{
         f"pyvae {name} --precision tf32": captured(precision="tf32", objective=objective)
         for name, objective in OBJECTIVES.items()

@@ -42,6 +42,8 @@ class Train:
     """Hold the images of 3dshapes.h5 (5.9 GB) in memory; reading each batch from the file is far slower."""
     capture: bool = True
     """On a GPU, run several steps as one CUDA graph: faster, and the same results."""
+    compile: bool = False
+    """The networks through torch.compile; its rounding differs, so resume with the same choice."""
     profile: bool = False
     """Instead of training, profile 20 uncaptured steps: OUT/profile/trace.json and a table of kernels."""
 
@@ -49,6 +51,7 @@ class Train:
         from pyvae.data.shapes3d import Shapes3D
         from pyvae.engine.loop import train
         from pyvae.engine.run import Run
+        from pyvae.engine.trainer import check_data
 
         if self.log_every < 1:
             raise PyvaeError(f"--log-every must be at least 1, got {self.log_every}")
@@ -61,6 +64,7 @@ class Train:
 
             _say(profile_steps(self.recipe, dataset, device, self.out / "profile").rstrip())
             return 0
+        check_data(self.recipe, dataset)
         run = Run.create_or_resume(self.out, self.recipe)
         outcome = train(
             run,
@@ -69,6 +73,7 @@ class Train:
             log_every=self.log_every,
             checkpoint_seconds=self.checkpoint_seconds,
             capture=self.capture,
+            compile=self.compile,
         )
         _say(
             f"{self.out}: {outcome.step:,} of {self.recipe.steps:,} steps, {outcome.steps_per_second:,.1f} steps/s"

@@ -14,6 +14,7 @@ from pyvae.engine import checkpoint
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
+from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError
 from pyvae.evaluation import read_scores, score, write_metrics
 from pyvae.report.evaluation import evaluate
@@ -84,6 +85,7 @@ def reproduce(
     }
     for path, recipe in runs.values():
         _check_length(path, recipe)
+        check_data(recipe, dataset)
     measured: dict[str, list[Measured]] = {arm.name: [] for arm in study.arms}
     page = None
     for seed in seeds:

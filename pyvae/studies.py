@@ -212,8 +212,8 @@ _NO_SHAPE = (
 
 _SHORT_ADAPTIVE = (
     "Scaled to fewer than some tens of thousands of steps, adaptive capacity hardly rises: the controller's integral "
-    "gain is a rate and stays as it is, so that beta climbs, and C waits, for as long as it takes to press the KL to the "
-    "first set points."
+    "gain is a rate and stays as it is, so that beta climbs, and C waits, for as long as it takes to press the KL to "
+    "the first set points."
 )
 
 STUDIES: dict[str, Study] = {

@@ -219,3 +219,17 @@ def test_reproduce_says_what_there_is(pyvae):
     refused(pyvae("reproduce", "burgess", "--scale", 2), "--scale must be above 0 and at most 1")
     refused(pyvae("reproduce", "burgess", "--seeds", 0), "--seeds must be at least 1")
     refused(pyvae("reproduce", "burgess", "--first-seed", -1), "--first-seed must not be negative")
+
+
+def test_what_cannot_be_trained_leaves_no_directory(pyvae, tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((4, 8, 8), dtype=np.uint8))
+    refused(
+        pyvae("train", "vae", "--data", "images.npy", "--image-size", 32, "--out", "run"),
+        "images are 32 x 32, but the networks take 64 x 64: --image-size 64",
+    )
+    refused(
+        pyvae("train", "factor-bottleneck", "--data", "images.npy", "--out", "run"),
+        "the factors of images.npy are not known",
+    )
+    refused(pyvae("train", "factor-bottleneck", "--latents", 3, "--out", "run"), "--latents 5")
+    assert not (tmp_path / "run").exists()

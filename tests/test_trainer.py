@@ -287,6 +287,20 @@ def test_likelihoods(likelihood):
     assert row["recon"] == pytest.approx(float(exact) / len(x), rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective", [BetaVAE(), FactorVAE(discriminator_width=20)], ids=["beta-vae", "factor-vae"]
+)
+def test_compiled_networks_train_alike(objective):
+    recipe = replace(RECIPE, objective=objective)
+    plain, compiled, again = (Trainer(recipe, TinyData(), CPU, compile=c) for c in (False, True, True))
+    assert plain.tensors().keys() == compiled.tensors().keys()
+    for _ in range(3):
+        rows = [advanced(trainer) for trainer in (plain, compiled, again)]
+        torch.testing.assert_close(rows[0], rows[1], rtol=1e-3, atol=1e-4)
+        assert torch.equal(rows[1], rows[2])
+
+
 def test_images_of_another_size_are_refused():
     data = TinyData()
     data.image_shape = (1, 32, 32)

@@ -49,6 +49,7 @@ def train(
     log_every: int = 100,
     checkpoint_seconds: float = 60.0,
     capture: bool = True,
+    compile: bool = False,
 ) -> Outcome:
     """Train until the recipe's last step, or until SIGINT or SIGTERM, which saves first.
 
@@ -59,6 +60,7 @@ def train(
         log_every: steps between rows of the trace.
         checkpoint_seconds: time between checkpoints; 0 saves after every step.
         capture: on a GPU, run several steps as one CUDA graph; the results are the same.
+        compile: the networks through torch.compile, which rounds otherwise.
 
     Raises:
         RunError: another process holds the run, the data is not what it was, a file cannot be written, or the loss
@@ -67,7 +69,7 @@ def train(
     keep_large_buffers()
     settle_arithmetic(run.recipe.precision)
     with run.locked():
-        trainer = Trainer(run.recipe, dataset, device, log_every=log_every, capture=capture)
+        trainer = Trainer(run.recipe, dataset, device, log_every=log_every, capture=capture, compile=compile)
         return _Loop(run, dataset, trainer, checkpoint_seconds).train()
 
 

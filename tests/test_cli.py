@@ -222,7 +222,7 @@ def test_reproduce_says_what_there_is(pyvae):
 
 
 def test_what_cannot_be_trained_leaves_no_directory(pyvae, tmp_path):
-    np.save(tmp_path / "images.npy", np.zeros((4, 8, 8), dtype=np.uint8))
+    np.save(tmp_path / "images.npy", np.full((4, 8, 8), 200, dtype=np.uint8))
     refused(
         pyvae("train", "vae", "--data", "images.npy", "--image-size", 32, "--out", "run"),
         "images are 32 x 32, but the networks take 64 x 64: --image-size 64",

@@ -3,10 +3,13 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(pyvae_native, m) {
-  m.def("bernoulli_nll_fwd(Tensor logits, Tensor target, float target_scale, bool packed) -> Tensor");
+  // The first dimension is the batch where rows is negative; a loss is the scaled sum of so many images.
   m.def(
-      "bernoulli_nll_fwd_bwd(Tensor logits, Tensor target, float target_scale, bool packed, float grad_scale)"
-      " -> (Tensor, Tensor)");
+      "bernoulli_nll_fwd(Tensor logits, Tensor target, float target_scale, bool packed, float scale=1.0, int rows=-1,"
+      " int images=1) -> Tensor");
+  m.def(
+      "bernoulli_nll_fwd_bwd(Tensor logits, Tensor target, float target_scale, bool packed, float scale, int rows=-1,"
+      " int images=1) -> (Tensor, Tensor)");
   m.def("reparameterize_kl_fwd(Tensor mu, Tensor logvar, Tensor key, int stream) -> (Tensor, Tensor)");
   m.def(
       "reparameterize_kl_bwd(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor key, int stream)"

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <tuple>
+#include <vector>
 
 #include "../check.h"
 #include "../common/math.h"
@@ -79,42 +80,57 @@ struct Rows {
   }
 };
 
-void run(const Tensor& given_logits, const Tensor& given_target, double target_scale, bool packed, Tensor& loss,
-         Tensor* grad, double grad_scale) {
+struct Result {
+  Tensor loss;
+  Tensor grad;
+};
+
+Result run(const Tensor& given_logits, const Tensor& given_target, double target_scale, bool packed, double scale,
+           int64_t rows, int64_t images, bool with_grad) {
+  STD_TORCH_CHECK(given_logits.scalar_type() == ScalarType::Float, "logits: wrong dtype");
+  STD_TORCH_CHECK(given_logits.dim() >= 1, "logits: expected [rows, ...]");
   const Tensor logits = dense(given_logits), target = dense(given_target);
-  const int64_t rows = logits.size(0), pixels = logits.size(1);
+  if (rows < 0) rows = logits.size(0);
+  const int64_t pixels = rows ? logits.numel() / rows : 0;
+  STD_TORCH_CHECK(rows * pixels == logits.numel(), "logits: ", logits.numel(), " pixels are not ", rows, " rows");
+  STD_TORCH_CHECK(images > 0 && rows % images == 0, "images: ", images, " do not divide ", rows, " rows");
   const bool bytes = target.scalar_type() == ScalarType::Byte;
-  check(target, "target", bytes ? ScalarType::Byte : ScalarType::Float, 2);
+  STD_TORCH_CHECK(bytes || target.scalar_type() == ScalarType::Float, "target: wrong dtype");
   STD_TORCH_CHECK(bytes || !packed, "target: packed bits are uint8");
   const int64_t columns = packed ? (pixels + 7) / 8 : pixels;
-  STD_TORCH_CHECK(target.size(0) == rows && target.size(1) == columns, "target: expected [", rows, ", ", columns, "]");
+  STD_TORCH_CHECK(target.numel() == rows * columns, "target: expected [", rows, ", ", columns, "]");
+  Result result{torch::stable::new_empty(logits, {rows / images}), logits};
+  if (with_grad) result.grad = torch::stable::new_empty(logits, logits.sizes());
+  std::vector<float> each(static_cast<size_t>(rows));
   const Rows work{logits.const_data_ptr<float>(),
                   target.const_data_ptr(),
-                  loss.mutable_data_ptr<float>(),
-                  grad ? grad->mutable_data_ptr<float>() : nullptr,
+                  each.data(),
+                  with_grad ? result.grad.mutable_data_ptr<float>() : nullptr,
                   pixels,
                   columns,
                   static_cast<float>(target_scale),
-                  static_cast<float>(grad_scale),
+                  static_cast<float>(scale),
                   bytes,
                   packed};
   torch::stable::parallel_for(0, rows, std::max<int64_t>(1, 32768 / std::max<int64_t>(pixels, 1)), work);
+  float* loss = result.loss.mutable_data_ptr<float>();
+  for (int64_t i = 0; i < rows / images; ++i) {
+    double sum = 0.0;
+    for (int64_t row = i * images; row < (i + 1) * images; ++row) sum += each[static_cast<size_t>(row)];
+    loss[i] = static_cast<float>(sum * scale);
+  }
+  return result;
 }
 
-Tensor forward(const Tensor& logits, const Tensor& target, double target_scale, bool packed) {
-  check(logits, "logits", ScalarType::Float, 2);
-  Tensor loss = torch::stable::new_empty(logits, {logits.size(0)});
-  run(logits, target, target_scale, packed, loss, nullptr, 0.0);
-  return loss;
+Tensor forward(const Tensor& logits, const Tensor& target, double target_scale, bool packed, double scale, int64_t rows,
+               int64_t images) {
+  return run(logits, target, target_scale, packed, scale, rows, images, false).loss;
 }
 
-std::tuple<Tensor, Tensor> forward_backward(
-    const Tensor& logits, const Tensor& target, double target_scale, bool packed, double grad_scale) {
-  check(logits, "logits", ScalarType::Float, 2);
-  Tensor loss = torch::stable::new_empty(logits, {logits.size(0)});
-  Tensor grad = torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
-  run(logits, target, target_scale, packed, loss, &grad, grad_scale);
-  return {loss, grad};
+std::tuple<Tensor, Tensor> forward_backward(const Tensor& logits, const Tensor& target, double target_scale,
+                                            bool packed, double scale, int64_t rows, int64_t images) {
+  const Result result = run(logits, target, target_scale, packed, scale, rows, images, true);
+  return {result.loss, result.grad};
 }
 
 }  // namespace

@@ -72,37 +72,32 @@ def _launch_backward(
 def _native(
     logits: Tensor, target: Tensor, reduction: str, layout: PixelLayout, *, with_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Loss, and ``[rows, pixels]`` its gradient for an upstream one of 1, both float32, from one pass.
+    """Loss, and its gradient for an upstream one of 1, both float32, from one pass.
 
     Without the gradient, the logits stand in its place.
     """
     rows = layout.members * layout.batch
-    columns = layout.row_bytes if layout.packed else layout.pixels
-    if target.numel() != rows * columns:
+    if target.numel() != rows * (layout.row_bytes if layout.packed else layout.pixels):
         target = flatten_pixels(logits, target, layout)[1]
-    if target.dtype != torch.uint8:
+    if target.dtype not in (torch.float32, torch.uint8):
         target = target.view(torch.uint8) if target.dtype == torch.bool else target.float()
-    inputs = (
-        logits.float().reshape(rows, layout.pixels), target.reshape(rows, columns),
-        1.0 / layout.target_max, layout.packed,
-    )  # fmt: skip
+    if logits.dtype != torch.float32:
+        logits = logits.float()
+    scale = 1.0 / layout.batch if reduction == "batchmean" else 1.0
+    images = 1 if reduction == "none" else layout.batch
+    inputs = (logits, target, 1.0 / layout.target_max, layout.packed, scale, rows, images)
     if with_grad:
-        weight = 1.0 / layout.batch if reduction == "batchmean" else 1.0
-        loss, unit = torch.ops.pyvae_native.bernoulli_nll_fwd_bwd.default(*inputs, weight)
+        loss, unit = torch.ops.pyvae_native.bernoulli_nll_fwd_bwd.default(*inputs)
     else:
-        loss, unit = torch.ops.pyvae_native.bernoulli_nll_fwd.default(*inputs), inputs[0]
-    loss = loss.view(*layout.lead, layout.batch) if layout.lead else loss
-    if reduction == "none":
-        return loss, unit
-    return loss.mean(-1) if reduction == "batchmean" else loss.sum(-1), unit
+        loss, unit = torch.ops.pyvae_native.bernoulli_nll_fwd.default(*inputs), logits
+    return loss.view(*layout.lead, layout.batch) if reduction == "none" else loss.view(layout.lead), unit
 
 
-def _scaled(unit: Tensor, grad_loss: Tensor, logits: Tensor) -> Tensor:
+def _scaled(unit: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient for an upstream one of 1, times the upstream one; on a CPU, where reading it costs nothing."""
-    grad = unit.view(logits.shape)
-    if grad_loss.numel() != 1 or float(grad_loss) != 1.0:
-        grad = grad * grad_loss.reshape(*grad_loss.shape, *[1] * (grad.ndim - grad_loss.ndim))
-    return grad.to(logits.dtype)
+    if grad_loss.ndim or grad_loss.item() != 1.0:
+        unit = unit * grad_loss.reshape(*grad_loss.shape, *[1] * (unit.ndim - grad_loss.ndim))
+    return unit if unit.dtype == dtype else unit.to(dtype)
 
 
 def _forward(
@@ -128,7 +123,7 @@ def _backward_op(
     layout = pixel_layout(logits, target, reduction, event_dims, target_max)
     if backend == "native":
         _, unit = _native(logits, target, reduction, layout, with_grad=True)
-        return _scaled(unit, grad_loss, logits)
+        return _scaled(unit, grad_loss, logits.dtype)
     return _launch_backward(grad_loss, logits, target, reduction, layout)
 
 
@@ -196,7 +191,7 @@ class _BernoulliNLL(torch.autograd.Function):
             grad = _gradient(torch.ops.pyvae.bernoulli_nll_backward, ctx, grad_loss)[0]
         elif len(ctx.saved_tensors) == 3:
             logits, _, unit = ctx.saved_tensors
-            grad = _scaled(unit, grad_loss, logits)
+            grad = _scaled(unit, grad_loss, logits.dtype)
         else:
             logits, target = ctx.saved_tensors
             grad = _launch_backward(grad_loss, logits, target, ctx.options[0], ctx.layout)

@@ -53,7 +53,7 @@ class TestBernoulli:
 
     @pytest.mark.parametrize("kind", ["float", "byte", "bits"])
     def test_losses_of_several_images(self, kind):
-        logits, target, scale, packed, x = images(12, 40, kind)
+        logits, target, scale, packed, _ = images(12, 40, kind)
         each, grad = ops().bernoulli_nll_fwd_bwd(logits, target, scale, packed, 0.5)
         shaped = logits.view(3, 4, 5, 8)
         loss, shaped_grad = ops().bernoulli_nll_fwd_bwd(shaped, target, scale, packed, 0.5, 12, 4)

@@ -113,6 +113,7 @@ class Run:
             self.recipe.architecture,
             int(saved.metadata["image_shape"][0]),
             self.recipe.latents,
+            side=int(saved.metadata["image_shape"][1]),
             factor_sizes=None if sizes is None else sizes.tolist(),
         )
         net.load_state_dict({name: saved.tensors[f"net.{name}"] for name in net.state_dict()})

@@ -4,7 +4,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
@@ -113,22 +113,42 @@ class Evaluate:
     run: Positional[Path]
     """Run directory."""
     metrics: tuple[str, ...] = QUICK_METRICS
-    """Names of pyvae.metrics.METRICS, or "all": DCI then takes minutes. Data without known factors has
-    "unsupervised" alone."""
+    """Names of pyvae.metrics.METRICS, or "all" of them: DCI then takes minutes. Data without known factors has
+    "unsupervised" alone. Also "marginal-likelihood": log p(x), IWAE-64, effective sample size and active units."""
     without: tuple[str, ...] = ()
     """Factors to leave out: "shape" for the four-factor MIG of Chen et al. 2018 and ControlVAE."""
+    samples: int = 5000
+    """Importance samples of each image for the marginal likelihood."""
+    images: int = 1000
+    """Images of a fixed random subset for the marginal likelihood."""
+    held_out: str | None = None
+    """Images for the marginal likelihood, as --data of `pyvae train`; default: those it was trained on."""
     seed: int = 0
     """Of what the metrics draw."""
     device: str = "auto"
-    """Where the encoder runs."""
+    """Where the network runs."""
 
     def __call__(self) -> int:
-        from pyvae.evaluation import score
+        from pyvae.evaluation import MARGINAL_LIKELIHOOD, score, score_likelihood
         from pyvae.metrics import METRICS
 
         run, dataset = _open(self.run)
+        device = _device(self.device)
         names = tuple(METRICS) if self.metrics == ("all",) else self.metrics
-        scores = score(run, dataset, names, device=_device(self.device), without=self.without, seed=self.seed)
+        of_codes = [name for name in names if name != MARGINAL_LIKELIHOOD]
+        scores = {}
+        if of_codes:
+            scores = score(run, dataset, of_codes, device=device, without=self.without, seed=self.seed)
+        if MARGINAL_LIKELIHOOD in names:
+            scores[MARGINAL_LIKELIHOOD] = score_likelihood(
+                run,
+                dataset,
+                device=device,
+                samples=self.samples,
+                images=self.images,
+                held_out=None if self.held_out is None else _load(replace(run.recipe, data=self.held_out)),
+                seed=self.seed,
+            )
         for name, parts in scores.items():
             for part, value in parts.items():
                 if isinstance(value, float):

@@ -1,6 +1,7 @@
 """Metrics of a run, kept in its ``metrics.json``."""
 
 import json
+import math
 from collections.abc import Sequence
 from inspect import signature
 from typing import Any
@@ -8,13 +9,17 @@ from typing import Any
 import torch
 
 from pyvae.data.dataset import Dataset, FactorDataset
+from pyvae.data.subset import subset
 from pyvae.engine.batches import ImageSource
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError
+from pyvae.marginal_likelihood import GROUP, active_units, marginal_likelihood
 from pyvae.metrics import METRICS, encode, evaluate
 
 UNSUPERVISED = "unsupervised"
+MARGINAL_LIKELIHOOD = "marginal-likelihood"
+"""Under which name :func:`score_likelihood` goes beside the metrics of the codes."""
 
 
 def score(
@@ -54,6 +59,7 @@ def score(
     if run.recipe.code == "factors":
         raise PyvaeError(f"the code of {run.path} is its true factors: there is no encoder to evaluate")
     net, steps = run.load_net()
+    dataset = run.shown(dataset)
     images = ImageSource(dataset, device).images
     table = encode(net.to(device), dataset, device=device, images=images)
     options: dict[str, dict[str, Any]] = {name: _all_points(name, len(dataset)) for name in names}
@@ -73,6 +79,95 @@ def _all_points(name: str, size: int) -> dict[str, None]:
     parameters = signature(METRICS[name]).parameters
     sizes = (parameters[option] for option in ("points", "variance_points") if option in parameters)
     return {p.name: None for p in sizes if p.default is not None and p.default > size}
+
+
+def score_likelihood(
+    run: Run,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    samples: int = 5000,
+    images: int = 1000,
+    held_out: Dataset | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Estimate log p(x) under the run's newest weights, as Burda et al. 2016 and Rainforth et al. 2018 do.
+
+    Args:
+        run: with a checkpoint, of Bernoulli pixels.
+        dataset: that of its recipe.
+        device: where the network runs.
+        samples: of each image, at least 64.
+        images: of a fixed random subset.
+        held_out: images to take instead of the data set's.
+        seed: of the noise.
+        progress: whether to show a progress bar.
+
+    Returns:
+        averages over the images, in nats: "log_p", its standard error "log_p_error", "iwae_64", "elbo" and
+        "difference", of iwae_64 and log_p, which the papers write -KL(Q || P); "effective_sample_size" out of
+        "samples"; "active_units" out of "latents"; "images" and their "data". Also written to ``metrics.json`` under
+        "marginal_likelihood".
+
+    Raises:
+        PyvaeError: no Bernoulli pixels, fewer than 64 samples or one image, images of another shape than the run was
+            trained on, or grey ones without binarisation; no checkpoint.
+    """
+    if run.recipe.likelihood != "bernoulli":
+        raise PyvaeError(
+            f"{MARGINAL_LIKELIHOOD} is of bernoulli pixels, but the likelihood of {run.path} is {run.recipe.likelihood}"
+        )
+    if samples < GROUP:
+        raise PyvaeError(f"IWAE-{GROUP} needs at least {GROUP} samples, got {samples}")
+    if images < 1:
+        raise PyvaeError(f"at least 1 image is needed, got {images}")
+    newest = run.newest_checkpoint()
+    net, steps = run.net_of(newest), newest.step
+    shown = run.shown(dataset if held_out is None else held_out)
+    if (trained_on := tuple(newest.metadata["image_shape"])) != shown.image_shape:
+        raise PyvaeError(
+            f"{run.path} was trained on images of shape {trained_on}, but those of {shown.fingerprint} are "
+            f"{shown.image_shape}"
+        )
+    if net.reads_factors and held_out is not None:
+        raise PyvaeError(f"the code of {run.path} is its true factors, which held-out images do not have")
+    try:
+        found, means = marginal_likelihood(
+            net.to(device),
+            lambda index: shown.images(index).to(device),
+            subset(shown, images),
+            device=device,
+            samples=samples,
+            seed=seed,
+            progress=progress,
+        )
+    except ValueError as error:
+        raise PyvaeError(f"{shown.fingerprint}: {error}") from error
+    count = len(means)
+    averages = {name: float(values.mean()) for name, values in found._asdict().items()}
+    result = {
+        "data": shown.fingerprint,
+        "trained_on": newest.metadata["data"],
+        "images": count,
+        "samples": samples,
+        "seed": seed,
+        "log_p": averages["log_p"],
+        "log_p_error": float(found.log_p.std()) / math.sqrt(count) if count > 1 else None,
+        "iwae_64": averages["iwae"],
+        "elbo": averages["elbo"],
+        "difference": averages["iwae"] - averages["log_p"],
+        "effective_sample_size": averages["effective_sample_size"],
+        "active_units": active_units(means),
+        "latents": net.latents,
+    }
+    write_metrics(run, steps, dataset, {"marginal_likelihood": result})
+    return result
+
+
+def read_likelihood(run: Run, steps: int, dataset: Dataset) -> dict[str, Any] | None:
+    """What :func:`score_likelihood` wrote for the weights after so many steps of a run on this data, if it did."""
+    return _read(run, steps, dataset).get("marginal_likelihood")
 
 
 def read_scores(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:

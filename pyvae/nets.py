@@ -1,7 +1,8 @@
 """Encoders and decoders under the names of their papers, as plain modules.
 
 An encoder maps images ``[B, C, 64, 64]`` to ``(mu, logvar)``, each ``[B, D]``; a decoder maps ``z [B, D]`` to Bernoulli
-logits ``[B, C, 64, 64]``. Weight counts (one channel, ten latents) are those of the published networks.
+logits ``[B, C, 64, 64]``. Weight counts (one channel, ten latents) are those of the published networks. Those of
+fully connected layers alone take images of any side.
 """
 
 import math
@@ -38,6 +39,9 @@ class FactorEncoder(nn.Module):
 
     ``z_j = a_j f_j + exp(s_j) eps`` with learned scalars a_j and s_j and f_j the class of factor j, standardised over
     the data set. A capacity then says which factors are worth their nats.
+
+    s_j is minus softplus of its parameter, so no channel is wider than the prior: from s = 0 the KL that a capacity asks
+    for grows with s in both directions, and of the two only the narrow one says more.
     """
 
     sizes: Tensor
@@ -46,7 +50,7 @@ class FactorEncoder(nn.Module):
     def __init__(self, sizes: Sequence[int]) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.full((len(sizes),), 0.1))
-        self.log_sigma = nn.Parameter(torch.zeros(len(sizes)))
+        self.narrowing = nn.Parameter(torch.full((len(sizes),), -2.0))
         self.register_buffer("sizes", torch.tensor(sizes))
         strides = [math.prod(sizes[f + 1 :]) for f in range(len(sizes))]
         self.register_buffer("strides", torch.tensor(strides))
@@ -61,7 +65,7 @@ class FactorEncoder(nn.Module):
         # variance of the uniform distribution on 0, ..., n - 1; a factor of one class says nothing
         deviation = ((self.sizes.square() - 1) / 12).clamp(min=1e-12).sqrt()
         factors = (classes - (self.sizes - 1) / 2) / deviation
-        return self.scale * factors, (2 * self.log_sigma).expand_as(factors)
+        return self.scale * factors, (-2 * nn.functional.softplus(self.narrowing)).expand_as(factors)
 
 
 class Autoencoder(nn.Module):
@@ -163,20 +167,36 @@ def locatello(channels: int, latents: int) -> Autoencoder:
     return _kim(channels, latents, 256, [4, 4, 2, 2])
 
 
-def mlp(channels: int, latents: int) -> Autoencoder:
+def mlp(channels: int, latents: int, side: int = SIDE) -> Autoencoder:
     """Higgins et al. 2017, table 1: 1200-1200 with ReLU, 1200-1200-1200 with tanh; 14,196,516 weights."""
-    pixels = channels * SIDE * SIDE
+    pixels = channels * side * side
     trunk = [nn.Flatten(), *_linears([pixels, 1200, 1200])]
     decoder = [
         *_linears([latents, 1200, 1200, 1200], nn.Tanh),
         nn.Linear(1200, pixels),
-        nn.Unflatten(1, (channels, SIDE, SIDE)),
+        nn.Unflatten(1, (channels, side, side)),
     ]
     return Autoencoder(Encoder(nn.Sequential(*trunk), 1200, latents), nn.Sequential(*decoder))
 
 
-ARCHITECTURES: dict[str, Callable[[int, int], Autoencoder]] = {
-    f.__name__.replace("_", "-"): f for f in (burgess, beta_vae_h, kim, kim_256, locatello, mlp)
+def rainforth(channels: int, latents: int, side: int = SIDE) -> Autoencoder:
+    """Rainforth et al. 2018, section 6, the network of one stochastic layer of Burda et al. 2016: 200-200 with tanh on
+    either side of z; on MNIST, of 28 x 28 pixels, with 50 latents 425,284 weights. Their head gives log sigma."""
+    pixels = channels * side * side
+    trunk = [nn.Flatten(), *_linears([pixels, 200, 200], nn.Tanh)]
+    decoder = [
+        *_linears([latents, 200, 200], nn.Tanh),
+        nn.Linear(200, pixels),
+        nn.Unflatten(1, (channels, side, side)),
+    ]
+    return Autoencoder(Encoder(nn.Sequential(*trunk), 200, latents), nn.Sequential(*decoder))
+
+
+ANY_SIDE: dict[str, Callable[[int, int, int], Autoencoder]] = {f.__name__: f for f in (mlp, rainforth)}
+"""Those that take images of any side."""
+ARCHITECTURES: dict[str, Callable[..., Autoencoder]] = {
+    **{f.__name__.replace("_", "-"): f for f in (burgess, beta_vae_h, kim, kim_256, locatello)},
+    **ANY_SIDE,
 }
 
 
@@ -217,6 +237,7 @@ def build(
     channels: int,
     latents: int,
     *,
+    side: int = SIDE,
     init: str = "torch",
     seed: int = 0,
     factor_sizes: Sequence[int] | None = None,
@@ -224,23 +245,29 @@ def build(
     """A network with the weights that ``seed`` gives; torch's global generator is left as it was.
 
     Args:
-        architecture: "burgess", "beta-vae-h", "kim", "kim-256", "locatello" or "mlp".
-        channels: of the 64 x 64 images.
+        architecture: "burgess", "beta-vae-h", "kim", "kim-256", "locatello", "mlp" or "rainforth".
+        channels: of the images.
         latents: D.
+        side: of the images; 64 but for "mlp" and "rainforth".
         init: "torch" (its default); "kaiming" (1Konny/Beta-VAE, ControlVAE: normal, fan in, gain sqrt 2, zero bias,
             transposed convolutions left alone as there); "normal" (1Konny/FactorVAE: N(0, 0.02), likewise);
             "glorot" (TensorFlow's, disentanglement_lib).
         factor_sizes: of the true factors that are the code, each through a noisy channel, instead of an encoder's.
 
     Raises:
-        ValueError: unknown name, or another number of latents than factors.
+        ValueError: unknown name, a side that the network does not take, or another number of latents than factors.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
     if init not in INITIALISATIONS:
         raise ValueError(f"init: expected one of {', '.join(INITIALISATIONS)}, got {init!r}")
+    if side != SIDE and architecture not in ANY_SIDE:
+        raise ValueError(f"side: {architecture} takes images of {SIDE} x {SIDE}, got {side}")
     with _seeded(seed):
-        net = ARCHITECTURES[architecture](channels, latents)
+        if architecture in ANY_SIDE:
+            net = ANY_SIDE[architecture](channels, latents, side)
+        else:
+            net = ARCHITECTURES[architecture](channels, latents)
         if initialise := INITIALISATIONS[init]:
             net.apply(initialise)
     if factor_sizes is not None:

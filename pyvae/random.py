@@ -31,6 +31,8 @@ class Stream(IntEnum):
     PRIOR = 4
     METRIC = 5
     SECOND_POSTERIOR = 6
+    BINARISATION = 7
+    SECOND_BINARISATION = 8
 
 
 def make_key(seed: int, step: int = 0, device: torch.device | str | None = None) -> Tensor:

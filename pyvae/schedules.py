@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+_STAGES = 8
+
 
 def linear(step: Tensor, start: float, stop: float, steps: int) -> Tensor:
     """``start + (stop - start) * min(step / steps, 1)``: ``start`` at step 0, ``stop`` from step ``steps`` on.
@@ -65,3 +67,22 @@ def cyclical(step: Tensor, steps: int, cycles: int, proportion: float) -> Tensor
     """
     tau = step.remainder(math.ceil(steps / cycles)).to(torch.float64) / (steps / cycles)
     return (tau / proportion).clamp(max=1.0).masked_fill(step >= steps, 1.0)
+
+
+def staged(step: Tensor, first: int) -> Tensor:
+    """``10^(-i / 7)`` in stage i = 0, ..., 7, which lasts ``3^i * first`` steps; the last goes on for ever.
+
+    The learning rate of Burda et al. 2016, "Importance weighted autoencoders", section 5, over 0.001; ``first`` is an
+    epoch there.
+
+    Args:
+        step: int64, any shape, counted from 0.
+        first: steps of stage 0.
+
+    Returns:
+        float64 of the shape of ``step``.
+    """
+    # stage i ends with step (3^(i + 1) - 1) / 2 * first
+    powers = 3 ** torch.arange(1, _STAGES, device=step.device)
+    stage = ((2 * step + first).unsqueeze(-1) >= powers * first).sum(-1)
+    return 10 ** (stage.to(torch.float64) / (1 - _STAGES))

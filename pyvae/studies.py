@@ -122,10 +122,12 @@ def shorten(recipe: Recipe, scale: Fraction) -> Recipe:
         changes["adaptive_smoothing"] = float(1 - 1 / memory)
     if scale < 1 and hasattr(objective, "anti_windup"):
         changes["anti_windup"] = "conditional"
+    stage = recipe.lr_stage_steps
     return replace(
         recipe,
         objective=replace(objective, **changes),
         steps=_times(recipe.steps, scale),
+        lr_stage_steps=None if stage is None else _times(stage, scale),
         keep_at=tuple(_times(step, scale) for step in recipe.keep_at),
     )
 

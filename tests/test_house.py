@@ -26,6 +26,7 @@ LAYERS = [
     {"control", "nets", "schedules"},
     {"objectives", "metrics", "data"},
     {"engine"},
+    {"marginal_likelihood"},
     {"evaluation"},
     {"recipes", "doctor"},
     {"studies"},

@@ -13,6 +13,7 @@ PUBLISHED = {
     "kim-256": 764_245,
     "locatello": 690_517,
     "mlp": 14_196_516,
+    "rainforth": 1_729_316,
 }
 
 
@@ -94,15 +95,18 @@ def test_factors_go_through_channels_of_their_own():
     assert net.latents == 3
     with torch.no_grad():
         encoder.scale.copy_(torch.tensor([1.0, 2.0, -0.5]))
-        encoder.log_sigma.copy_(torch.tensor([0.0, -1.0, 0.3]))
+        encoder.narrowing.copy_(torch.tensor([-99.0, 1.0, 0.3]))
     mu, logvar = encoder(torch.arange(120))
     classes = torch.cartesian_prod(*(torch.arange(n).double() for n in (4, 5, 6)))
     standard = (classes - classes.mean(0)) / classes.std(0, correction=0)
     torch.testing.assert_close(mu.double(), standard * torch.tensor([1.0, 2.0, -0.5]).double())
-    torch.testing.assert_close(logvar, torch.tensor([0.0, -2.0, 0.6]).expand(120, 3))
+    log_sigma = [0.0, -math.log1p(math.e), -math.log1p(math.exp(0.3))]
+    torch.testing.assert_close(logvar, 2 * torch.tensor(log_sigma).expand(120, 3))
     # Burgess et al. 2018: the mean KL of a channel is 1/2 (a^2 + e^{2 s} - 2 s - 1)
     kl = 0.5 * (mu**2 + logvar.exp() - 1 - logvar).mean(0)
-    exact = [0.5 * (a * a + math.exp(2 * s) - 2 * s - 1) for a, s in ((1, 0), (2, -1), (-0.5, 0.3))]
+    exact = [
+        0.5 * (a * a + math.exp(2 * s) - 2 * s - 1) for a, s in zip((1, 2, -0.5), log_sigma, strict=True)
+    ]
     torch.testing.assert_close(kl, torch.tensor(exact))
     with pytest.raises(ValueError, match="a code of 3 factors, got 10"):
         build("burgess", 1, 10, factor_sizes=(4, 5, 6))

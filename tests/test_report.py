@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyvae import reference
+from pyvae.data.subset import subset
 from pyvae.engine import checkpoint
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
@@ -16,7 +17,7 @@ from pyvae.errors import RunError
 from pyvae.objectives import BetaVAE, CapacityVAE, FactorVAE
 from pyvae.random import Stream, make_key
 from pyvae.report import evaluation, report, traversal
-from pyvae.report.evaluation import correlation_ratio, evaluate, subset
+from pyvae.report.evaluation import correlation_ratio, evaluate
 from pyvae.report.figures import draw_trace, smooth, trace_caption
 from pyvae.report.trained import load_trained
 from tiny import TinyData

@@ -5,8 +5,12 @@ from typing import Any, Literal
 
 from pyvae.errors import RecipeError
 from pyvae.objectives import (
+    CIWAE,
     DIPVAE,
+    IWAE,
+    MIWAE,
     OBJECTIVES,
+    PIWAE,
     TCVAE,
     VAE,
     AnnealedVAE,
@@ -14,6 +18,7 @@ from pyvae.objectives import (
     CapacityVAE,
     ControlVAE,
     FactorVAE,
+    ImportanceWeighted,
 )
 from pyvae.objectives.likelihood import Likelihood
 
@@ -24,9 +29,20 @@ FORMAT = 1
 class Recipe:
     """One training run. Two runs of one recipe on one machine are equal bit for bit."""
 
-    objective: VAE | BetaVAE | CapacityVAE | ControlVAE | AnnealedVAE | FactorVAE | TCVAE | DIPVAE = field(
-        default_factory=VAE
-    )
+    objective: (
+        VAE
+        | BetaVAE
+        | CapacityVAE
+        | ControlVAE
+        | AnnealedVAE
+        | FactorVAE
+        | TCVAE
+        | DIPVAE
+        | IWAE
+        | MIWAE
+        | PIWAE
+        | CIWAE
+    ) = field(default_factory=VAE)
     data: str = "dsprites"
     """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, of 3dshapes.h5, of a folder of images,
     or of an array of images in an .npz, .npy or HDF5 file."""
@@ -40,10 +56,15 @@ class Recipe:
     """What to do with files of a folder that cannot be decoded."""
     sampling: Literal["epochs", "replacement"] = "epochs"
     """Every image once in an epoch, or every image of a batch drawn by itself."""
+    binarise: Literal["none", "stochastic"] = "none"
+    """"stochastic": a grey pixel is the probability that it is white, drawn anew whenever the image is used
+    (Salakhutdinov & Murray 2008). For images without known factors."""
     likelihood: Likelihood = "bernoulli"
     """Of the pixels; "gaussian" has mean sigmoid(logits) and variance 1."""
-    architecture: Literal["burgess", "beta-vae-h", "kim", "kim-256", "locatello", "mlp"] = "burgess"
-    """Encoder and decoder, by paper; see pyvae.nets."""
+    architecture: Literal["burgess", "beta-vae-h", "kim", "kim-256", "locatello", "mlp", "rainforth"] = (
+        "burgess"
+    )
+    """Encoder and decoder, by paper; see pyvae.nets. "mlp" and "rainforth" take images of any size, others 64 x 64."""
     init: Literal["torch", "kaiming", "normal", "glorot"] = "torch"
     """Initial weights; see pyvae.nets.build."""
     code: Literal["encoder", "factors"] = "encoder"
@@ -57,6 +78,9 @@ class Recipe:
     """Adam with betas (0.9, 0.999) and epsilon 1e-8, or Adagrad."""
     lr: float = 1e-4
     """Learning rate."""
+    lr_stage_steps: int | None = None
+    """Steps of the first of the eight stages of Burda et al. 2016 (an epoch there): stage i lasts 3^i times as long, at
+    10^(-i/7) times the learning rate; the last goes on to the end. Default: a constant rate."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Of the networks' products; weights, losses and moments are always float32. A CPU takes tf32 as fp32."""
     steps: int = 1_500_000
@@ -72,6 +96,14 @@ class Recipe:
                 raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.lr > 0:
             raise RecipeError(f"lr must be positive, got {self.lr}")
+        if self.lr_stage_steps is not None and self.lr_stage_steps < 1:
+            raise RecipeError(f"lr_stage_steps must be at least 1, got {self.lr_stage_steps}")
+        if self.lr_stage_steps is not None and self.optimizer != "adam":
+            raise RecipeError(f"lr_stage_steps: {self.optimizer} has a constant rate: give --optimizer adam")
+        if isinstance(self.objective, ImportanceWeighted) and self.likelihood != "bernoulli":
+            raise RecipeError(
+                f"likelihood {self.likelihood}: importance-weighted objectives are of bernoulli pixels"
+            )
         if any(step < 1 for step in self.keep_at):
             raise RecipeError(f"keep_at must be steps from 1 on, got {min(self.keep_at)}")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pyvae.data.binarised import Binarised
+from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
 from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.files import write_atomically
@@ -113,10 +115,16 @@ class Run:
             self.recipe.architecture,
             int(saved.metadata["image_shape"][0]),
             self.recipe.latents,
+            side=int(saved.metadata["image_shape"][1]),
             factor_sizes=None if sizes is None else sizes.tolist(),
         )
         net.load_state_dict({name: saved.tensors[f"net.{name}"] for name in net.state_dict()})
         return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    def shown(self, dataset: Dataset) -> Dataset:
+        """A data set as the run's network is to be evaluated on it: grey images binarised once for all, if it was
+        trained on binarised ones."""
+        return dataset if self.recipe.binarise == "none" else Binarised(dataset)
 
     def load_net(self) -> tuple[Autoencoder, int]:
         """The network of the newest checkpoint, on the CPU in eval mode, and the steps it was trained for.

@@ -36,6 +36,11 @@ class Trained(NamedTuple):
         # moves each moment to where the optimiser wants it: not always to the device of its parameter
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
+    def set_rate(self, rate: Tensor) -> None:
+        """Set the learning rate of the next step, which the optimiser keeps as a tensor, to ``rate`` ``[]``."""
+        for group in self.optimizer.param_groups:
+            group["lr"].copy_(rate)
+
     def backward(self, loss: Tensor) -> Tensor:
         """Gradients of the loss in the parameters; returns their Euclidean norm ``[]``."""
         self.optimizer.zero_grad(set_to_none=True)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from pyvae.control import Control
+from pyvae.data.binarised import check_binarisable
 from pyvae.data.dataset import Dataset, FactorDataset
-from pyvae.engine.batches import Batch, ImageSource
+from pyvae.engine.batches import Batch, Batches, BinarisedBatches, ImageSource
 from pyvae.engine.capture import Capture
 from pyvae.engine.controller import controller
 from pyvae.engine.ledger import Ledger
@@ -17,10 +18,11 @@ from pyvae.engine.recipe import Recipe
 from pyvae.engine.state import Trained
 from pyvae.errors import RecipeError
 from pyvae.functional import reparameterize_kl
-from pyvae.nets import SIDE, build
-from pyvae.objectives import TERMS, ControlVAE, FactorVAE, Outputs
+from pyvae.nets import ANY_SIDE, SIDE, build
+from pyvae.objectives import TERMS, ControlVAE, FactorVAE, ImportanceWeighted, Outputs
 from pyvae.objectives.likelihood import image_nll
 from pyvae.random import Stream
+from pyvae.schedules import staged
 
 BURST = 16
 """Steps in a captured graph; it divides the windows of pyvae.engine.batches."""
@@ -52,6 +54,7 @@ class Trainer:
             recipe.architecture,
             dataset.image_shape[0],
             recipe.latents,
+            side=dataset.image_shape[-1],
             init=recipe.init,
             seed=recipe.seed,
             factor_sizes=_factor_sizes(recipe, dataset),
@@ -64,15 +67,17 @@ class Trainer:
         self.step = 0
         self._size = len(dataset)
         source = ImageSource(dataset, device)
-        self._batches = source.batches(recipe.seed, recipe.batch_size, replacement=_replacement(recipe))
+        self._batches = _batches(recipe, source, dataset, device)
         self._names = (*TERMS, *recipe.objective.extra_terms)
         self._adversary: _Adversary | None = None
         if isinstance(recipe.objective, FactorVAE):
-            self._adversary = _Adversary(recipe, recipe.objective, source, device, compile=compile)
+            second = _batches(recipe, source, dataset, device, second=True)
+            self._adversary = _Adversary(recipe, recipe.objective, second, device, compile=compile)
         control = None
         if isinstance(recipe.objective, ControlVAE):
             control = recipe.objective.initial_control(device)
             self._controller = controller(recipe.objective, device)
+        self._stages = recipe.lr_stage_steps
         self.ledger = Ledger(
             self.fields, recipe.seed, rows=_RING_ROWS, log_every=log_every, device=device, control=control
         )
@@ -149,19 +154,32 @@ class Trainer:
         step = self.key[1]
         with nvtx.annotate("data"):
             batch = self._batches.batch(step)
+        if self._stages:
+            self._trained.set_rate(staged(step, self._stages) * self.recipe.lr)
         with nvtx.annotate("encoder"):
             mu, logvar = self._encode(batch)
-            z, kl = reparameterize_kl(mu, logvar, key=self.key)
-        with nvtx.annotate("decoder"), self._autocast():
-            logits = self._decoder(z)
-        with nvtx.annotate("loss"):
-            tc = self._adversary.total_correlation(z) if self._adversary else None
-            recon = image_nll(
-                self.recipe.likelihood, logits, batch.images, target=batch.target, target_max=batch.target_max
-            )
-            control = self._controlled(kl, step)
-            outputs = Outputs(recon, kl, z, mu, logvar, self._size, tc, control)
-            terms = self.recipe.objective.terms(outputs, step)
+        control = None
+        if isinstance(self.recipe.objective, ImportanceWeighted):
+            with nvtx.annotate("importance samples"):
+                terms, kl = self.recipe.objective.sampled_terms(
+                    mu, logvar, batch.target, self._decode, key=self.key, target_max=batch.target_max
+                )
+        else:
+            with nvtx.annotate("decoder"):
+                z, kl = reparameterize_kl(mu, logvar, key=self.key)
+                logits = self._decode(z)
+            with nvtx.annotate("loss"):
+                tc = self._adversary.total_correlation(z) if self._adversary else None
+                recon = image_nll(
+                    self.recipe.likelihood,
+                    logits,
+                    batch.images,
+                    target=batch.target,
+                    target_max=batch.target_max,
+                )
+                control = self._controlled(kl, step)
+                outputs = Outputs(recon, kl, z, mu, logvar, self._size, tc, control)
+                terms = self.recipe.objective.terms(outputs, step)
         with nvtx.annotate("backward"):
             norm = self._trained.backward(terms["loss"])
         values = [*(terms[name].detach() for name in self._names), norm]
@@ -185,6 +203,10 @@ class Trainer:
                 mu, logvar = self._encoder(batch.images.contiguous(memory_format=torch.channels_last))
         return mu.float(), logvar.float()
 
+    def _decode(self, z: Tensor) -> Tensor:
+        with self._autocast():
+            return self._decoder(z)
+
     def _controlled(self, kl: Tensor, step: Tensor) -> Control | None:
         if self.ledger.control is None:
             return None
@@ -204,22 +226,14 @@ class _Adversary:
     """FactorVAE's discriminator, its optimiser, and its independent second batches."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        objective: FactorVAE,
-        source: ImageSource,
-        device: torch.device,
-        *,
-        compile: bool,
+        self, recipe: Recipe, objective: FactorVAE, batches: Batches, device: torch.device, *, compile: bool
     ) -> None:
         self._objective = objective
         net = objective.discriminator(recipe.latents, seed=recipe.seed).to(device)
         optimizer = objective.discriminator_optimizer(net, capturable=device.type == "cuda")
         self.trained = Trained("discriminator", net, optimizer)
         self._net = _compiled(net) if compile else net
-        self.batches = source.batches(
-            recipe.seed, recipe.batch_size, Stream.SECOND_BATCH, replacement=_replacement(recipe)
-        )
+        self.batches = batches
 
     def total_correlation(self, z: Tensor) -> Tensor:
         return self._objective.total_correlation(self._net, z)
@@ -234,11 +248,13 @@ def _factor_sizes(recipe: Recipe, dataset: Dataset) -> tuple[int, ...] | None:
 
 def check_data(recipe: Recipe, dataset: Dataset) -> None:
     """Raises RecipeError when the recipe cannot be trained on this data."""
-    if dataset.image_shape[1:] != (SIDE, SIDE):
+    _, height, width = dataset.image_shape
+    if (height, width) != (SIDE, SIDE) and not (recipe.architecture in ANY_SIDE and height == width):
         raise RecipeError(
-            f"images are {dataset.image_shape[1]} x {dataset.image_shape[2]}, but the networks take "
-            f"{SIDE} x {SIDE}: --image-size {SIDE}"
+            f"images are {height} x {width}, but the networks take {SIDE} x {SIDE}: --image-size {SIDE}"
         )
+    if recipe.binarise != "none":
+        check_binarisable(dataset)
     if recipe.code == "encoder":
         return
     if not isinstance(dataset, FactorDataset):
@@ -255,8 +271,17 @@ def _compiled(module: torch.nn.Module) -> torch.nn.Module:
     return torch.compile(module, fullgraph=True, dynamic=False, options={"deterministic": True})  # type: ignore[return-value]
 
 
-def _replacement(recipe: Recipe) -> bool:
-    return recipe.sampling == "replacement"
+def _batches(
+    recipe: Recipe, source: ImageSource, dataset: Dataset, device: torch.device, *, second: bool = False
+) -> Batches:
+    order = Stream.SECOND_BATCH if second else Stream.DATA_ORDER
+    batches = source.batches(
+        recipe.seed, recipe.batch_size, order, replacement=recipe.sampling == "replacement"
+    )
+    if recipe.binarise == "none":
+        return batches
+    draws = Stream.SECOND_BINARISATION if second else Stream.BINARISATION
+    return BinarisedBatches(batches, recipe.seed, device, draws)
 
 
 def _optimizer(
@@ -264,8 +289,7 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     if recipe.optimizer == "adagrad":
         return torch.optim.Adagrad(parameters, lr=recipe.lr)
-    if device.type == "cuda":
-        # a float would be frozen into a captured graph
-        lr = torch.tensor(recipe.lr, device=device)
-        return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=True)
-    return torch.optim.Adam(parameters, lr=recipe.lr, fused=True)
+    cuda = device.type == "cuda"
+    # a float would be frozen into a captured graph
+    lr = torch.tensor(recipe.lr, device=device) if cuda or recipe.lr_stage_steps else recipe.lr
+    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=cuda)

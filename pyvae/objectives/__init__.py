@@ -6,6 +6,7 @@ from pyvae.objectives.capacity_vae import CapacityVAE
 from pyvae.objectives.control_vae import ControlVAE
 from pyvae.objectives.dip_vae import DIPVAE
 from pyvae.objectives.factor_vae import FactorVAE
+from pyvae.objectives.iwae import CIWAE, IWAE, MIWAE, PIWAE, ImportanceWeighted
 from pyvae.objectives.objective import TERMS, Objective, Outputs
 from pyvae.objectives.tc_vae import TCVAE
 from pyvae.objectives.vae import VAE
@@ -19,11 +20,19 @@ OBJECTIVES: dict[str, type] = {
     "factor-vae": FactorVAE,
     "tc-vae": TCVAE,
     "dip-vae": DIPVAE,
+    "iwae": IWAE,
+    "miwae": MIWAE,
+    "piwae": PIWAE,
+    "ciwae": CIWAE,
 }
 
 __all__ = [
+    "CIWAE",
     "DIPVAE",
+    "IWAE",
+    "MIWAE",
     "OBJECTIVES",
+    "PIWAE",
     "TCVAE",
     "TERMS",
     "VAE",
@@ -32,6 +41,7 @@ __all__ = [
     "CapacityVAE",
     "ControlVAE",
     "FactorVAE",
+    "ImportanceWeighted",
     "Objective",
     "Outputs",
 ]

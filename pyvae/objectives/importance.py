@@ -15,6 +15,7 @@ from torch import Tensor
 from pyvae.checks import expand_key
 from pyvae.functional import reparameterize_kl
 from pyvae.ops.importance_log_weight import importance_log_parts
+from pyvae.random import Stream
 
 Bound = Literal["iwae", "miwae", "piwae", "ciwae"]
 Gradient = Literal["total", "stl", "dreg", "rws-dreg"]
@@ -58,7 +59,13 @@ class ImportanceSamples(NamedTuple):
 
 
 def sample_posterior(
-    mu: Tensor, logvar: Tensor, outer: int, samples: int, *, key: Tensor | None = None
+    mu: Tensor,
+    logvar: Tensor,
+    outer: int,
+    samples: int,
+    *,
+    key: Tensor | None = None,
+    stream: Stream = Stream.POSTERIOR,
 ) -> tuple[Tensor, Tensor]:
     """M x K reparameterised samples of each posterior, and its KL divergence to N(0, I).
 
@@ -70,6 +77,7 @@ def sample_posterior(
         outer: M.
         samples: K.
         key: of the noise, as :func:`pyvae.reparameterize_kl` takes it.
+        stream: likewise.
 
     Returns:
         ``z [..., B, M, K, D]``, and ``kl [..., D]`` in nats, averaged over the batch.
@@ -83,7 +91,8 @@ def sample_posterior(
         # an image counts as a member below, but must not have a key of its own
         expand_key(key, mu.shape[:-2])
     shape = (*mu.shape[:-1], outer * samples, mu.shape[-1])
-    z, kl = reparameterize_kl(mu.unsqueeze(-2).expand(shape), logvar.unsqueeze(-2).expand(shape), key=key)
+    many = (x.unsqueeze(-2).expand(shape) for x in (mu, logvar))
+    z, kl = reparameterize_kl(*many, key=key, stream=stream)
     return z.unflatten(-2, (outer, samples)), kl.mean(-2)
 
 

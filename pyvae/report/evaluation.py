@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from pyvae.data.dataset import Dataset, FactorDataset
+from pyvae.data.subset import subset
 from pyvae.functional import reparameterize_kl
 from pyvae.nets import Autoencoder
 from pyvae.objectives.likelihood import Likelihood, image_nll
-from pyvae.random import Stream, data_order, make_key
+from pyvae.random import Stream, make_key
 from pyvae.report.trained import posterior
 
-IMAGES = 4096
 _BATCH = 256
 _SEED = 0
 
@@ -39,12 +39,6 @@ class Evaluation(NamedTuple):
             "factors": list(dataset.factor_names) if isinstance(dataset, FactorDataset) else [],
             "eta_squared": self.dependence,
         }
-
-
-def subset(dataset: Dataset, count: int = IMAGES) -> Tensor:
-    """Indices int64 of the images that reports are made of: the first of a fixed keyed permutation."""
-    size = len(dataset)
-    return data_order(make_key(_SEED), torch.arange(min(count, size)), size)
 
 
 @torch.inference_mode()

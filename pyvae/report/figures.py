@@ -23,6 +23,7 @@ Trace = dict[str, np.ndarray]
 _SMOOTHED_ROWS = 60
 _MARKED_ROWS = 5  # fewer are drawn as points too: one alone would not be seen
 _LEGEND_ROWS = 12
+_OWN = {"elbo": "ELBO, nats per image", "ess": "effective sample size"}
 _DPI = 120
 
 
@@ -103,7 +104,10 @@ def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
         for name in trace
         if name not in ("step", *TERMS) and not name.endswith("grad_norm") and not name.startswith("kl_")
     ]
-    panels += [(f"{name.replace('_', ' ')}, nats", partial(_line, trace=trace, name=name)) for name in own]
+    panels += [
+        (_OWN.get(name, f"{name.replace('_', ' ')}, nats"), partial(_line, trace=trace, name=name))
+        for name in own
+    ]
     return panels
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
-from pyvae.evaluation import read_scores, write_metrics
+from pyvae.evaluation import read_likelihood, read_scores, write_metrics
 from pyvae.report import reconstructions, snapshots, traversal
 from pyvae.report.evaluation import Evaluation, evaluate
 from pyvae.report.figures import draw_trace, save, trace_caption
@@ -74,7 +74,7 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
         RunError: no checkpoint or no trace yet, images of another shape than the run was trained on, a span that
             cannot be, or a file that cannot be written.
     """
-    trace = run.trace()
+    trace, dataset = run.trace(), run.shown(dataset)
     trained = load_trained(run, dataset)
     net, steps = trained.net, trained.steps
     evaluation = evaluate(net, dataset, run.recipe.likelihood)
@@ -87,7 +87,13 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
             f"{steps:,} steps on {_training_data(trained, dataset)}, seed {run.recipe.seed}"
         ),
         notices=_shortfall(steps, run.recipe.steps) + _other_data(trained, dataset),
-        results=_table([*_results(metrics), *_scores(read_scores(run, steps, dataset))]),
+        results=_table(
+            [
+                *_results(metrics),
+                *_likelihood(read_likelihood(run, steps, dataset)),
+                *_scores(read_scores(run, steps, dataset)),
+            ]
+        ),
         latents=_latents(evaluation, dataset),
         caption=_caption(evaluation),
         trace=figure(save(draw_trace(trace), run.figures / "trace.png"), trace_caption(trace)),
@@ -138,6 +144,17 @@ def _results(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         ("KL", f"{metrics['kl']:.2f} nats"),
         ("ELBO", f"{metrics['elbo']:.2f} nats"),
     ]
+
+
+def _likelihood(found: dict[str, Any] | None) -> Iterable[tuple[str, str]]:
+    if found is None:
+        return
+    error = "" if found["log_p_error"] is None else f" \u00b1 {found['log_p_error']:.2f}"
+    held_out = "" if found["data"] == found["trained_on"] else f" of {found['data']}"
+    yield "log p(x)", f"{found['log_p']:.2f}{error} nats, {found['images']:,} images{held_out}"
+    yield "IWAE-64", f"{found['iwae_64']:.2f} nats, {found['difference']:.2f} from log p(x)"
+    yield "effective samples", f"{found['effective_sample_size']:.1f} of {found['samples']:,}"
+    yield "active units", f"{found['active_units']} of {found['latents']}"
 
 
 def _scores(scores: dict[str, dict[str, Any]]) -> Iterable[tuple[str, str]]:

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from pyvae.data.dataset import Dataset
+from pyvae.data.subset import subset
 from pyvae.engine.run import Run
 from pyvae.nets import Autoencoder
-from pyvae.report.evaluation import subset
 from pyvae.report.figures import draw_reconstructions, save
 from pyvae.report.trained import posterior
 

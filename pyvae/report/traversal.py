@@ -61,7 +61,7 @@ def traverse(
         RunError: no checkpoint, images of another shape than it was trained on, a seed, span or number of columns
             that cannot be, or a file that cannot be written.
     """
-    net = load_trained(run, dataset).net
+    dataset, net = run.shown(dataset), load_trained(run, dataset).net
     kl = evaluate(net, dataset).kl
     return [path for path, _ in draw(run, net, dataset, kl, span=span, columns=columns, seeds=seeds)]
 

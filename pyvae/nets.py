@@ -40,8 +40,8 @@ class FactorEncoder(nn.Module):
     ``z_j = a_j f_j + exp(s_j) eps`` with learned scalars a_j and s_j and f_j the class of factor j, standardised over
     the data set. A capacity then says which factors are worth their nats.
 
-    s_j is minus softplus of its parameter, so no channel is wider than the prior: from s = 0 the KL that a capacity asks
-    for grows with s in both directions, and of the two only the narrow one says more.
+    s_j is minus softplus of its parameter, so no channel is wider than the prior: from s = 0 the KL that a capacity
+    asks for grows with s in both directions, and of the two only the narrow one says more.
     """
 
     sizes: Tensor

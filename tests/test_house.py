@@ -25,7 +25,7 @@ LAYERS = [
     {"functional"},
     {"control", "nets", "schedules"},
     {"objectives", "metrics", "data"},
-    {"engine"},
+    {"engine", "modules"},
     {"marginal_likelihood"},
     {"evaluation"},
     {"recipes", "doctor"},

@@ -9,6 +9,7 @@ from pyvae.metrics.mig_chen import MigChen, mig_chen
 from pyvae.metrics.modularity import Explicitness, Modularity, explicitness, modularity
 from pyvae.metrics.registry import METRICS, evaluate
 from pyvae.metrics.sap import Sap, sap
+from pyvae.metrics.streaming import StreamedMetrics
 from pyvae.metrics.table import CodeTable, encode
 from pyvae.metrics.udr import Udr, udr
 from pyvae.metrics.unsupervised import Unsupervised, unsupervised
@@ -26,6 +27,7 @@ __all__ = [
     "MigChen",
     "Modularity",
     "Sap",
+    "StreamedMetrics",
     "Udr",
     "Unsupervised",
     "beta_vae",

@@ -67,14 +67,14 @@ class FactorVAE:
         return (logits[..., 0] - logits[..., 1]).mean(-1)
 
     @staticmethod
-    def discriminator_loss(discriminator: nn.Module, z: Tensor, second: Tensor, key: Tensor) -> Tensor:
+    def discriminator_loss(discriminator: nn.Module, z: Tensor, second: Tensor, key: Tensor | None) -> Tensor:
         """``1/2 [CE(D(z), 0) + CE(D(permute_dims(z')), 1)]`` in nats; its gradient reaches the discriminator alone.
 
         Args:
             discriminator: of :meth:`discriminator`.
             z: ``[B, D]``, samples of the first batch.
             second: z' ``[B, D]``, samples of an independent one.
-            key: int64 ``[2]`` of (seed, step), of the permutation.
+            key: int64 ``[2]`` of (seed, step), of the permutation; None: drawn from torch's generator.
         """
         both = tc_batch(z.detach(), second.detach(), key=key)
         permuted = (torch.arange(len(both), device=both.device) >= len(z)).long()

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -32,15 +32,13 @@ class TCVAE:
 
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
         """See :class:`pyvae.objectives.objective.Objective`; also "mi", "tc" and "dwkl" in nats."""
-        z, mu, logvar = outputs.z, outputs.mu, outputs.logvar
-        log_q_joint, log_q_product = aggregate_log_density(
-            z, mu, logvar, dataset_size=outputs.dataset_size, weighting=self.weighting
+        mi, tc, dwkl = decompose_kl(
+            outputs.z,
+            outputs.mu,
+            outputs.logvar,
+            dataset_size=outputs.dataset_size,
+            weighting=self.weighting,
         )
-        log_q_given_x = _log_normal((z - mu).square() * (-logvar).exp() + logvar)
-        log_p = _log_normal(z.square())
-        mi = (log_q_given_x - log_q_joint).mean(-1)
-        tc = (log_q_joint - log_q_product).mean(-1)
-        dwkl = (log_q_product - log_p).mean(-1)
         kl = outputs.kl.sum(-1)
         return {
             "loss": outputs.recon + self.alpha * mi + self.beta * tc + self.gamma * dwkl,
@@ -52,6 +50,42 @@ class TCVAE:
             "tc": tc,
             "dwkl": dwkl,
         }
+
+
+class Decomposition(NamedTuple):
+    """Parts of the KL in nats, ``[...]``; they sum to its estimate by the sampled z."""
+
+    mi: Tensor
+    """Mutual information between the image's index and its code."""
+    tc: Tensor
+    """Total correlation of the codes."""
+    dwkl: Tensor
+    """KL of each latent's marginal to the prior, summed over latents."""
+
+
+def decompose_kl(
+    z: Tensor, mu: Tensor, logvar: Tensor, *, dataset_size: int, weighting: Literal["mws", "mss"] = "mws"
+) -> Decomposition:
+    """The KL's three parts of Chen et al. 2018, equation 2, estimated on a minibatch.
+
+    Args:
+        z: samples ``[..., B, D]`` of the posteriors.
+        mu, logvar: of the posteriors, of the same shape.
+        dataset_size: N.
+        weighting: see :func:`pyvae.aggregate_log_density`.
+    """
+    log_q_joint, log_q_product = aggregate_log_density(
+        z, mu, logvar, dataset_size=dataset_size, weighting=weighting
+    )
+    dtype = log_q_joint.dtype
+    z, mu, logvar = z.to(dtype), mu.to(dtype), logvar.to(dtype)
+    log_q_given_x = _log_normal((z - mu).square() * (-logvar).exp() + logvar)
+    log_p = _log_normal(z.square())
+    return Decomposition(
+        (log_q_given_x - log_q_joint).mean(-1),
+        (log_q_joint - log_q_product).mean(-1),
+        (log_q_product - log_p).mean(-1),
+    )
 
 
 def _log_normal(quadratic: Tensor) -> Tensor:

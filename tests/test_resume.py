@@ -16,13 +16,19 @@ from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
-from pyvae.objectives import FactorVAE
-from tiny import TinyData
+from pyvae.objectives import PIWAE, FactorVAE
+from tiny import GreyData, TinyData
 from train_tiny import RECIPE
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ADVERSARIAL = {"objective": FactorVAE(discriminator_layers=2, discriminator_width=64), "architecture": "kim"}
+# stages end with the fourth step and the sixteenth, on either side of the interruption
+IMPORTANCE = {
+    "objective": PIWAE(outer=2, samples=3, gradient="dreg"),
+    "architecture": "rainforth",
+    "lr_stage_steps": 4,
+}
 SCRIPT = Path(__file__).with_name("train_tiny.py")
 
 
@@ -53,14 +59,23 @@ def straight(tmp_path_factory):
         {"optimizer": "adagrad", "architecture": "kim"},
         {"precision": "bf16", "architecture": "mlp"},
         ADVERSARIAL,
+        IMPORTANCE,
     ],
-    ids=["adam", "adagrad", "bf16", "adversarial"],
+    ids=["adam", "adagrad", "bf16", "adversarial", "importance"],
 )
 def test_two_halves_equal_the_whole(tmp_path, change):
     recipe = replace(RECIPE, **change)
     run_to(tmp_path / "whole", replace(recipe, steps=20), device=DEVICE)
     run_to(tmp_path / "halves", replace(recipe, steps=10), device=DEVICE)
     run_to(tmp_path / "halves", replace(recipe, steps=20), device=DEVICE)
+    assert_same(tmp_path / "whole", tmp_path / "halves")
+
+
+def test_binarised_halves_equal_the_whole(tmp_path):
+    recipe = replace(RECIPE, **IMPORTANCE, binarise="stochastic")
+    run_to(tmp_path / "whole", replace(recipe, steps=20), GreyData(), device=DEVICE)
+    run_to(tmp_path / "halves", replace(recipe, steps=10), GreyData(), device=DEVICE)
+    run_to(tmp_path / "halves", replace(recipe, steps=20), GreyData(), device=DEVICE)
     assert_same(tmp_path / "whole", tmp_path / "halves")
 
 

@@ -1,8 +1,8 @@
-"""A data set small enough to train on in a test."""
+"""Data sets small enough to train on in a test."""
 
 import torch
 
-from pyvae.data.dataset import FactorDataset
+from pyvae.data.dataset import Dataset, FactorDataset
 
 
 class TinyData(FactorDataset):
@@ -27,3 +27,18 @@ class TinyData(FactorDataset):
 
     def images(self, index):
         return self._images[self._checked(index)]
+
+
+class GreyData(Dataset):
+    """Grey gradients of 12 x 12 pixels, with black and white ones among them."""
+
+    def __init__(self):
+        super().__init__(name="grey", fingerprint="grey-v1", image_shape=(1, 12, 12))
+        at = torch.arange(144, dtype=torch.float32)
+        self.pixels = ((at * (1 + torch.arange(40.0)[:, None])) % 256).to(torch.uint8).view(40, 1, 12, 12)
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def images(self, index):
+        return self.pixels[self._checked(index)].float() / 255

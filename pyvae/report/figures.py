@@ -23,7 +23,7 @@ Trace = dict[str, np.ndarray]
 _SMOOTHED_ROWS = 60
 _MARKED_ROWS = 5  # fewer are drawn as points too: one alone would not be seen
 _LEGEND_ROWS = 12
-_OWN = {"elbo": "ELBO, nats per image", "ess": "effective sample size"}
+_OWN = {"ess": "effective sample size"}
 _DPI = 120
 
 
@@ -99,10 +99,14 @@ def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
     if np.ptp(trace["capacity"]) > 0:
         panels.append(("capacity C, nats", lambda axes: _plain(axes, trace, "capacity")))
         panels.append(("KL of each latent against C, nats", lambda axes: _latents_by_capacity(axes, trace)))
+    if "elbo" in trace:
+        panels.append(("bound and ELBO, nats per image", lambda axes: _bounds(axes, trace)))
     own = [
         name
         for name in trace
-        if name not in ("step", *TERMS) and not name.endswith("grad_norm") and not name.startswith("kl_")
+        if name not in ("step", "elbo", *TERMS)
+        and not name.endswith("grad_norm")
+        and not name.startswith("kl_")
     ]
     panels += [
         (_OWN.get(name, f"{name.replace('_', ' ')}, nats"), partial(_line, trace=trace, name=name))
@@ -140,6 +144,12 @@ def _kl(axes: Any, trace: Trace) -> None:
     if np.ptp(trace["capacity"]) > 0:
         axes.plot(trace["step"], trace["capacity"], "k--", lw=1, label="C")
         axes.legend(fontsize=8, frameon=False)
+
+
+def _bounds(axes: Any, trace: Trace) -> None:
+    _line(axes, {**trace, "bound": -trace["loss"]}, "bound", label="bound")
+    _line(axes, trace, "elbo", label="ELBO")
+    axes.legend(fontsize=8, frameon=False)
 
 
 def _latents_by_capacity(axes: Any, trace: Trace) -> None:

@@ -1,0 +1,135 @@
+"""pythae (Chadebec et al. 2022): its models, with pyvae's losses.
+
+>>> from pythae.models import BetaVAE, BetaVAEConfig  # doctest: +SKIP
+>>> model = use_pyvae(BetaVAE(BetaVAEConfig(input_dim=(1, 64, 64), reconstruction_loss="bce")))  # doctest: +SKIP
+"""
+
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from pythae.models import VAE, BetaTCVAE, BetaVAE, FactorVAE
+from pythae.models.base.base_utils import ModelOutput
+from torch import Tensor, nn
+
+from pyvae.errors import PyvaeError
+from pyvae.functional import bernoulli_nll, permute_dims, reparameterize_kl
+from pyvae.objectives.factor_vae import FactorVAE as Factor
+from pyvae.objectives.tc_vae import decompose_kl
+
+Model = TypeVar("Model", bound=VAE)
+
+
+def use_pyvae(model: Model) -> Model:
+    """Give a pythae VAE, BetaVAE, BetaTCVAE or FactorVAE pyvae's sampling and losses; everything else stays pythae's.
+
+    Its ``forward`` returns the same fields of the same values, but for the noise (Philox keys drawn from torch's
+    generator) and two things of pythae 0.1.2 that are not as published: BetaTCVAE with ``use_mss`` gets the weights of
+    Chen et al. 2018, equation S6, where pythae fills a column instead of the diagonal; and FactorVAE's two losses no
+    longer leak, that of the VAE into the discriminator and that of the discriminator into the encoder. The loss is
+    computed from logits, read in front of the sigmoid that ends the decoder; probabilities would saturate.
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        the model.
+
+    Raises:
+        PyvaeError: another model, a reconstruction loss that is not "bce", or a decoder without a sigmoid.
+    """
+    forwards = {VAE: _forward_vae, BetaVAE: _forward_vae, BetaTCVAE: _forward_tc_vae, FactorVAE: _forward_factor_vae}
+    forward = forwards.get(type(model))
+    if forward is None:
+        known = ", ".join(kind.__name__ for kind in forwards)
+        raise PyvaeError(f"use_pyvae: knows pythae's {known}, not {type(model).__name__}")
+    if model.model_config.reconstruction_loss != "bce":
+        raise PyvaeError(
+            f"use_pyvae: the reconstruction loss is {model.model_config.reconstruction_loss!r}: set it to 'bce'"
+        )
+    sigmoids = [module for module in model.decoder.modules() if isinstance(module, nn.Sigmoid)]
+    if len(sigmoids) != 1:
+        raise PyvaeError(f"use_pyvae: a decoder that ends with one sigmoid is needed, this one has {len(sigmoids)}")
+    tap = _Tap()
+    sigmoids[0].register_forward_pre_hook(tap)
+    model.forward = MethodType(lambda self, inputs, **options: forward(self, inputs, tap, **options), model)
+    return model
+
+
+class _Tap:
+    """Keeps what last went into a module."""
+
+    def __init__(self) -> None:
+        self.seen: Tensor | None = None
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        (self.seen,) = inputs
+
+    def take(self) -> Tensor:
+        assert self.seen is not None
+        seen, self.seen = self.seen, None
+        return seen
+
+
+def _encode(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    output = model.encoder(x)
+    return output.embedding, output.log_covariance
+
+
+def _reconstruct(model: Any, x: Tensor, z: Tensor, tap: _Tap) -> tuple[Tensor, Tensor]:
+    """Probabilities, and the loss in nats."""
+    probabilities = model.decoder(z)["reconstruction"]
+    logits = tap.take()
+    return probabilities, bernoulli_nll(logits.reshape(len(x), -1), x.reshape(len(x), -1))
+
+
+def _forward_vae(model: Any, inputs: Any, tap: _Tap, **_: Any) -> ModelOutput:
+    x = inputs["data"]
+    z, kl = reparameterize_kl(*_encode(model, x))
+    recon_x, recon = _reconstruct(model, x, z, tap)
+    kl = kl.sum()
+    loss = recon + getattr(model, "beta", 1.0) * kl
+    return ModelOutput(recon_loss=recon, reg_loss=kl, loss=loss, recon_x=recon_x, z=z)
+
+
+def _forward_tc_vae(model: Any, inputs: Any, tap: _Tap, **options: Any) -> ModelOutput:
+    x = inputs["data"]
+    mu, logvar = _encode(model, x)
+    z, _ = reparameterize_kl(mu, logvar)
+    recon_x, recon = _reconstruct(model, x, z, tap)
+    mi, tc, dwkl = decompose_kl(
+        z,
+        mu,
+        logvar,
+        dataset_size=options.get("dataset_size", len(x)),
+        weighting="mss" if model.use_mss else "mws",
+    )
+    weighted = model.alpha * mi + model.beta * tc + model.gamma * dwkl
+    return ModelOutput(recon_loss=recon, reg_loss=weighted, loss=recon + weighted, recon_x=recon_x, z=z)
+
+
+def _forward_factor_vae(model: Any, inputs: Any, tap: _Tap, **_: Any) -> ModelOutput:
+    data = inputs["data"]
+    if len(data) < 2:
+        raise ArithmeticError("At least 2 samples in a batch are required for the `FactorVAE` model")
+    second, first = torch.randperm(len(data)).tensor_split([len(data) // 2])
+    x = data[first]
+    z, kl = reparameterize_kl(*_encode(model, x))
+    recon_x, recon = _reconstruct(model, x, z, tap)
+    with torch.no_grad():
+        z_bis, _ = reparameterize_kl(*_encode(model, data[second]))
+    permuted = permute_dims(z_bis)
+    logits = model.discriminator(torch.cat([z.detach(), permuted]))
+    nats = -torch.log_softmax(logits.float(), -1)
+    discriminator_loss = 0.5 * (nats[: len(z), 0].mean() + nats[len(z) :, 1].mean())
+    autoencoder_loss = recon + kl.sum() + model.gamma * Factor.total_correlation(model.discriminator, z)
+    return ModelOutput(
+        loss=autoencoder_loss + discriminator_loss,
+        recon_loss=recon,
+        autoencoder_loss=autoencoder_loss,
+        discriminator_loss=discriminator_loss,
+        recon_x=recon_x,
+        recon_x_indices=first,
+        z=z,
+        z_bis_permuted=permuted,
+    )

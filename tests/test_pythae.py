@@ -1,0 +1,137 @@
+"""pythae's models with pyvae's losses: the same values and gradients for the same noise."""
+
+import pytest
+import torch
+from torch import nn
+
+import pyvae
+from pyvae import reference
+from pyvae.errors import PyvaeError
+from pyvae.random import Stream, fresh_key
+
+pytest.importorskip("pythae", reason="pip install pyvae[examples]")
+
+from pythae.models import (  # noqa: E402
+    AE,
+    VAE,
+    AEConfig,
+    BetaTCVAE,
+    BetaTCVAEConfig,
+    BetaVAE,
+    BetaVAEConfig,
+    FactorVAE,
+    FactorVAEConfig,
+    VAEConfig,
+)
+
+from pyvae.integrations.pythae import use_pyvae  # noqa: E402
+
+SHAPE = {"input_dim": (1, 8, 8), "latent_dim": 3, "reconstruction_loss": "bce"}
+MODELS = {
+    "vae": lambda: VAE(VAEConfig(**SHAPE)),
+    "beta-vae": lambda: BetaVAE(BetaVAEConfig(**SHAPE, beta=4.0)),
+    "tc-vae": lambda: BetaTCVAE(BetaTCVAEConfig(**SHAPE, alpha=0.5, beta=6.0, gamma=2.0, use_mss=False)),
+    "factor-vae": lambda: FactorVAE(FactorVAEConfig(**SHAPE, gamma=3.0)),
+}
+
+
+def same_noise(model):
+    """The model as pythae wrote it, but for where its noise comes from."""
+
+    def sample(mu, std):
+        noise = reference.posterior_noise(mu.shape, fresh_key(mu.device), Stream.POSTERIOR, mu.dtype)
+        return mu + noise * std, noise
+
+    model._sample_gauss = sample
+    model._permute_dims = pyvae.permute_dims
+    return model
+
+
+def made(kind):
+    torch.manual_seed(0)
+    return MODELS[kind]()
+
+
+def run(model, batch=7):
+    torch.manual_seed(5)
+    data = (torch.rand(batch, 1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+    return model({"data": data}, dataset_size=500)
+
+
+def gradients(loss, module):
+    found = torch.autograd.grad(loss, list(module.parameters()), retain_graph=True, allow_unused=True)
+    return [g for g in found if g is not None]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_same_values_and_gradients(kind):
+    theirs, mine = same_noise(made(kind)), use_pyvae(made(kind))
+    before, after = run(theirs), run(mine)
+    assert list(before.keys()) == list(after.keys())
+    for name in before.keys():  # noqa: SIM118
+        torch.testing.assert_close(after[name], before[name], rtol=1e-4, atol=1e-5, msg=name)
+    for loss in ("loss",) if kind != "factor-vae" else ("autoencoder_loss",):
+        for part in ("encoder", "decoder"):
+            pairs = zip(
+                gradients(after[loss], getattr(mine, part)),
+                gradients(before[loss], getattr(theirs, part)),
+                strict=True,
+            )
+            for a, b in pairs:
+                torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_factor_vaes_losses_no_longer_leak():
+    theirs, mine = same_noise(made("factor-vae")), use_pyvae(made("factor-vae"))
+    before, after = run(theirs), run(mine)
+    pairs = zip(
+        gradients(after.discriminator_loss, mine.discriminator),
+        gradients(before.discriminator_loss, theirs.discriminator),
+        strict=True,
+    )
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert gradients(before.discriminator_loss, theirs.encoder)
+    assert not gradients(after.discriminator_loss, mine.encoder)
+    assert gradients(before.autoencoder_loss, theirs.discriminator)
+    assert not gradients(after.autoencoder_loss, mine.discriminator)
+
+
+def test_stratified_weights_are_the_published_ones():
+    mine = use_pyvae(BetaTCVAE(BetaTCVAEConfig(**SHAPE, beta=1.0)))
+    out = run(mine)
+    torch.manual_seed(5)
+    data = (torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+    encoded = mine.encoder(data)
+    mu, logvar = encoded.embedding, encoded.log_covariance
+    # with all weights 1 the KL at the sampled z, whatever the estimator
+    log_q = -0.5 * ((out.z - mu) ** 2 / logvar.exp() + logvar).sum(1)
+    torch.testing.assert_close(out.reg_loss, (log_q + 0.5 * (out.z**2).sum(1)).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_rest_of_pythae_still_works():
+    model = use_pyvae(made("beta-vae"))
+    images = torch.rand(2, 1, 8, 8)
+    assert model.reconstruct(images).shape == images.shape
+    with torch.no_grad():
+        assert 0 <= float(model.reconstruct(images).min()) <= float(model.reconstruct(images).max()) <= 1
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    losses = []
+    for _ in range(40):
+        out = model({"data": images.round()})
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+        losses.append(float(out.loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_what_it_does_not_know_is_refused():
+    with pytest.raises(PyvaeError, match="knows pythae's VAE, BetaVAE, BetaTCVAE, FactorVAE, not AE"):
+        use_pyvae(AE(AEConfig(input_dim=(1, 8, 8), latent_dim=3)))
+    with pytest.raises(PyvaeError, match="the reconstruction loss is 'mse': set it to 'bce'"):
+        use_pyvae(VAE(VAEConfig(**{**SHAPE, "reconstruction_loss": "mse"})))
+    model = made("vae")
+    model.decoder = nn.Linear(3, 64)
+    with pytest.raises(PyvaeError, match="a decoder that ends with one sigmoid is needed, this one has 0"):
+        use_pyvae(model)

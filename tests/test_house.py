@@ -26,6 +26,7 @@ LAYERS = [
     {"control", "nets", "schedules"},
     {"objectives", "metrics", "data"},
     {"engine", "modules"},
+    {"integrations"},
     {"marginal_likelihood"},
     {"evaluation"},
     {"recipes", "doctor"},

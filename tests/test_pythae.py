@@ -11,7 +11,7 @@ from pyvae.random import Stream, fresh_key
 
 pytest.importorskip("pythae", reason="pip install pyvae[examples]")
 
-from pythae.models import (  # noqa: E402
+from pythae.models import (
     AE,
     VAE,
     AEConfig,
@@ -24,7 +24,7 @@ from pythae.models import (  # noqa: E402
     VAEConfig,
 )
 
-from pyvae.integrations.pythae import use_pyvae  # noqa: E402
+from pyvae.integrations.pythae import use_pyvae
 
 SHAPE = {"input_dim": (1, 8, 8), "latent_dim": 3, "reconstruction_loss": "bce"}
 MODELS = {

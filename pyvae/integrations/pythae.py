@@ -38,7 +38,12 @@ def use_pyvae(model: Model) -> Model:
     Raises:
         PyvaeError: another model, a reconstruction loss that is not "bce", or a decoder without a sigmoid.
     """
-    forwards = {VAE: _forward_vae, BetaVAE: _forward_vae, BetaTCVAE: _forward_tc_vae, FactorVAE: _forward_factor_vae}
+    forwards = {
+        VAE: _forward_vae,
+        BetaVAE: _forward_vae,
+        BetaTCVAE: _forward_tc_vae,
+        FactorVAE: _forward_factor_vae,
+    }
     forward = forwards.get(type(model))
     if forward is None:
         known = ", ".join(kind.__name__ for kind in forwards)
@@ -49,7 +54,9 @@ def use_pyvae(model: Model) -> Model:
         )
     sigmoids = [module for module in model.decoder.modules() if isinstance(module, nn.Sigmoid)]
     if len(sigmoids) != 1:
-        raise PyvaeError(f"use_pyvae: a decoder that ends with one sigmoid is needed, this one has {len(sigmoids)}")
+        raise PyvaeError(
+            f"use_pyvae: a decoder that ends with one sigmoid is needed, this one has {len(sigmoids)}"
+        )
     tap = _Tap()
     sigmoids[0].register_forward_pre_hook(tap)
     model.forward = MethodType(lambda self, inputs, **options: forward(self, inputs, tap, **options), model)
@@ -117,7 +124,7 @@ def _forward_factor_vae(model: Any, inputs: Any, tap: _Tap, **_: Any) -> ModelOu
     z, kl = reparameterize_kl(*_encode(model, x))
     recon_x, recon = _reconstruct(model, x, z, tap)
     with torch.no_grad():
-        z_bis, _ = reparameterize_kl(*_encode(model, data[second]))
+        z_bis = reparameterize_kl(*_encode(model, data[second]))[0]
     permuted = permute_dims(z_bis)
     logits = model.discriminator(torch.cat([z.detach(), permuted]))
     nats = -torch.log_softmax(logits.float(), -1)

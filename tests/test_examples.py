@@ -1,0 +1,61 @@
+"""The examples, run against the packages they are for."""
+
+import difflib
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from disent_stub import import_disent
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module
+
+
+def test_a_plain_loop_before_and_after():
+    recons = []
+    for name in ("plain_before.py", "plain_after.py"):
+        done = subprocess.run(
+            [sys.executable, str(EXAMPLES / name), "150"], capture_output=True, text=True, check=True
+        )
+        recon, kl = map(
+            float, re.search(r"recon ([\d.]+), KL ([\d.]+) nats; [\d.]+ ms a step", done.stdout).groups()
+        )
+        recons.append(recon)
+        assert 0 < kl < 30
+    # other noise, the same training
+    assert recons[0] == pytest.approx(recons[1], rel=0.25)
+    before, after = ((EXAMPLES / f"plain_{name}.py").read_text().splitlines() for name in ("before", "after"))
+    changed = [line for line in difflib.ndiff(before, after) if line.startswith("+ ") and line[2:].strip()]
+    assert len(changed) <= 5, changed
+
+
+def test_lightning(example):
+    pytest.importorskip("lightning", reason="pip install pyvae[examples]")
+    found = example("lightning_vae").main(15)
+    assert found["recon"] < 600
+    assert 0 <= found["mig"] <= 1
+
+
+def test_pythae(example, capsys):
+    pytest.importorskip("pythae", reason="pip install pyvae[examples]")
+    loss, gradient = example("pythae_losses").main(2)
+    assert loss < 1e-5
+    assert gradient < 1e-3
+    assert "ms a step before" in capsys.readouterr().out
+
+
+def test_disent(example, capsys):
+    import_disent()
+    loss, gradient = example("disent_losses").main(2)
+    assert loss < 1e-5
+    assert gradient < 1e-3
+    assert "ms a step before" in capsys.readouterr().out

@@ -138,6 +138,12 @@ def aggregate_log_density(
 
     Raises:
         TypeError: wrong dtype. ValueError: wrong shape, device, weighting, or a batch larger than the data set.
+
+    >>> import torch
+    >>> z = torch.tensor([[0.0], [1.0]])
+    >>> log_q, _ = aggregate_log_density(z, torch.zeros(2, 1), torch.zeros(2, 1), dataset_size=2)
+    >>> (log_q - torch.distributions.Normal(0, 1).log_prob(z[:, 0])).tolist()  # 2 pairs of weight 1 / (2 * 2)
+    [-0.693..., -0.693...]
     """
     check_aggregate(z, mu, logvar)
     weights = reference.aggregate_log_weights(z.shape[-2], dataset_size, weighting)

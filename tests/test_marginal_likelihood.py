@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -153,36 +154,29 @@ def test_one_sample_inside_the_logarithm_is_the_elbo(monkeypatch):
     torch.testing.assert_close(got.iwae, got.elbo, rtol=1e-12, atol=1e-12)
 
 
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that anything made, and of all that were alive at once."""
+class Memory(TorchDispatchMode):
+    """Elements of the largest tensor that any operation gave, and the most bytes that were held at once."""
 
     def __init__(self):
         super().__init__()
-        self.largest = self.alive = self.most = 0
+        self.largest = self.most = 0
+        self.held = {}
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        import weakref
-
         out = op(*args, **(kwargs or {}))
-        before = {x.untyped_storage()._cdata for x in tree_leaves(args) if isinstance(x, torch.Tensor)}
         for x in tree_leaves(out):
             if isinstance(x, torch.Tensor):
                 self.largest = max(self.largest, x.numel())
                 storage = x.untyped_storage()
-                if storage._cdata not in before:
-                    size = storage.nbytes()
-                    self.alive += size
-                    self.most = max(self.most, self.alive)
-                    weakref.finalize(x, self._free, size)
+                self.held[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.held = {key: (alive, size) for key, (alive, size) in self.held.items() if not alive.expired()}
+        self.most = max(self.most, sum(size for _, size in self.held.values()))
         return out
-
-    def _free(self, size):
-        self.alive -= size
 
 
 def peak(samples, images=64):
     data, net = TinyData(), build("rainforth", 1, 10).eval()
-    with Largest() as seen:
+    with Memory() as seen:
         marginal_likelihood(
             net, data.images, torch.arange(images), device=CPU, samples=samples, progress=False
         )

@@ -151,8 +151,9 @@ class Evaluate:
             )
         for name, parts in scores.items():
             for part, value in parts.items():
-                if isinstance(value, float):
-                    _say(f"{name if part == 'score' else f'{name} {part}':28s} {value:.4f}")
+                label = f"{name if part == 'score' else f'{name} {part}':28s}"
+                if isinstance(value, int | float):
+                    _say(f"{label} {value:.4f}" if isinstance(value, float) else f"{label} {value:,}")
         return 0
 
 

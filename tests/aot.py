@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 
 from pyvae.checks import importance_layout, pixel_layout
-from pyvae.engine import controller, ledger
+from pyvae.engine import binarise, controller, ledger
 from pyvae.objectives import ControlVAE
 from pyvae.ops import (
     aggregate_log_density,
@@ -32,6 +32,7 @@ from pyvae.ops import (
     importance_log_weight,
     reparameterize_kl,
 )
+from pyvae.random import Stream
 
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 ARCHITECTURES = (80, 90, 100, 120)
@@ -149,6 +150,9 @@ def launches() -> list[Launch]:
         for case in GATHER_BITS:
             label(" ".join(str(x).removeprefix("torch.") for x in case))
             _launch_gather_bits(*case)
+        for case in BINARISE:
+            label(" ".join(map(str, (*case, "float32"))))
+            _launch_binarise(*case)
         for case in CONTROLLER:
             label(" ".join(map(str, case.values())) or "defaults")
             _launch_controller(**case)
@@ -213,6 +217,15 @@ GATHER_BITS = [
 def _launch_gather_bits(batch: int, pixels: int, dtype: torch.dtype) -> None:
     store = torch.empty((1000, -(-pixels // 8)), dtype=torch.uint8, device="meta")
     gather_bits._launch(store, torch.empty(batch, dtype=torch.int64, device="meta"), pixels, dtype)
+
+
+# batch, pixels
+BINARISE = [(20, 784), (64, 4096), (3, 25), (1, 1)]
+
+
+def _launch_binarise(batch: int, pixels: int) -> None:
+    seed = torch.empty((), dtype=torch.int64, device="meta")
+    binarise._launch(torch.empty((batch, pixels), device="meta"), seed, seed, Stream.BINARISATION)
 
 
 # of the objective

@@ -167,6 +167,75 @@ def test_a_folder_of_images(pyvae, tmp_path):
     assert done.stdout.startswith("unsupervised gaussian_total_correlation")
 
 
+@pytest.mark.parametrize("recipe", ["iwae", "miwae", "piwae", "ciwae"])
+def test_importance_weighted_recipes(pyvae, tmp_path, recipe):
+    """On grey images of their own size, binarised in every step, with the likelihood of other images."""
+    generator = np.random.default_rng(0)
+    for name in ("train", "test"):
+        grey = generator.integers(0, 256, (12, 14, 14), dtype=np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=grey)
+    own = {"miwae": ("--outer", 3), "piwae": ("--gradient", "dreg"), "ciwae": ("--beta", 0.05)}.get(
+        recipe, ()
+    )
+    train = (
+        "train",
+        recipe,
+        "--data",
+        "train.npz",
+        "--image-size",
+        14,
+        "--samples",
+        2,
+        "--batch-size",
+        4,
+        *own,
+    )
+    done = pyvae(*train, "--steps", 3, "--lr-stage-steps", 1, "--binarise", "stochastic", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    rows = (tmp_path / "run/trace.csv").read_text().splitlines()
+    assert rows[0].startswith("step,loss,recon,kl,beta,capacity,elbo,ess,grad_norm,kl_0,")
+    evaluate = (
+        "evaluate",
+        "run",
+        "--metrics",
+        "marginal-likelihood",
+        "--held-out",
+        "test.npz",
+        "--images",
+        5,
+    )
+    done = pyvae(*evaluate, "--samples", 70)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run/metrics.json").read_text())["marginal_likelihood"]
+    assert (found["images"], found["samples"], found["latents"]) == (5, 70, 50)
+    assert found["data"] != found["trained_on"]
+    assert f"marginal-likelihood log_p    {found['log_p']:.4f}" in done.stdout
+    assert f"marginal-likelihood active_units {found['active_units']}" in done.stdout
+    done = pyvae("report", "run")
+    assert done.returncode == 0, done.stderr
+    assert "IWAE-64" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_likelihood_that_cannot_be(pyvae, tmp_path):
+    np.savez(tmp_path / "grey.npz", images=np.arange(3 * 144, dtype=np.uint8).reshape(3, 12, 12))
+    train = ("train", "vae", "--data", "grey.npz", "--image-size", 12, "--batch-size", 2, "--steps", 1)
+    refused(pyvae(*train, "--out", "wrong"), "images are 12 x 12, but the networks take 64 x 64")
+    done = pyvae(*train, "--architecture", "mlp", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    evaluate = ("evaluate", "run", "--metrics", "marginal-likelihood")
+    refused(pyvae(*evaluate), "grey images have no Bernoulli likelihood", "--binarise stochastic")
+    refused(pyvae(*evaluate, "--samples", 10), "IWAE-64 needs at least 64 samples, got 10")
+    gaussian = (*train, "--architecture", "mlp", "--likelihood", "gaussian", "--out", "gaussian")
+    assert pyvae(*gaussian).returncode == 0
+    refused(
+        pyvae("evaluate", "gaussian", *evaluate[2:]), "of bernoulli pixels, but the likelihood of gaussian"
+    )
+    refused(
+        pyvae("train", "iwae", "--likelihood", "gaussian"), "importance-weighted objectives are of bernoulli"
+    )
+    refused(pyvae("train", "vae", "--binarise", "stochastic", "--out", "both"), "those of dsprites are not")
+
+
 def test_wrong_out(pyvae, tmp_path):
     (tmp_path / "file").write_text("hello")
     refused(pyvae("train", "vae", "--out", "file"), "--out file is a file")

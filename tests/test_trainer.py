@@ -353,8 +353,23 @@ def test_captured_steps_are_the_eager_ones(objective, store):
         data.bits = reference.pack_bits(everything.flatten(1))
     elif store == "pixels":
         data.pixels = (everything * 255).to(torch.uint8)
+    assert_captured_steps_are_eager(replace(RECIPE, objective=objective), data)
+
+
+@pytest.mark.gpu
+def test_captured_stages_and_binarisation_are_the_eager_ones():
+    recipe = replace(
+        RECIPE,
+        objective=PIWAE(gradient="dreg"),
+        architecture="rainforth",
+        binarise="stochastic",
+        lr_stage_steps=7,
+    )
+    assert_captured_steps_are_eager(recipe, GreyData())
+
+
+def assert_captured_steps_are_eager(recipe, data):
     settle_arithmetic("fp32")
-    recipe = replace(RECIPE, objective=objective)
     eager, captured = (Trainer(recipe, data, torch.device("cuda"), capture=c) for c in (False, True))
     for portion in (5, 70, 3, 32):
         eager.advance(portion)

@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pyvae.data.binarised import binarise
 from pyvae.data.dataset import Dataset
 from pyvae.functional import gather_bits
 from pyvae.random import Stream, bits, data_order
@@ -183,21 +182,6 @@ class Streamed:
         if pinned is None:
             pinned = self._pinned[turn] = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
         return pinned.copy_(rows)
-
-
-class BinarisedBatches:
-    """Batches of another source, whose images are binarised anew in every step: image b draws row b of (seed, step)."""
-
-    def __init__(self, batches: Batches, seed: int, device: torch.device, stream: Stream) -> None:
-        self._batches = batches
-        self._seed = torch.tensor(seed, dtype=torch.int64, device=device)
-        self._stream = stream
-        self.prepare = batches.prepare
-
-    def batch(self, step: Tensor) -> Batch:
-        grey = self._batches.batch(step)
-        images = binarise(grey.images, torch.stack([self._seed, step]), self._stream)
-        return Batch(images, images, None, grey.which)
 
 
 class ImageSource:

@@ -10,7 +10,8 @@ from torch import Tensor
 from pyvae.control import Control
 from pyvae.data.binarised import check_binarisable
 from pyvae.data.dataset import Dataset, FactorDataset
-from pyvae.engine.batches import Batch, Batches, BinarisedBatches, ImageSource
+from pyvae.engine.batches import Batch, Batches, ImageSource
+from pyvae.engine.binarise import BinarisedBatches
 from pyvae.engine.capture import Capture
 from pyvae.engine.controller import controller
 from pyvae.engine.ledger import Ledger

@@ -58,8 +58,8 @@ def test_what_cannot_be_computed_is_one_line(run):
         score(run, TinyData(), ["fid"], device=CPU)
     with pytest.raises(PyvaeError, match="no factor 'colour'"):
         score(run, TinyData(), ["beta-vae"], device=CPU, without=["colour"])
-    with pytest.raises(PyvaeError, match="points: 10000 asked for"):
-        score(run, TinyData(), ["mig"], device=CPU)
+    with pytest.raises(PyvaeError, match=r"10000 \+ 5000 points asked for, the table has 120 rows"):
+        score(run, TinyData(), ["sap"], device=CPU)
 
 
 def test_a_metrics_file_that_is_none_is_replaced(run):

@@ -120,6 +120,8 @@ class TestScale:
         assert (annealed.objective.annealing_steps, annealed.steps) == (500, 1500)
         capacity = shorten(Recipe(objective=CapacityVAE(capacity_steps=9), steps=11, keep_at=(4, 10)), half)
         assert (capacity.objective.capacity_steps, capacity.steps, capacity.keep_at) == (5, 6, (2, 5))
+        staged = shorten(Recipe(lr_stage_steps=3000, steps=9_840_000), Fraction(1, 1000))
+        assert (staged.lr_stage_steps, staged.steps) == (3, 9840)
         adaptive = ControlVAE(
             schedule="adaptive", capacity_steps=100, adaptive_window=8, adaptive_smoothing=0.99
         )

@@ -205,19 +205,26 @@ class Reproduce:
     def __call__(self) -> int:
         from pyvae.reproduce import describe, reproduce, study_of
         from pyvae.studies import STUDIES, parse_scale
+        from pyvae.toys import TOYS, reproduce_toy
 
         if self.list:
-            _say("\n\n".join(describe(name) for name in STUDIES))
+            toys = [f"{name}: {title}" for name, (title, _) in TOYS.items()]
+            _say("\n\n".join([*(describe(name) for name in STUDIES), *toys]))
             return 0
         if self.name is None:
-            raise PyvaeError(f"name what to reproduce: there are {', '.join(STUDIES)}")
-        study, scale = study_of(self.name), parse_scale(self.scale)
+            raise PyvaeError(f"name what to reproduce: there are {', '.join([*STUDIES, *TOYS])}")
+        study = None if self.name in TOYS else study_of(self.name)
+        scale = parse_scale(self.scale)
         if self.seeds < 1:
             raise PyvaeError(f"--seeds must be at least 1, got {self.seeds}")
         if self.first_seed < 0:
             raise PyvaeError(f"--first-seed must not be negative, got {self.first_seed}")
-        device = _device(self.device)
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
         out = self.out or Path("runs") / (self.name if scale == 1 else f"{self.name}-{self.scale:g}")
+        if study is None:
+            _say(str(reproduce_toy(self.name, out, seeds=seeds, scale=self.scale)))
+            return 0
+        device = _device(self.device)
         dataset = _load(Recipe(data=self.data))
         try:
             page = reproduce(
@@ -226,7 +233,7 @@ class Reproduce:
                 dataset,
                 device,
                 out,
-                seeds=range(self.first_seed, self.first_seed + self.seeds),
+                seeds=seeds,
                 scale=scale,
                 data=self.data,
                 precision=self.precision,

@@ -33,7 +33,7 @@ def study_of(name: str) -> Study:
         PyvaeError: there is none.
     """
     if name not in STUDIES:
-        raise PyvaeError(f"unknown study {name!r}: there are {', '.join(STUDIES)}")
+        raise PyvaeError(f"unknown study {name!r}: `pyvae reproduce --list` names them: {', '.join(STUDIES)}")
     return STUDIES[name]
 
 

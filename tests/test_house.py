@@ -29,10 +29,10 @@ LAYERS = [
     {"integrations"},
     {"marginal_likelihood"},
     {"evaluation"},
-    {"recipes", "doctor"},
+    {"recipes", "doctor", "signal_to_noise"},
     {"studies"},
     {"report"},
-    {"reproduce"},
+    {"reproduce", "toys"},
     {"cli"},
     {"__main__"},
 ]

@@ -4,6 +4,37 @@ import base64
 import html
 from pathlib import Path
 
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: 0; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ddd; }
+p.note, li, figcaption { color: #555; font-size: .9rem; }
+p.notice { background: #fff4d6; padding: .5rem .8rem; border-radius: 4px; font-weight: 600; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top; }
+td { overflow-wrap: anywhere; }
+td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+td.strongest { background: #d7ead9; font-weight: 600; }
+tr.inactive { color: #707070; }
+.columns { display: flex; flex-wrap: wrap; gap: 2rem 4rem; }
+.columns th { white-space: nowrap; }
+.scroll { overflow-x: auto; }
+figure { margin: 0 0 1.2rem; }
+img { max-width: 100%; height: auto; }
+/* labels stay legible on a phone: the picture scrolls instead of shrinking */
+.wide img { max-width: max(100%, 46rem); }
+"""
+
+
+def document(title: str, body: str) -> str:
+    """A whole page, its title above its body."""
+    title = html.escape(title)
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n<h1>{title}</h1>\n{body}</html>\n"
+    )
+
 
 def figure(path: Path, caption: str) -> str:
     """An image with its caption, the file's content in the page."""

@@ -13,36 +13,10 @@ from pyvae.evaluation import read_likelihood, read_scores, write_metrics
 from pyvae.report import reconstructions, snapshots, traversal
 from pyvae.report.evaluation import Evaluation, evaluate
 from pyvae.report.figures import draw_trace, save, trace_caption
-from pyvae.report.markup import duration, figure
+from pyvae.report.markup import document, duration, figure
 from pyvae.report.trained import Trained, load_trained
 
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ddd; }
-p.note, figcaption { color: #555; font-size: .9rem; }
-p.notice { background: #fff4d6; padding: .5rem .8rem; border-radius: 4px; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
-th { white-space: nowrap; }
-td { overflow-wrap: anywhere; }
-td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-td.strongest { background: #d7ead9; font-weight: 600; }
-tr.inactive { color: #707070; }
-.columns { display: flex; flex-wrap: wrap; gap: 2rem 4rem; }
-.scroll { overflow-x: auto; }
-figure { margin: 0 0 1.2rem; }
-img { max-width: 100%; height: auto; }
-/* labels stay legible on a phone: the picture scrolls instead of shrinking */
-.wide img { max-width: max(100%, 46rem); }
-</style>
-<h1>$title</h1>
-<p class="note">$subtitle</p>
+_BODY = Template("""<p class="note">$subtitle</p>
 $notices
 <h2>Results</h2>
 <div class="columns"><div>$results</div><div class="scroll">$latents</div></div>
@@ -55,7 +29,6 @@ $reconstructions
 $traversals
 <h2>Recipe</h2>
 <div class="columns"><div>$recipe</div><div>$provenance</div></div>
-</html>
 """)
 
 
@@ -81,8 +54,8 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
     metrics = evaluation.to_json(dataset)
     write_metrics(run, steps, dataset, metrics)
     traversals = traversal.draw(run, net, dataset, evaluation.kl, span=span)
-    page = _PAGE.substitute(
-        title=html.escape(f"{run.recipe.to_json()['objective']['name']}: {run.path.name}"),
+    title = f"{run.recipe.to_json()['objective']['name']}: {run.path.name}"
+    body = _BODY.substitute(
         subtitle=html.escape(
             f"{steps:,} steps on {_training_data(trained, dataset)}, seed {run.recipe.seed}"
         ),
@@ -112,7 +85,7 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
         provenance=_table(_provenance(trained)),
     )
     path = run.path / "report.html"
-    write_atomically(path, page.encode())
+    write_atomically(path, document(title, body).encode())
     return path
 
 

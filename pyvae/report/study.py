@@ -18,7 +18,7 @@ from pyvae.engine.run import Run
 from pyvae.objectives import ControlVAE
 from pyvae.report import reconstructions, snapshots, traversal
 from pyvae.report.figures import draw_trace, save, smooth, trace_caption
-from pyvae.report.markup import duration, figure
+from pyvae.report.markup import document, duration, figure
 from pyvae.report.trained import Trained
 from pyvae.report.verdict import Verdict, average, judge, plain
 from pyvae.studies import CERTAINTIES, QUANTITIES, Published, Quantity, Study
@@ -28,27 +28,7 @@ if TYPE_CHECKING:
 
 _SPAN = 2.0
 _DSPRITES = 737_280
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; border-bottom: 1px solid #ddd; }
-p.note, li, figcaption { color: #555; font-size: .9rem; }
-p.notice { background: #fff4d6; padding: .5rem .8rem; border-radius: 4px; font-weight: 600; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .2rem 1rem .2rem 0; text-align: left; vertical-align: top; }
-td.number, th.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
-figure { margin: 0 0 1.2rem; }
-img { max-width: 100%; height: auto; }
-.wide img { max-width: max(100%, 46rem); }
-</style>
-<h1>$title</h1>
-<p class="note">$subtitle</p>
+_BODY = Template("""<p class="note">$subtitle</p>
 $notices
 <h2>Results</h2>
 <div class="scroll">$results</div>
@@ -62,7 +42,6 @@ $arms
 <div class="scroll">$runs</div>
 <h2>Sources</h2>
 <ol>$sources</ol>
-</html>
 """)
 
 
@@ -128,8 +107,8 @@ def write_report(findings: Findings, out: Path) -> Path:
     study = findings.study
     runs = [m for arm in study.arms for m in findings.measured[arm.name]]
     finished = len(findings.measured[study.arms[0].name])
-    page = _PAGE.substitute(
-        title=html.escape(study.title),
+    title = study.title
+    body = _BODY.substitute(
         subtitle=html.escape(
             f"{findings.name}: {len(study.arms)} arms, {finished} of {findings.seeds} seeds, on "
             f"{findings.dataset.fingerprint}, precision {runs[0].run.recipe.precision}"
@@ -149,7 +128,7 @@ def write_report(findings: Findings, out: Path) -> Path:
     content = json.dumps(_to_json(findings), indent=2) + "\n"
     write_atomically(out / "results.json", content.encode())
     path = out / "report.html"
-    write_atomically(path, page.encode())
+    write_atomically(path, document(title, body).encode())
     return path
 
 

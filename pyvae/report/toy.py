@@ -1,0 +1,125 @@
+"""The page of the Gaussian toy: signal-to-noise ratio of gradients against the number of samples."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from pyvae.engine.files import write_atomically
+from pyvae.report.figures import save
+from pyvae.report.markup import document, figure
+from pyvae.report.verdict import average
+from pyvae.signal_to_noise import Curve, Toy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BODY = Template("""$notice
+$figure
+<table><tr><th>gradient in</th><th>estimator</th><th>against</th><th>slope</th><th>theory</th></tr>$rows</table>
+<p class="note">$caption</p>
+""")
+_NAMES = {"theta": "mu, generative", "phi": "b, inference"}
+
+
+def write_report(
+    title: str, curves: Mapping[int, Sequence[Curve]], toy: Toy, scale: float, out: Path
+) -> Path:
+    """Write ``out/report.html``, ``out/results.json`` and ``out/figures/snr.png``.
+
+    Args:
+        title: of the page.
+        curves: of each seed, as :func:`pyvae.signal_to_noise.measure` gives them.
+        toy: what they are of, but for its seed.
+        scale: part of the draws that were made.
+
+    Raises:
+        RunError: a file that cannot be written.
+    """
+    seeds = list(curves)
+    rows = [_row([curves[seed][i] for seed in seeds]) for i in range(len(curves[seeds[0]]))]
+    notice = (
+        ""
+        if scale == 1
+        else f"Scaled run: {scale:g} of the draws. Slopes are noisier than those of a full one."
+    )
+    body = _BODY.substitute(
+        notice=f'<p class="notice">{notice}</p>' if notice else "",
+        figure=figure(
+            save(_draw(curves[seeds[0]]), out / "figures/snr.png"),
+            f"Signal-to-noise ratio of gradients, seed {seeds[0]}, with the slope fitted from 3 samples on. Dotted: "
+            "what noise alone would look like without the correction for the number of draws.",
+        ),
+        rows="".join(rows),
+        caption=html.escape(
+            f"{toy.dimensions} dimensions, gradients of a batch of {toy.batch} of {toy.data} data, parameters "
+            f"{toy.perturbation:g} from the optimum; {len(seeds)} seeds, mean and standard error. Theory: Rainforth et "
+            "al. 2018, theorem 1 (total), Tucker et al. 2019 (DReG)."
+        ),
+    )
+    content = {"scale": scale, "toy": vars(toy), "seeds": {seed: to_json(c) for seed, c in curves.items()}}
+    write_atomically(out / "results.json", (json.dumps(content, indent=2) + "\n").encode())
+    path = out / "report.html"
+    write_atomically(path, document(title, body).encode())
+    return path
+
+
+def to_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """What JSON can hold; an infinite ratio, of a gradient that is always 0, is null."""
+    return [
+        {
+            **curve._asdict(),
+            "slope": _finite(curve.slope),
+            "ratios": [{"snr": _finite(r.snr), "floor": r.floor} for r in curve.ratios],
+        }
+        for curve in curves
+    ]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _row(curves: list[Curve]) -> str:
+    first = curves[0]
+    slopes = [curve.slope for curve in curves if math.isfinite(curve.slope)]
+    shown = ""
+    if slopes:
+        mean = average(slopes)
+        shown = f"{mean.value:+.3f}" + (f" ± {mean.error:.3f}" if mean.error is not None else "")
+    theory = "" if first.theory is None else f"{first.theory:+g}"
+    cells = [_NAMES[first.parameter], first.estimator, first.against, shown, theory]
+    return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def _draw(curves: Sequence[Curve]) -> Figure:
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(11, 4.6), layout="constrained")
+    for number, against in enumerate(("K", "M")):
+        axes = drawn.add_subplot(1, 2, number + 1)
+        for curve in curves:
+            if curve.against != against:
+                continue
+            points = [
+                (s, r.snr) for s, r in zip(curve.samples, curve.ratios, strict=True) if 0 < r.snr < math.inf
+            ]
+            label = f"{_NAMES[curve.parameter]}, {curve.estimator}: slope {curve.slope:+.2f}"
+            axes.plot(*zip(*points, strict=True), ".-", lw=1.2, label=label)
+        floors = next(curve for curve in curves if curve.against == against)
+        axes.plot(floors.samples, [r.floor for r in floors.ratios], "k:", lw=1)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(
+            {"K": "K, samples of a bound (M = 1)", "M": "M, bounds averaged (K = 1)"}[against], fontsize=9
+        )
+        axes.set_title("signal-to-noise ratio", fontsize=10, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8, frameon=False)
+    return drawn

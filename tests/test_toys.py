@@ -1,0 +1,41 @@
+"""Computed figures: measured once, kept, reported."""
+
+import json
+
+import pytest
+
+from pyvae import toys
+from pyvae.signal_to_noise import Toy
+from pyvae.toys import reproduce_toy
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setitem(toys.TOYS, "small", ("A small <toy>", Toy(dimensions=2, data=8, batch=2)))
+
+
+def test_a_figure(small, tmp_path, monkeypatch):
+    page = reproduce_toy("small", tmp_path, seeds=(1, 2), scale=0.005)
+    text = page.read_text()
+    assert "A small &lt;toy&gt;" in text
+    assert "Scaled run: 0.005 of the draws" in text
+    assert text.count("<tr>") == 1 + 7
+    assert "data:image/png;base64," in text
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results["seeds"]) == ["1", "2"]
+    curve = results["seeds"]["1"][0]
+    assert (curve["parameter"], curve["against"], curve["samples"][0]) == ("theta", "K", 1)
+    monkeypatch.setattr(toys, "measure", lambda *_, **__: pytest.fail("measured again"))
+    again = reproduce_toy("small", tmp_path, seeds=(1, 2), scale=0.005)
+    assert again.read_text() == text
+
+
+def test_another_scale_is_measured_anew(small, tmp_path, monkeypatch):
+    reproduce_toy("small", tmp_path, seeds=(1,), scale=0.005)
+    seen = []
+    measure = toys.measure
+    monkeypatch.setattr(toys, "measure", lambda toy, **o: seen.append(o["scale"]) or measure(toy, **o))
+    reproduce_toy("small", tmp_path, seeds=(1,), scale=0.006)
+    (tmp_path / "seed-1.json").write_text("not JSON")
+    reproduce_toy("small", tmp_path, seeds=(1,), scale=0.006)
+    assert seen == [0.006, 0.006]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import zipfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pyvae.data.columns import DAMAGE, Column, damaged, hdf5_column, npy_column
+from pyvae.data.columns import DAMAGE, Column, damaged, hdf5_column, idx_column, npy_column
 from pyvae.data.dataset import file_format
 from pyvae.data.picture import CHANNELS, CropError, Fit, fit
 from pyvae.errors import DataError
@@ -26,7 +27,7 @@ _WANTED = "[N, H, W], [N, H, W, C] or [N, C, H, W] with 1 or 3 channels"
 
 
 class ImageArray:
-    """The images of a .npz, .npy or HDF5 file: the array called "images" or "imgs", else the only one of images.
+    """The images of a .npz, .npy, HDF5 or IDX file: the array called "images" or "imgs", else the only one of images.
 
     Its shape is ``[N, H, W]``, ``[N, H, W, C]`` or ``[N, C, H, W]`` with 1 or 3 channels. What is white, the
     dtype says: 255 for uint8, True for bool, 1 for floats. Any other dtype is refused, and floats outside of
@@ -105,6 +106,10 @@ def _columns(path: Path, form: str) -> Iterator[dict[str, Column]]:
     with contextlib.ExitStack() as stack:
         if form == "npy":
             yield {path.name: npy_column(stack.enter_context(open(path, "rb")))}
+        elif form == "idx":
+            yield {path.name: idx_column(stack.enter_context(open(path, "rb")))}
+        elif form == "gzip":
+            yield {path.name: idx_column(cast("IO[bytes]", stack.enter_context(gzip.open(path))))}
         elif form == "zip":
             archive = stack.enter_context(zipfile.ZipFile(path))
             members = [name for name in archive.namelist() if name.endswith(".npy")]

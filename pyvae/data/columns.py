@@ -1,7 +1,8 @@
-"""Arrays of data files, read row by row from their start: members of a .npz, a .npy, datasets of an HDF5 file."""
+"""Arrays of data files, read row by row from their start: members of a .npz, a .npy, IDX, datasets of an HDF5 file."""
 
 from __future__ import annotations
 
+import math
 import struct
 import tokenize
 import zipfile
@@ -79,6 +80,25 @@ def npy_column(stream: IO[bytes]) -> Column:
         return array
 
     return Column(shape, dtype, read)
+
+
+def idx_column(stream: IO[bytes]) -> Column:
+    """The array of an open IDX file of bytes, the format of MNIST (LeCun et al. 1998).
+
+    Raises one of `DAMAGE` for another type of values, and when the header, and later the rows, end early.
+    """
+    zeros, kind, dimensions = struct.unpack(">HBB", stream.read(4))
+    if zeros or kind != 8 or not dimensions:
+        raise ValueError(f"IDX type {kind:#04x} of {dimensions} dimensions, not bytes")
+    shape = struct.unpack(f">{dimensions}I", stream.read(4 * dimensions))
+
+    def read(rows: int) -> Array:
+        array = np.frombuffer(stream.read(rows * math.prod(shape[1:])), np.uint8)
+        if len(array) < rows * math.prod(shape[1:]):
+            raise EOFError("an array ends early")
+        return array.reshape(rows, *shape[1:])
+
+    return Column(shape, np.dtype(np.uint8), read)
 
 
 def hdf5_column(dataset: Any) -> Column:

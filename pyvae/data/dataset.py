@@ -132,7 +132,7 @@ def grid_classes(sizes: Sequence[int], start: int, stop: int) -> npt.NDArray[np.
 
 
 def file_format(path: Path) -> str:
-    """ "zip", "npy" or "hdf5" by the first bytes; `DataError` for what is none of them, empty, or not there."""
+    """ "zip", "npy", "hdf5", "idx" or "gzip" by the first bytes; `DataError` for what is none, empty, or not there."""
     try:
         with open(path, "rb") as file:
             start = file.read(8)
@@ -146,8 +146,12 @@ def file_format(path: Path) -> str:
         return "npy"
     if start == b"\x89HDF\r\n\x1a\n":
         return "hdf5"
+    if start.startswith(b"\0\0\x08"):
+        return "idx"
+    if start.startswith(b"\x1f\x8b"):
+        return "gzip"
     raise DataError(
-        f"{path}: neither a .npz (zip), a .npy nor an HDF5 file; give such a file, or the folder "
+        f"{path}: neither a .npz (zip), a .npy nor an HDF5 (or IDX) file; give such a file, or the folder "
         "of the image files"
     )
 

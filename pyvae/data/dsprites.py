@@ -104,6 +104,8 @@ class DSprites(FactorDataset):
         """
         path = Path(path).expanduser().resolve()
         form = file_format(path)
+        if form not in ("zip", "hdf5"):
+            raise DataError(f"{path}: not dSprites: neither a .npz nor an HDF5 file; {_AGAIN}")
         status = path.stat()
 
         def build(append: Callable[[Array], None]) -> dict[str, int]:
@@ -210,7 +212,7 @@ def _check_keys(path: Path, keys: Sequence[str], needed: tuple[str, ...]) -> Non
 def is_dsprites(path: Path) -> bool:
     """Whether a file has the arrays of dSprites; `DataError` when it cannot be told."""
     form = file_format(path)
-    if form == "npy":
+    if form not in ("zip", "hdf5"):
         return False
     try:
         if form == "zip":

@@ -225,7 +225,8 @@ class Reproduce:
             _say(str(reproduce_toy(self.name, out, seeds=seeds, scale=self.scale)))
             return 0
         device = _device(self.device)
-        dataset = _load(Recipe(data=self.data))
+        dataset = _load(study.recipe(study.arms[0], self.data))
+        held_out = _test_images(study.recipe(study.arms[0], self.data)) if study.likelihoods else None
         try:
             page = reproduce(
                 self.name,
@@ -236,6 +237,7 @@ class Reproduce:
                 seeds=seeds,
                 scale=scale,
                 data=self.data,
+                held_out=held_out,
                 precision=self.precision,
                 checkpoint_seconds=self.checkpoint_seconds,
                 capture=self.capture,
@@ -313,6 +315,13 @@ def _load(recipe: Recipe) -> "Dataset":
         crop=recipe.crop,
         corrupt=recipe.corrupt,
     )
+
+
+def _test_images(recipe: Recipe) -> "Dataset | None":
+    """MNIST's test images, where they lie beside its training images."""
+    train = Path(recipe.data).expanduser()
+    test = train.with_name(train.name.replace("train-images", "t10k-images"))
+    return _load(replace(recipe, data=str(test))) if test != train and test.exists() else None
 
 
 def _open(path: Path) -> tuple["Run", "Dataset"]:

@@ -16,13 +16,14 @@ from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError
-from pyvae.evaluation import read_scores, score, write_metrics
+from pyvae.evaluation import read_likelihood, read_scores, score, score_likelihood, write_metrics
 from pyvae.report.evaluation import evaluate
 from pyvae.report.study import Findings, Measured, write_report
 from pyvae.report.trained import load_trained
-from pyvae.studies import QUANTITIES, STUDIES, Quantity, Study, shorten
+from pyvae.studies import LIKELIHOODS, QUANTITIES, STUDIES, Quantity, Study, shorten
 
 _ROWS = 10_000
+_SAMPLES = 5_000
 _LOG = logging.getLogger(__name__)
 
 
@@ -47,6 +48,7 @@ def reproduce(
     seeds: Sequence[int],
     scale: Fraction = Fraction(1),
     data: str = "dsprites",
+    held_out: Dataset | None = None,
     precision: Literal["fp32", "tf32", "bf16"] = "fp32",
     checkpoint_seconds: float = 60.0,
     capture: bool = True,
@@ -62,6 +64,7 @@ def reproduce(
         seeds: of every arm.
         scale: of every length.
         data: what the recipes name as their data.
+        held_out: images for the marginal likelihood, where the study needs it; by default those of ``dataset``.
         precision: of the networks' products.
         checkpoint_seconds: time between checkpoints.
         capture: on a GPU, run several steps as one CUDA graph.
@@ -78,7 +81,7 @@ def reproduce(
     runs = {
         (arm.name, seed): (
             out / arm.name / f"seed-{seed}",
-            replace(shorten(arm.recipe, scale), data=data, precision=precision, seed=seed),
+            replace(shorten(study.recipe(arm, data), scale), precision=precision, seed=seed),
         )
         for seed in seeds
         for arm in study.arms
@@ -105,25 +108,35 @@ def reproduce(
                 )
                 if outcome.interrupted:
                     return None
-            measured[arm.name].append(_measure(run, study, dataset, device))
-        page = write_report(Findings(name, study, scale, dataset, len(seeds), measured), out)
+            measured[arm.name].append(_measure(run, study, dataset, device, held_out))
+        findings = Findings(name, study, scale, dataset, len(seeds), measured, held_out is not None)
+        page = write_report(findings, out)
     return page
 
 
-def _measure(run: Run, study: Study, dataset: Dataset, device: torch.device) -> Measured:
+def _measure(
+    run: Run, study: Study, dataset: Dataset, device: torch.device, held_out: Dataset | None
+) -> Measured:
     trained = load_trained(run, dataset)
     scores = read_scores(run, trained.steps, dataset)
-    if isinstance(dataset, FactorDataset):
+    if study.metrics and isinstance(dataset, FactorDataset):
         factors = [factor for factor in dataset.factor_names if factor not in study.without]
         # metrics.json may hold scores over other factors, of `pyvae evaluate`
         missing = [m for m in study.metrics if scores.get(m, {}).get("factors") != factors]
         if missing:
             scores |= score(run, dataset, missing, device=device, without=study.without)
-    evaluation = evaluate(trained.net, dataset, run.recipe.likelihood)
+    evaluation = evaluate(trained.net, run.shown(dataset), run.recipe.likelihood)
     write_metrics(run, trained.steps, dataset, evaluation.to_json(dataset))
     values: dict[Quantity, float] = {"recon": evaluation.recon, "kl": sum(evaluation.kl)}
     for metric in study.metrics:
         values[metric] = scores[metric]["score"]
+    if study.likelihoods:
+        likelihood = read_likelihood(run, trained.steps, dataset) or {}
+        wanted = (held_out or dataset).fingerprint
+        if (likelihood.get("samples"), likelihood.get("data")) != (_SAMPLES, wanted):
+            likelihood = score_likelihood(run, dataset, device=device, samples=_SAMPLES, held_out=held_out)
+        for quantity in study.likelihoods:
+            values[quantity] = likelihood[LIKELIHOODS[quantity]]
     return Measured(run, trained, evaluation.kl, values)
 
 

@@ -302,3 +302,26 @@ def test_what_cannot_be_trained_leaves_no_directory(pyvae, tmp_path):
     )
     refused(pyvae("train", "factor-bottleneck", "--latents", 3, "--out", "run"), "--latents 5")
     assert not (tmp_path / "run").exists()
+
+
+def test_reproduce_on_mnists_files(pyvae, tmp_path):
+    from test_idx import write
+
+    rng = np.random.default_rng(0)
+    for name in ("train-images-idx3-ubyte", "t10k-images-idx3-ubyte"):
+        write(tmp_path / name, rng.integers(0, 256, (70, 28, 28), dtype=np.uint8))
+    data = tmp_path / "train-images-idx3-ubyte"
+    done = pyvae("reproduce", "tighter-bounds", "--scale", 3e-7, "--seeds", 1, "--data", data, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert len(results["runs"]) == 8
+    for run in results["runs"]:
+        metrics = json.loads((tmp_path / f"out/{run['arm']}/seed-1/metrics.json").read_text())
+        likelihood = metrics["marginal_likelihood"]
+        assert likelihood["data"] != likelihood["trained_on"]
+        assert run["values"]["log-p"] == likelihood["log_p"]
+        assert run["values"]["gap"] == pytest.approx(likelihood["iwae_64"] - likelihood["log_p"])
+        assert run["recipe"]["binarise"] == "stochastic"
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Other data than the published" in page
+    assert "is that of training images" not in page

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _SPAN = 2.0
 _DSPRITES = 737_280
+_MNIST = 60_000, (1, 28, 28)
 _BODY = Template("""<p class="note">$subtitle</p>
 $notices
 <h2>Results</h2>
@@ -66,6 +67,8 @@ class Findings(NamedTuple):
     """That were asked for."""
     measured: dict[str, list[Measured]]
     """Finished runs of each arm."""
+    held_out: bool = False
+    """Whether the marginal likelihood is that of images held out."""
 
     @property
     def obstacles(self) -> list[str]:
@@ -76,12 +79,22 @@ class Findings(NamedTuple):
                 f"Scaled run: every length is {float(self.scale):.4g} of the published one, rates are not changed. "
                 "These numbers are no reproduction and are not judged."
             )
-        if (self.dataset.name, len(self.dataset)) != ("dsprites", _DSPRITES):
+        if not self._published_data:
             found.append(
                 f"Other data than the published: {self.dataset.fingerprint}. These numbers are no reproduction and "
                 "are not judged."
             )
+        if self.study.likelihoods and not self.held_out:
+            found.append(
+                "The marginal likelihood is that of training images, the published one of a test set."
+            )
         return found
+
+    @property
+    def _published_data(self) -> bool:
+        if self.study.data == "mnist":
+            return (len(self.dataset), self.dataset.image_shape) == _MNIST
+        return (self.dataset.name, len(self.dataset)) == ("dsprites", _DSPRITES)
 
     def judgements(self) -> Iterator[tuple[str, Published, list[float], Verdict | None]]:
         """(arm, published number, ours of each seed, verdict); no verdict where something stands in the way."""
@@ -196,7 +209,7 @@ def _results(findings: Findings) -> str:
 
 
 def _runs(study: Study, measured: dict[str, list[Measured]]) -> str:
-    quantities: list[Quantity] = ["recon", "kl", *study.metrics]
+    quantities: list[Quantity] = ["recon", "kl", *study.metrics, *study.likelihoods]
     head = ["arm", "seed", "steps", *(QUANTITIES[q] for q in quantities), "wall time", "steps/s", "device"]
     numbers = tuple(range(1, len(head) - 1))
     rows = [_row(head, numbers=numbers, cell="th")]
@@ -256,7 +269,8 @@ def _caption(findings: Findings) -> str:
 
 def _arm(name: str, findings: Findings, out: Path) -> str:
     measured = findings.measured[name][0]
-    dataset, run = findings.dataset, measured.run
+    run = measured.run
+    dataset = run.shown(findings.dataset)
     trace = run.trace()
     seed = traversal.default_seeds(dataset)[-1]
     traversals = traversal.draw(run, measured.trained.net, dataset, measured.kl, span=_SPAN, seeds=(seed,))

@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pyvae.studies import Published, Quantity
+from pyvae.studies import LIKELIHOODS, Published, Quantity
 
 CONFIDENCE = 0.95
+_NATS = ("recon", "kl", *LIKELIHOODS)
 
 
 class Mean(NamedTuple):
@@ -80,9 +81,9 @@ def _quantile(seeds: int) -> float:
 
 def plain(quantity: Quantity, value: float) -> str:
     """A value as it is printed: nats with two decimals, scores with four."""
-    return f"{value:.2f}" if quantity in ("recon", "kl") else f"{value:.4f}"
+    return f"{value:.2f}" if quantity in _NATS else f"{value:.4f}"
 
 
 def signed(quantity: Quantity, difference: float) -> str:
     """A difference as it is printed, with its unit."""
-    return f"{difference:+.2f} nats" if quantity in ("recon", "kl") else f"{difference:+.4f}"
+    return f"{difference:+.2f} nats" if quantity in _NATS else f"{difference:+.4f}"

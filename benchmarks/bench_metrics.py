@@ -198,7 +198,9 @@ def encoder_ways(device: torch.device) -> dict[str, Way]:
 
     @torch.no_grad()
     def batches_of_16() -> torch.Tensor:
-        return torch.cat([net.encoder(x.to(device).float())[0].cpu() for x in stored[: slice_ // 8].split(16)])
+        return torch.cat(
+            [net.encoder(x.to(device).float())[0].cpu() for x in stored[: slice_ // 8].split(16)]
+        )
 
     @torch.no_grad()
     def loader() -> torch.Tensor:

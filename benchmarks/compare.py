@@ -1,8 +1,8 @@
 """Did anything become slower? ``python benchmarks/compare.py OLD.json NEW.json``: ratios with their noise.
 
-Both are files of the same benchmark. A ratio below 1 is a gain. The band is what the quartiles of both files allow: from
-the new lower over the old upper quartile to the new upper over the old lower one. Slower by more than the band, and by
-5% at least, is a regression: it is marked, and the exit status is 1.
+Both are files of the same benchmark. A ratio below 1 is a gain. The band is what the quartiles of both files allow:
+from the new lower over the old upper quartile to the new upper over the old lower one. Slower by more than the band,
+and by 5% at least, is a regression: it is marked, and the exit status is 1.
 """
 
 import argparse
@@ -41,7 +41,9 @@ def times(result: dict[str, Any]) -> dict[str, Quartiles]:
     """
     if "cases" in result:
         return {
-            f"{row['op']} {row['size']}, {row['provider']}{', graph' if row['graph'] else ''}": _three(row["us"])
+            f"{row['op']} {row['size']}, {row['provider']}{', graph' if row['graph'] else ''}": _three(
+                row["us"]
+            )
             for row in result["cases"]
             if "us" in row
         }
@@ -88,6 +90,16 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[Change], lis
     return sorted(changes, key=lambda c: order[c.name]), sorted(before.keys() ^ after.keys())
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A result file; ends the program with one line if it is none."""
+    try:
+        result = json.loads(path.read_text())
+        times(result)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        sys.exit(f"{path} is no result file: {error}")
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -95,14 +107,7 @@ def main() -> None:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     options = parser.parse_args()
-    results = []
-    for path in (options.old, options.new):
-        try:
-            results.append(json.loads(path.read_text()))
-            times(results[-1])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            sys.exit(f"{path}: no result file: {error}")
-    old, new = results
+    old, new = read(options.old), read(options.new)
     for what in ("cpu", "gpu", "threads", "torch"):
         if old["machine"][what] != new["machine"][what]:
             print(f"not the same {what}: {old['machine'][what]}, then {new['machine'][what]}")

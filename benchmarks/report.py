@@ -21,7 +21,7 @@ def train_table(result: dict[str, Any]) -> str:
     """Steps per second of each variant, and the ratio to the first."""
     rates = result["steps_per_second"]
     base = next(iter(rates.values()))
-    rows = [f"| {name} | {rate:.1f} | {rate / base:.2f}x |" for name, rate in rates.items()]
+    rows = [f"| {name} | {_rate(rate)} | {rate / base:.2f}x |" for name, rate in rates.items()]
     return "\n".join([f"| {result['setting']} | steps/s | |", "|---|---:|---:|", *rows])
 
 
@@ -33,7 +33,16 @@ def ops_table(result: dict[str, Any]) -> str:
     cases: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in result["cases"]:
         cases.setdefault((row["op"], row["what"], row["size"]), []).append(row)
-    head = ["op", "size", "eager, us", "torch.compile, us", "pyvae, us", "to eager", "to compile", "of a copy"]
+    head = [
+        "op",
+        "size",
+        "eager, us",
+        "torch.compile, us",
+        "pyvae, us",
+        "to eager",
+        "to compile",
+        "of a copy",
+    ]
     lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
     for (op, what, size), rows in cases.items():
         # what no graph can hold is shown as it is called
@@ -65,6 +74,10 @@ def kind_of(provider: str) -> str:
     return first if first in ("pyvae", "compile") else "other"
 
 
+def _rate(x: float) -> str:
+    return f"{x:.1f}" if x >= 10 else f"{x:.2g}"
+
+
 def _number(x: float) -> str:
     return f"{x:,.0f}" if x >= 100 else f"{x:.1f}"
 
@@ -93,7 +106,7 @@ def peers_table(result: dict[str, Any]) -> str:
             for row in result["rates"]
             if row["objective"] == objective
         }
-        cells = [f"{rates[name]:.1f}" if name in rates else "-" for name in names]
+        cells = [_rate(rates[name]) if name in rates else "-" for name in names]
         lines.append(f"| {objective} | {' | '.join(cells)} |")
     return "\n".join([*lines, *(f"\n{name}: {reason}." for name, reason in result["skipped"].items())])
 

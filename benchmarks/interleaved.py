@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -106,6 +105,8 @@ class Runner:
 
 def each(cases: list[Case]) -> Any:
     """Marks a pytest function of ``case`` and ``function``, the name of one of the case's functions."""
+    import pytest  # the rest of this file serves without
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pairs = [(c, name) for c in cases if device.type in c.devices for name in c.names(device)]
     return pytest.mark.parametrize(

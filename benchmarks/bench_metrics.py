@@ -305,10 +305,10 @@ def main() -> None:
         for row in results[metric]:
             about = "  extrapolated" if row["extrapolated"] else ""
             print(f"{metric:34s} {row['way']:60s} {row['seconds'][1]:12.5g} s{about}", flush=True)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": describe(), "metrics": results}
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+        if options.out:
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            content = {"machine": describe(), "metrics": results}
+            options.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

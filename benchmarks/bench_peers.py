@@ -1,4 +1,4 @@
-"""Steps per second of other libraries and of pyvae, same network, batch and images: ``python benchmarks/bench_peers.py``.
+"""Steps per second of other libraries and of pyvae: ``python benchmarks/bench_peers.py [--disentangling-vae PATH]``.
 
 pythae and disent come with ``pip install ".[peers]"``; ``--disentangling-vae PATH`` adds a checkout of
 github.com/YannDubs/disentangling-vae. What is not there is skipped, and said so. Every library makes the step that its
@@ -201,8 +201,7 @@ def disent_model(objective: str, _: Path | None) -> Model:
 
 def disentangling_vae_model(objective: str, checkout: Path | None) -> Model:
     sys.path.insert(0, str(checkout))
-    if not hasattr(np, "product"):
-        np.prod = np.prod  # gone from numpy 2
+    vars(np).setdefault("product", np.prod)  # gone from numpy 2
     losses = importlib.import_module("disvae.models.losses")
     training = importlib.import_module("disvae.training")
     vae = importlib.import_module("disvae.models.vae")
@@ -298,11 +297,13 @@ def main() -> None:
     parser.add_argument("--disentangling-vae", type=Path, metavar="PATH", help="a checkout of it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     parser.add_argument("--minutes", type=float, help="begin no measurement after so many")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     checkout = options.disentangling_vae
     if options.one:
         print(json.dumps(measure(*options.one, checkout, options.seconds)))
@@ -327,6 +328,7 @@ def main() -> None:
             if time.monotonic() > end or pair[0] in skipped:
                 continue
             command = [sys.executable, __file__, "--one", *pair, "--seconds", str(options.seconds)]
+            command += ["--threads", str(options.threads)]
             if checkout:
                 command += ["--disentangling-vae", str(checkout)]
             done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)

@@ -124,7 +124,10 @@ def render(readme: str, results: Path = RESULTS) -> str:
     """The README with every table made anew."""
 
     def fill(slot: re.Match[str]) -> str:
-        result = json.loads((results / f"{slot[2]}.json").read_text())
+        path = results / f"{slot[2]}.json"
+        if not path.is_file():
+            return f"{slot[1]}Not measured yet.\n{slot[3]}"
+        result = json.loads(path.read_text())
         table = TABLES[slot[2].split("-")[0]](result)
         return f"{slot[1]}{table}\n\n{_provenance(result['machine'])}\n{slot[3]}"
 

@@ -33,19 +33,24 @@ lint: $(VENV)/.installed-test
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
 
+# every part runs, and a failure of any is one of the whole
 bench: $(VENV)/.installed-test
-	$(BENCH)/bench_ops.py --minutes 3 --out $(RESULTS)/ops-cpu.json
-	$(BENCH)/bench_metrics.py --rounds 1 --out $(RESULTS)/metrics-cpu.json
-	$(BENCH)/bench_train.py --rounds 1 --seconds 2 --minutes 3 --out $(RESULTS)/train-cpu.json
-	-$(BENCH)/bench_peers.py $(PEERS) --rounds 1 --seconds 2 --minutes 2 --out $(RESULTS)/peers-cpu.json
+	failed=0; \
+	$(BENCH)/bench_ops.py --minutes 5 --limit 3 --out $(RESULTS)/ops-cpu.json || failed=1; \
+	$(BENCH)/bench_metrics.py --rounds 1 --out $(RESULTS)/metrics-cpu.json || failed=1; \
+	$(BENCH)/bench_train.py --rounds 1 --seconds 2 --minutes 3 --out $(RESULTS)/train-cpu.json || failed=1; \
+	$(BENCH)/bench_peers.py $(PEERS) --rounds 1 --seconds 2 --minutes 2 --out $(RESULTS)/peers-cpu.json || failed=1; \
+	exit $$failed
 
 # each part ends by itself; timeout is for what hangs
 bench-gpu: $(VENV)/.installed-test
 	$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'bench-gpu: no CUDA GPU here')"
-	timeout 210 $(BENCH)/bench_ops.py --minutes 3 --limit 3 --out $(RESULTS)/ops-$(GPU).json
-	-timeout 75 $(BENCH)/bench_metrics.py --rounds 2 --out $(RESULTS)/metrics-$(GPU).json
-	-timeout 160 $(BENCH)/bench_train.py --rounds 2 --seconds 1 --minutes 2.5 --out $(RESULTS)/train-$(GPU).json
-	-timeout 95 $(BENCH)/bench_peers.py $(PEERS) --rounds 1 --seconds 2 --minutes 1.2 --out $(RESULTS)/peers-$(GPU).json
+	failed=0; \
+	timeout 210 $(BENCH)/bench_ops.py --minutes 3 --limit 3 --out $(RESULTS)/ops-$(GPU).json || failed=1; \
+	timeout 75 $(BENCH)/bench_metrics.py --rounds 2 --out $(RESULTS)/metrics-$(GPU).json || failed=1; \
+	timeout 160 $(BENCH)/bench_train.py --rounds 2 --seconds 1 --minutes 2.5 --out $(RESULTS)/train-$(GPU).json || failed=1; \
+	timeout 95 $(BENCH)/bench_peers.py $(PEERS) --rounds 1 --seconds 2 --minutes 1.2 --out $(RESULTS)/peers-$(GPU).json || failed=1; \
+	exit $$failed
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	@echo "installing pyvae into $(VENV): torch alone is some 200 MB, several GB with CUDA"

@@ -60,9 +60,15 @@ def main() -> None:
         if time.monotonic() > end:
             left.append(f"{case.op} {case.label}")
             continue
-        measured, refused = measure(
-            case, device, rounds=options.rounds, block_seconds=options.block, limit_seconds=options.limit
-        )
+        try:
+            measured, refused = measure(
+                case, device, rounds=options.rounds, block_seconds=options.block, limit_seconds=options.limit
+            )
+        except RuntimeError as error:
+            # the other cases have their times all the same
+            wrong.append(f"{case.op} {case.label}: failed: {' '.join(str(error).split())[:200]}")
+            print(wrong[-1], flush=True)
+            continue
         for row in measured:
             print(line(row), flush=True)
         rows += measured

@@ -65,6 +65,7 @@ def case(images: int, factor_sizes: tuple[int, ...]) -> Case:
         tolerances={"sampled, marginal alone": 0.15},
         # read once; the work is in the exponentials
         moved=2 * 4 * 10 * images,
+        uncaptured=("sampled, marginal alone", "reference"),
         sets=1,
     )
 

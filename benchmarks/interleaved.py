@@ -48,6 +48,8 @@ class Case:
     """Largest error, as a share of the largest value of the result."""
     tolerances: dict[str, float] = field(default_factory=dict)
     devices: tuple[str, ...] = ("cpu", "cuda")
+    uncaptured: tuple[str, ...] = ()
+    """Functions that no CUDA graph can hold, since they wait for the device."""
     sets: int | None = None
     """Copies of the inputs that are rotated; by their bytes unless given."""
 
@@ -291,6 +293,8 @@ def measure(case: Case, device: torch.device, **timing: Any) -> tuple[list[dict[
     ways = [(False, prepare), *([(True, capture)] if device.type == "cuda" else [])]
     for name in case.names(device):
         for graph, make in ways:
+            if graph and name in case.uncaptured:
+                continue
             key = f"{name}, graph" if graph else name
             rows[key] = {"provider": name, "graph": graph, "bytes": case.bytes_of(name)}
             try:

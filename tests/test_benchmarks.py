@@ -205,6 +205,25 @@ class TestGraph:
         with pytest.raises(AssertionError):
             script("interleaved").capture(case, "eager", case.inputs(CPU))
 
+    def test_rows_of_a_gpu(self, monkeypatch):
+        interleaved = script("interleaved")
+        gpu = torch.device("cuda")
+        # inputs and copies stay on the CPU; everything else goes the way of a GPU
+        sets = double_case().inputs(CPU)
+        monkeypatch.setattr(interleaved.Case, "inputs", lambda self, device: sets)
+        copy = interleaved.copy_runner(8000, CPU)
+        monkeypatch.setattr(interleaved, "copy_runner", lambda moved, device: copy)
+        monkeypatch.setattr(interleaved, "device_microseconds", lambda runner: 1.5)
+        rows, wrong = interleaved.measure(double_case(uncaptured=("eager",)), gpu, **TIMING)
+        assert wrong == []
+        assert [(row["provider"], row["graph"]) for row in rows] == [
+            ("eager", False),
+            ("pyvae", False),
+            ("pyvae", True),
+        ]
+        assert all(row["device_us"] == 1.5 for row in rows)
+        assert "speedup" not in rows[2]  # its rival is in no graph
+
     def test_max_autotune_on_a_gpu_alone(self):
         case = double_case(compiled="eager")
         assert case.names(CPU) == ["eager", "pyvae", "compile"]

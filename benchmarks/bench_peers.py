@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -275,7 +275,7 @@ def measure(library: str, objective: str, checkout: Path | None, seconds: float)
     """One library and objective, in this process."""
     torch.manual_seed(0)
     model = LIBRARIES[library].make(objective, checkout)
-    return {"rate": steps_per_second(model.step, model.steps, seconds), "weights": model.weights}
+    return {"rate": asdict(steps_per_second(model.step, model.steps, seconds)), "weights": model.weights}
 
 
 def check_weights(weights: dict[tuple[str, str], int]) -> None:
@@ -321,7 +321,7 @@ def main() -> None:
         for library, has in LIBRARIES.items()
         if library not in skipped and objective in has.objectives
     ]
-    rates: dict[tuple[str, str], list[float]] = {pair: [] for pair in pairs}
+    rates: dict[tuple[str, str], list[Spread]] = {pair: [] for pair in pairs}
     weights: dict[tuple[str, str], int] = {}
     end = time.monotonic() + 60 * (options.minutes or float("inf"))
     for _ in range(options.rounds):
@@ -341,14 +341,14 @@ def main() -> None:
                 skipped[f"{pair[0]} {pair[1]}"] = f"failed: {last}"
                 continue
             row = json.loads(done.stdout.splitlines()[-1])
-            rates[pair].append(row["rate"])
+            rates[pair].append(Spread(**row["rate"]))
             weights[pair] = row["weights"]
     try:
         check_weights(weights)
     except ValueError as error:
         sys.exit(f"refused: {error}")
     rows = [
-        {"library": library, "objective": objective, "steps_per_second": Spread.of(found).rounded()}
+        {"library": library, "objective": objective, "steps_per_second": Spread.of_rounds(found).rounded()}
         for (library, objective), found in rates.items()
         if found
     ]

@@ -8,12 +8,11 @@ alike. Medians are reported. On a GPU also the kernels of a step.
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from interleaved import Spread
 from machine import ROOT, describe
 from pyvae import bernoulli_nll, reparameterize_kl
 from pyvae.data import load
@@ -163,7 +163,7 @@ HERE = [name for name, variant in VARIANTS.items() if DEVICE.type in variant.dev
 class Measured:
     """Steps per second, and on a GPU the kernels of a step."""
 
-    rate: float
+    rate: Spread
     kernels: float | None = field(default=None)
 
 
@@ -183,8 +183,8 @@ def measure(name: str, seconds: float) -> Measured:
     return Measured(rate, _kernels(step) / variant.steps if DEVICE.type == "cuda" else None)
 
 
-def steps_per_second(step: Step, steps: int, seconds: float) -> float:
-    """Median over portions of the time, for a call that makes so many steps."""
+def steps_per_second(step: Step, steps: int, seconds: float) -> Spread:
+    """Over portions of the time, for a call that makes so many steps."""
     start = time.perf_counter()
     for done in range(5):
         # an importance-weighted step takes seconds on a CPU
@@ -207,7 +207,7 @@ def steps_per_second(step: Step, steps: int, seconds: float) -> float:
             step()
         _synchronise()
         rates.append(portion * steps / (time.perf_counter() - start))
-    return statistics.median(rates)
+    return Spread.of(rates)
 
 
 def _kernels(step: Step) -> int:
@@ -246,7 +246,7 @@ def run_process(names: list[str], seconds: float, threads: int, left: float | No
     rows = [
         json.loads(line) for line in text.splitlines() if line.startswith('{"name"') and line.endswith("}")
     ]
-    return {row["name"]: Measured(row["rate"], row["kernels"]) for row in rows}
+    return {row["name"]: Measured(Spread(**row["rate"]), row["kernels"]) for row in rows}
 
 
 def main() -> None:
@@ -265,10 +265,10 @@ def main() -> None:
     if options.variant:
         for name in options.variant:
             measured = measure(name, options.seconds)
-            print(json.dumps({"name": name, **vars(measured)}), flush=True)
+            print(json.dumps({"name": name, **asdict(measured)}), flush=True)
         return
     names = options.only or HERE
-    rounds: dict[str, list[float]] = {name: [] for name in names}
+    rounds: dict[str, list[Spread]] = {name: [] for name in names}
     kernels: dict[str, float] = {}
     end = time.monotonic() + 60 * options.minutes if options.minutes else None
     for _ in range(options.rounds):
@@ -282,7 +282,7 @@ def main() -> None:
                     kernels[name] = measured.kernels
     rates = {name: values for name, values in rounds.items() if values}
     missed = [name for name in names if name not in rates]
-    results = {name: float(f"{statistics.median(values):.4g}") for name, values in rates.items()}
+    results = {name: float(f"{Spread.of_rounds(values).median:.4g}") for name, values in rates.items()}
     base = next(iter(results.values()), 1.0)
     for name, rate in results.items():
         print(f"{name:40s} {rate:8.4g} steps/s  {rate / base:.2f}x")
@@ -294,7 +294,7 @@ def main() -> None:
             "machine": describe(),
             "setting": f"{RECIPE.architecture}, batch {RECIPE.batch_size}",
             "steps_per_second": results,
-            "rounds": rates,
+            "quartiles": {name: Spread.of_rounds(values).rounded() for name, values in rates.items()},
         }
         if kernels:
             content["kernels_per_step"] = kernels

@@ -59,7 +59,8 @@ def times(result: dict[str, Any]) -> dict[str, Quartiles]:
             for row in result["rates"]
         }
     if "steps_per_second" in result:
-        return {name: _inverse(_quartiles(rates)) for name, rates in result["rounds"].items()}
+        quartiles = result.get("quartiles") or {n: _quartiles(r) for n, r in result["rounds"].items()}
+        return {name: _inverse(three) for name, three in quartiles.items()}
     raise ValueError("holds no results of bench_ops, bench_metrics, bench_train or bench_peers")
 
 

@@ -9,7 +9,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,13 @@ class Spread:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
+
+    @classmethod
+    def of_rounds(cls, rounds: "list[Spread]") -> "Spread":
+        """Of the medians of the rounds; of fewer than three rounds, what they had within them."""
+        if len(rounds) >= 3:
+            return cls.of([spread.median for spread in rounds])
+        return cls(*(statistics.median(values) for values in zip(*map(astuple, rounds), strict=True)))
 
     def rounded(self) -> list[float]:
         """Low quartile, median and high quartile to five digits."""

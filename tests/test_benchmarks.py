@@ -170,6 +170,8 @@ class TestTiming:
         assert spread.of([5.0, 1.0, 2.0, 4.0, 3.0]) == spread(3, 2, 4)
         assert spread.of([7.0]) == spread(7, 7, 7)
         assert spread.of([5.0, 1.0, 2.0, 4.0, 3.0]).rounded() == [2, 3, 4]
+        assert spread.of_rounds([spread(2, 1, 3), spread(4, 2, 7)]) == spread(3, 1.5, 5)
+        assert spread.of_rounds([spread(m, 0, 9) for m in (5.0, 1.0, 2.0, 4.0, 3.0)]) == spread(3, 2, 4)
 
 
 class TestGraph:
@@ -300,7 +302,7 @@ class TestCompare:
 
     def test_rates_are_turned_round(self):
         old = {"machine": MACHINE, "steps_per_second": {"pyvae": 20.0}, "rounds": {"pyvae": [20.0, 20.0]}}
-        new = {"machine": MACHINE, "steps_per_second": {"pyvae": 10.0}, "rounds": {"pyvae": [10.0]}}
+        new = {"machine": MACHINE, "steps_per_second": {"pyvae": 10.0}, "quartiles": {"pyvae": [10, 10, 10]}}
         (change,) = script("compare").compare(old, new)[0]
         assert change.ratio == 2
         assert change.verdict == "SLOWER"

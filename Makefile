@@ -1,14 +1,21 @@
 # make demo    create .venv, install pyvae, train the demo and write its report
 # make test    install what the tests need, check style and types, run the tests
 # make slow    the tests that take minutes
-# make bench   time the ops on this machine
+# make bench      time ops, metrics, training and what other libraries are there: a few minutes on a CPU
+# make bench-gpu  the same on a GPU, at most nine minutes
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
+# name of the GPU in benchmarks/results
+GPU ?= gpu
+RESULTS ?= benchmarks/results
+# such as --disentangling-vae PATH
+PEERS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+BENCH = $(BIN)/python benchmarks
 
-.PHONY: demo test lint slow bench
+.PHONY: demo test lint slow bench bench-gpu
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -26,8 +33,24 @@ lint: $(VENV)/.installed-test
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
 
+# every part runs, and a failure of any is one of the whole
 bench: $(VENV)/.installed-test
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+	failed=0; \
+	$(BENCH)/bench_ops.py --minutes 5 --limit 3 --out $(RESULTS)/ops-cpu.json || failed=1; \
+	$(BENCH)/bench_metrics.py --rounds 1 --out $(RESULTS)/metrics-cpu.json || failed=1; \
+	$(BENCH)/bench_train.py --rounds 1 --seconds 2 --minutes 3 --out $(RESULTS)/train-cpu.json || failed=1; \
+	$(BENCH)/bench_peers.py $(PEERS) --rounds 1 --seconds 2 --minutes 2 --out $(RESULTS)/peers-cpu.json || failed=1; \
+	exit $$failed
+
+# each part ends by itself; timeout is for what hangs
+bench-gpu: $(VENV)/.installed-test
+	$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'bench-gpu: no CUDA GPU here')"
+	failed=0; \
+	timeout 210 $(BENCH)/bench_ops.py --minutes 3 --limit 3 --out $(RESULTS)/ops-$(GPU).json || failed=1; \
+	timeout 75 $(BENCH)/bench_metrics.py --rounds 2 --out $(RESULTS)/metrics-$(GPU).json || failed=1; \
+	timeout 160 $(BENCH)/bench_train.py --rounds 2 --seconds 1 --minutes 2.5 --out $(RESULTS)/train-$(GPU).json || failed=1; \
+	timeout 95 $(BENCH)/bench_peers.py $(PEERS) --rounds 1 --seconds 2 --minutes 1.2 --out $(RESULTS)/peers-$(GPU).json || failed=1; \
+	exit $$failed
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	@echo "installing pyvae into $(VENV): torch alone is some 200 MB, several GB with CUDA"

@@ -2,12 +2,11 @@
 
 import math
 
-import pytest
 import torch
 
 import pyvae
+from interleaved import Case, each
 
-SIZES = [(64, 10), (1024, 10)]
 DATASET = 737_280
 
 
@@ -21,33 +20,38 @@ def popular(z, mu, logvar):
     return joint, (torch.logsumexp(density, 1) - constant).sum(1)
 
 
-def fused(z, mu, logvar):
-    return pyvae.aggregate_log_density(z, mu, logvar, dataset_size=DATASET)
+def case(size: tuple[int, int]) -> Case:
+    def make(device, generator):
+        return tuple(torch.randn(size, device=device, generator=generator).requires_grad_() for _ in range(3))
 
-
-PROVIDERS = {"eager": popular, "compile": torch.compile(popular), "pyvae": fused}
-
-
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: "x".join(map(str, s)))
-@pytest.mark.parametrize("provider", PROVIDERS)
-def test_aggregate_log_density(timed, device, provider, size):
-    generator = torch.Generator(device).manual_seed(0)
-    inputs = [torch.randn(size, device=device, generator=generator).requires_grad_() for _ in range(3)]
-
-    def evaluate(function):
+    def evaluate(function, inputs):
         joint, product = function(*inputs)
         return joint, product, *torch.autograd.grad((joint - 5 * product).mean(), inputs)
 
-    def derive(joint, product, *gradients):
-        return [joint.detach(), product.detach(), *gradients]
+    def expect(*inputs):
+        exact = [x.detach().double().requires_grad_() for x in inputs]
+        return [x.detach() for x in evaluate(popular, exact)]
 
-    # the inputs twice, the gradients once: the pairs themselves need not touch memory
-    moved = 9 * 4 * inputs[0].numel()
-    group = f"aggregate_log_density value+gradient {size[0]}x{size[1]}"
-    timed(
-        lambda: evaluate(PROVIDERS[provider]),
-        derive,
-        derive(*evaluate(popular)),
-        group=group,
-        moved_bytes=moved,
+    return Case(
+        op="aggregate_log_density",
+        what="value + gradient",
+        size=size,
+        make=make,
+        functions={
+            "eager": popular,
+            "pyvae": lambda *inputs: pyvae.aggregate_log_density(*inputs, dataset_size=DATASET),
+        },
+        compiled="eager",
+        evaluate=evaluate,
+        expect=expect,
+        # the inputs twice, the gradients once: the pairs themselves need not touch memory
+        moved=9 * 4 * size[0] * size[1],
     )
+
+
+CASES = [case((64, 10)), case((1024, 10))]
+
+
+@each(CASES)
+def test_aggregate_log_density(timed, case, function):
+    timed(case, function)

@@ -1,45 +1,55 @@
 """bernoulli_nll, loss and gradient: PyTorch as the popular repositories write it, torch.compile of that, pyvae."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 
 import pyvae
+from interleaved import Case, each
 from pyvae.reference import pack_bits
 
-SIZES = [(64, 4096), (1024, 4096)]
+
+def popular(logits, image, bits):
+    return F.binary_cross_entropy_with_logits(logits, image, reduction="sum") / logits.shape[0]
 
 
-def popular(logits, target):
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / logits.shape[0]
+def case(size: tuple[int, int]) -> Case:
+    def make(device, generator):
+        logits = torch.randn(size, device=device, generator=generator, requires_grad=True)
+        image = (torch.rand(size, device=device, generator=generator) < 0.04).float()
+        return logits, image, pack_bits(image)
 
+    def evaluate(function, inputs):
+        loss = function(*inputs)
+        return loss, *torch.autograd.grad(loss, inputs[0])
 
-PROVIDERS = {
-    "eager": popular,
-    "compile": torch.compile(popular),
-    "pyvae": pyvae.bernoulli_nll,
-    "pyvae-bits": pyvae.bernoulli_nll,
-}
+    def expect(logits, image, bits):
+        x = logits.detach().double()
+        return [(F.softplus(x) - x * image).sum() / size[0], (torch.sigmoid(x) - image) / size[0]]
 
-
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: "x".join(map(str, s)))
-@pytest.mark.parametrize("provider", PROVIDERS)
-def test_bernoulli_nll(timed, device, provider, size):
-    generator = torch.Generator(device).manual_seed(0)
-    logits = torch.randn(size, device=device, generator=generator, requires_grad=True)
-    image = (torch.rand(size, device=device, generator=generator) < 0.04).float()
-    expected_loss = popular(logits, image)
-    expected = [expected_loss.detach(), *torch.autograd.grad(expected_loss, logits)]
-    target = pack_bits(image) if provider == "pyvae-bits" else image
-
-    def call():
-        loss = PROVIDERS[provider](logits, target)
-        return loss, *torch.autograd.grad(loss, logits)
-
-    def derive(loss, gradient):
-        return [loss.detach(), gradient]
-
+    pixels = size[0] * size[1]
     # forward and backward each read logits and target; the backward writes the gradient
-    moved = 3 * 4 * logits.numel() + 2 * target.numel() * target.element_size()
-    group = f"bernoulli_nll loss+gradient {size[0]}x{size[1]}"
-    timed(call, derive, expected, group=group, moved_bytes=moved)
+    floats, bits = 3 * 4 * pixels + 2 * 4 * pixels, 3 * 4 * pixels + 2 * pixels // 8
+    return Case(
+        op="bernoulli_nll",
+        what="loss + gradient",
+        size=size,
+        make=make,
+        functions={
+            "eager": popular,
+            "pyvae": lambda logits, image, bits: pyvae.bernoulli_nll(logits, image),
+            "pyvae, bits": lambda logits, image, bits: pyvae.bernoulli_nll(logits, bits),
+        },
+        compiled="eager",
+        evaluate=evaluate,
+        expect=expect,
+        moved={"eager": floats, "pyvae": floats, "pyvae, bits": bits},
+        devices=("cuda",) if size[0] > 1024 else ("cpu", "cuda"),
+    )
+
+
+CASES = [case((64, 4096)), case((1024, 4096)), case((8192, 4096))]
+
+
+@each(CASES)
+def test_bernoulli_nll(timed, case, function):
+    timed(case, function)

@@ -1,18 +1,15 @@
 """importance_log_weight, value and gradient: the popular chain of torch functions, torch.compile of it, pyvae."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from torch.distributions import Normal
 
 import pyvae
+from interleaved import Case, each
 from pyvae.reference import pack_bits, unpack_bits
 
-# batch, M, K, latents, pixels: MNIST as published, and dSprites
-SIZES = [(20, 8, 8, 50, 784), (64, 4, 16, 10, 4096)]
 
-
-def popular(logits, target, z, mu, logvar):
+def popular(logits, z, mu, logvar, target, bits):
     scale = torch.exp(0.5 * logvar)[:, None, None]
     image = target[:, None, None].expand_as(logits)
     log_p_x = -F.binary_cross_entropy_with_logits(logits, image, reduction="none").sum(-1)
@@ -21,43 +18,58 @@ def popular(logits, target, z, mu, logvar):
     return log_p_x + log_p_z - posterior.log_prob(z).sum(-1)
 
 
-PROVIDERS = {
-    "eager": popular,
-    "compile": torch.compile(popular),
-    "pyvae": pyvae.importance_log_weight,
-    "pyvae bits": pyvae.importance_log_weight,
-}
-
-
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: "x".join(map(str, s)))
-@pytest.mark.parametrize("provider", PROVIDERS)
-def test_importance_log_weight(timed, device, provider, size):
+def case(size: tuple[int, int, int, int, int]) -> Case:
     batch, outer, samples, latents, pixels = size
-    generator = torch.Generator(device).manual_seed(0)
 
-    def normal(*shape):
-        return torch.randn(shape, device=device, generator=generator).requires_grad_()
+    def make(device, generator):
+        def normal(*shape):
+            return torch.randn(shape, device=device, generator=generator).requires_grad_()
 
-    inputs = [normal(batch, outer, samples, pixels), normal(batch, outer, samples, latents)]
-    inputs += [normal(batch, latents), normal(batch, latents)]
-    bits = pack_bits(torch.rand((batch, pixels), device=device, generator=generator) < 0.5)
-    image = unpack_bits(bits, pixels).float()
-    target = bits if provider == "pyvae bits" else image
+        logits, z = normal(batch, outer, samples, pixels), normal(batch, outer, samples, latents)
+        bits = pack_bits(torch.rand((batch, pixels), device=device, generator=generator) < 0.5)
+        image = unpack_bits(bits, pixels).float()
+        return logits, z, normal(batch, latents), normal(batch, latents), image, bits
 
-    def evaluate(function, x):
-        log_w = function(inputs[0], x, *inputs[1:])
-        return log_w, *torch.autograd.grad(log_w.mean(), inputs)
+    def evaluate(function, inputs):
+        log_w = function(*inputs)
+        return log_w, *torch.autograd.grad(log_w.mean(), inputs[:4])
 
-    def derive(log_w, *gradients):
-        return [log_w.detach(), *gradients]
+    def expect(*inputs):
+        exact = [x.detach().double().requires_grad_() for x in inputs[:4]]
+        return [x.detach() for x in evaluate(popular, (*exact, inputs[4].double(), inputs[5]))]
 
     # logits twice and their gradient once, z likewise; the image twice
     rows = batch * outer * samples
-    moved = 12 * rows * (pixels + latents) + 2 * target.numel() * target.element_size()
-    timed(
-        lambda: evaluate(PROVIDERS[provider], target),
-        derive,
-        derive(*evaluate(popular, image)),
-        group=f"importance_log_weight value+gradient {'x'.join(map(str, size))}",
-        moved_bytes=moved,
+    latent = 12 * rows * (pixels + latents)
+    return Case(
+        op="importance_log_weight",
+        what="value + gradient",
+        size=size,
+        make=make,
+        functions={
+            "eager": popular,
+            "pyvae": lambda logits, z, mu, logvar, image, bits: pyvae.importance_log_weight(
+                logits, image, z, mu, logvar
+            ),
+            "pyvae, bits": lambda logits, z, mu, logvar, image, bits: pyvae.importance_log_weight(
+                logits, bits, z, mu, logvar
+            ),
+        },
+        compiled="eager",
+        evaluate=evaluate,
+        expect=expect,
+        moved={
+            "eager": latent + 8 * batch * pixels,
+            "pyvae": latent + 8 * batch * pixels,
+            "pyvae, bits": latent + batch * pixels // 4,
+        },
     )
+
+
+# batch, M, K, latents, pixels: MNIST as published, and dSprites
+CASES = [case((20, 8, 8, 50, 784)), case((64, 4, 16, 10, 4096))]
+
+
+@each(CASES)
+def test_importance_log_weight(timed, case, function):
+    timed(case, function)

@@ -1,41 +1,68 @@
 """tc_batch, forward and backward: one randperm a dimension as in Kim & Mnih's followers, argsort of noise, pyvae."""
 
-import pytest
 import torch
 
+from interleaved import Case, each
 from pyvae.ops.permute_dims import tc_batch
+from pyvae.random import make_key
 
-SIZES = [(64, 10), (1024, 10), (64, 128)]
 
-
-def popular(z, z2):
+def popular(z, z2, *_):
     columns = [column[torch.randperm(len(z2), device=z2.device)] for column in z2.unbind(1)]
     return torch.cat([z, torch.stack(columns, 1)])
 
 
-def argsort(z, z2):
+def argsort(z, z2, *_):
     return torch.cat([z, z2.gather(0, torch.rand_like(z2).argsort(0))])
 
 
-PROVIDERS = {"eager": popular, "eager-argsort": argsort, "compile": torch.compile(argsort), "pyvae": tc_batch}
+def case(size: tuple[int, int]) -> Case:
+    def make(device, generator):
+        z, z2 = (torch.randn(size, device=device, generator=generator).requires_grad_() for _ in range(2))
+        upstream = torch.randn(2 * size[0], size[1], device=device, generator=generator)
+        return z, z2, upstream, make_key(0, device=device)
+
+    def evaluate(function, inputs):
+        out = function(*inputs)
+        return out, *torch.autograd.grad(out, inputs[:2], inputs[2])
+
+    def derive(inputs, outputs):
+        """The permutation is random: what it keeps is compared, and that elements were moved."""
+        z2, upstream = inputs[1].detach(), inputs[2][size[0] :]
+        out, grad_z, grad_z2 = (x.detach() for x in outputs)
+        top, bottom = out.chunk(2)
+        # elements and their gradients, both in the order of the elements
+        strayed = grad_z2.gather(0, z2.argsort(0)) - upstream.gather(0, bottom.argsort(0))
+        moved = (bottom != z2).double().mean() > 0.5
+        return [top, bottom.sort(0).values, grad_z, strayed, moved.double()]
+
+    def expect(z, z2, upstream, _):
+        kept = z2.detach().sort(0).values
+        return [z.detach(), kept, upstream[: size[0]], torch.zeros_like(kept), torch.ones(())]
+
+    return Case(
+        op="permute_dims",
+        what="tc_batch, forward + backward",
+        size=size,
+        make=make,
+        functions={
+            "eager": popular,
+            "eager, argsort": argsort,
+            "pyvae": lambda z, z2, *_: tc_batch(z, z2),
+            "pyvae, named noise": lambda z, z2, upper, key: tc_batch(z, z2, key=key),
+        },
+        compiled="eager, argsort",
+        evaluate=evaluate,
+        derive=derive,
+        expect=expect,
+        # forward: two in, both halves out; backward: both halves in, two out
+        moved=8 * 4 * size[0] * size[1],
+    )
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: "x".join(map(str, s)))
-@pytest.mark.parametrize("provider", PROVIDERS)
-def test_permute_dims(timed, device, provider, size):
-    generator = torch.Generator(device).manual_seed(0)
-    z, z2 = (torch.randn(size, device=device, generator=generator, requires_grad=True) for _ in range(2))
-    upstream = torch.ones(2 * size[0], size[1], device=device)
+CASES = [case((64, 10)), case((1024, 10)), case((64, 128))]
 
-    def call():
-        out = PROVIDERS[provider](z, z2)
-        return out, *torch.autograd.grad(out, (z, z2), upstream)
 
-    def derive(out, *gradients):
-        # the permutation is random: what it keeps is compared
-        top, bottom = out.detach().chunk(2)
-        return [top, bottom.sort(0).values, *gradients]
-
-    expected = [z.detach(), z2.detach().sort(0).values, *upstream.chunk(2)]
-    group = f"tc_batch forward+backward {size[0]}x{size[1]}"
-    timed(call, derive, expected, group=group, moved_bytes=8 * 4 * z.numel())
+@each(CASES)
+def test_permute_dims(timed, case, function):
+    timed(case, function)

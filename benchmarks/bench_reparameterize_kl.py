@@ -1,51 +1,69 @@
 """reparameterize_kl, value and gradient: PyTorch as the popular repositories write it, torch.compile of that, pyvae."""
 
-import pytest
 import torch
 
 import pyvae
+from interleaved import Case, each
 from pyvae.random import make_key
 
-SIZES = [(64, 10), (64, 4096)]
 
-
-def popular(mu, logvar, eps=None):
-    eps = torch.randn_like(mu) if eps is None else eps
-    z = mu + torch.exp(logvar / 2) * eps
+def popular(mu, logvar, *_):
+    z = mu + torch.exp(logvar / 2) * torch.randn_like(mu)
     kl = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp())
     return z, kl.mean(0)
 
 
-def fused(mu, logvar):
-    return pyvae.reparameterize_kl(mu, logvar, key=make_key(0, device=mu.device))
+def case(size: tuple[int, int]) -> Case:
+    def make(device, generator):
+        def normal(*shape):
+            return torch.randn(shape, device=device, generator=generator)
+
+        mu, logvar = normal(*size).requires_grad_(), normal(*size).requires_grad_()
+        return mu, logvar, normal(*size), torch.ones(size[1], device=device), make_key(0, device=device)
+
+    def evaluate(function, inputs):
+        mu, logvar, grad_z, grad_kl, _ = inputs
+        z, kl = function(*inputs)
+        return z, kl, *torch.autograd.grad((z, kl), (mu, logvar), (grad_z, grad_kl))
+
+    def derive(inputs, outputs):
+        """The functions draw different noise: what is left when the part that it explains is taken out."""
+        mu, logvar, upstream = (x.detach() for x in inputs[:3])
+        z, kl, grad_mu, grad_logvar = (x.detach() for x in outputs)
+        noise = z - mu
+        eps = noise * torch.exp(-logvar / 2)
+        # of noise only its first two moments are known
+        moments = torch.stack([eps.mean(), eps.square().mean() - 1]) * (size[0] * size[1]) ** 0.5
+        return [kl, grad_mu, grad_logvar - 0.5 * upstream * noise, (moments.abs() > 6).double() + 1]
+
+    def expect(mu, logvar, upstream, *_):
+        x, y = mu.detach().double(), logvar.detach().double()
+        kl = 0.5 * (x.square() + y.exp() - 1 - y).mean(0)
+        return [kl, upstream + x / size[0], 0.5 * (y.exp() - 1) / size[0], torch.ones(2)]
+
+    return Case(
+        op="reparameterize_kl",
+        what="value + gradient",
+        size=size,
+        make=make,
+        functions={
+            "eager": popular,
+            "pyvae": lambda mu, logvar, *_: pyvae.reparameterize_kl(mu, logvar),
+            "pyvae, named noise": lambda mu, logvar, *rest: pyvae.reparameterize_kl(mu, logvar, key=rest[-1]),
+        },
+        compiled="eager",
+        evaluate=evaluate,
+        derive=derive,
+        expect=expect,
+        # forward: mu and logvar in, z out; backward: those and the gradient of z in, two gradients out
+        moved=(3 + 5) * 4 * size[0] * size[1],
+        devices=("cuda",) if size[0] > 64 else ("cpu", "cuda"),
+    )
 
 
-PROVIDERS = {"eager": popular, "compile": torch.compile(popular), "pyvae": fused}
+CASES = [case((64, 10)), case((64, 4096)), case((8192, 4096))]
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda s: "x".join(map(str, s)))
-@pytest.mark.parametrize("provider", PROVIDERS)
-def test_reparameterize_kl(timed, device, provider, size):
-    generator = torch.Generator(device).manual_seed(0)
-    mu, logvar = (torch.randn(size, device=device, generator=generator).requires_grad_() for _ in range(2))
-    upstream = [torch.randn(size, device=device, generator=generator), torch.ones(size[1], device=device)]
-
-    def call():
-        z, kl = PROVIDERS[provider](mu, logvar)
-        return z, kl, *torch.autograd.grad((z, kl), (mu, logvar), upstream)
-
-    def derive(z, kl, grad_mu, grad_logvar):
-        """The providers draw different noise: what is left when the part that it explains is taken out."""
-        eps = (z - mu) * torch.exp(-logvar / 2)
-        return [
-            kl.detach(),
-            grad_mu,
-            (grad_logvar - 0.5 * upstream[0] * torch.exp(logvar / 2) * eps).detach(),
-        ]
-
-    _, kl = popular(mu, logvar)
-    expected = [kl, upstream[0] + mu / size[0], 0.5 * (logvar.exp() - 1) / size[0]]
-    # forward: mu and logvar in, z out; backward: those and the gradient of z in, two gradients out
-    moved = (3 + 5) * 4 * mu.numel()
-    group = f"reparameterize_kl value+gradient {size[0]}x{size[1]}"
-    timed(call, derive, [x.detach() for x in expected], group=group, moved_bytes=moved)
+@each(CASES)
+def test_reparameterize_kl(timed, case, function):
+    timed(case, function)

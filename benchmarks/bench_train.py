@@ -1,18 +1,18 @@
 """Steps per second of whole training steps on this machine, variant by variant, and what each change pays.
 
 ``python benchmarks/bench_train.py --out benchmarks/results/train-cpu.json`` (on a GPU ``train-h200.json``, say). Every
-variant runs in a process of its own, since the allocator is a setting of the process; rounds go through all variants
-in turn, so that a noisy neighbour hits them alike. Medians are reported. On a GPU also the kernels of a step.
+variant runs in a process of its own, since the allocator is a setting of the process; on a GPU, where there are many
+more, those of one arithmetic share one. Rounds go through all variants in turn, so that a noisy neighbour hits them
+alike. Medians are reported. On a GPU also the kernels of a step.
 """
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from interleaved import Spread
 from machine import ROOT, describe
 from pyvae import bernoulli_nll, reparameterize_kl
 from pyvae.data import load
@@ -29,7 +30,7 @@ from pyvae.engine.loop import settle_arithmetic
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.trainer import BURST, Trainer
 from pyvae.nets import build
-from pyvae.objectives import TCVAE, BetaVAE, ControlVAE, FactorVAE
+from pyvae.objectives import OBJECTIVES, BetaVAE
 from pyvae.reference import unpack_bits
 
 RECIPE = Recipe(objective=BetaVAE(), architecture="burgess", init="kaiming", lr=5e-4)
@@ -48,6 +49,7 @@ class Variant:
     devices: tuple[str, ...] = ("cpu", "cuda")
     steps: int = 1
     """That a call makes."""
+    arithmetic: str = "as torch has it"
 
 
 def popular_losses(mu: Tensor, logvar: Tensor, decoder: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -118,10 +120,16 @@ def ours(steps: int = 1, *, capture: bool = False, compiled: bool = False, **cha
 
 
 def captured(**changes: Any) -> Variant:
-    return Variant(lambda: ours(8 * BURST, capture=True, **changes), devices=("cuda",), steps=8 * BURST)
+    arithmetic = changes.get("precision", RECIPE.precision)
+    return Variant(
+        lambda: ours(8 * BURST, capture=True, **changes),
+        devices=("cuda",),
+        steps=8 * BURST,
+        arithmetic=arithmetic,
+    )
 
 
-OBJECTIVES = {"factor-vae": FactorVAE(), "tc-vae": TCVAE(), "control-vae": ControlVAE()}
+OTHERS = {name: make for name, make in OBJECTIVES.items() if make is not type(RECIPE.objective)}
 VARIANTS = {
     "popular code": Variant(popular, tuned=False),
     "popular code, DataLoader": Variant(lambda: popular(batches=_from_loader), tuned=False),
@@ -134,19 +142,19 @@ VARIANTS = {
     "pyvae": Variant(ours, devices=("cpu",)),
     "pyvae --precision bf16": Variant(lambda: ours(precision="bf16"), devices=("cpu",)),
     **{
-        f"pyvae {name}": Variant(lambda objective=objective: ours(objective=objective), devices=("cpu",))
-        for name, objective in OBJECTIVES.items()
+        f"pyvae {name}": Variant(lambda make=make: ours(objective=make()), devices=("cpu",))
+        for name, make in OTHERS.items()
     },
-    "pyvae --no-capture": Variant(ours, devices=("cuda",)),
+    "pyvae --no-capture": Variant(ours, devices=("cuda",), arithmetic=RECIPE.precision),
     "pyvae --precision fp32": captured(),
     "pyvae --precision tf32": captured(precision="tf32"),
     "pyvae --precision bf16, captured": captured(precision="bf16"),
+    **{
+        f"pyvae {name} --precision tf32": captured(precision="tf32", objective=make())
+        for name, make in OTHERS.items()
+    },
     "pyvae --precision tf32 --compile": captured(precision="tf32", compiled=True),
     "pyvae --precision bf16 --compile": captured(precision="bf16", compiled=True),
-    **{
-        f"pyvae {name} --precision tf32": captured(precision="tf32", objective=objective)
-        for name, objective in OBJECTIVES.items()
-    },
 }
 HERE = [name for name, variant in VARIANTS.items() if DEVICE.type in variant.devices]
 
@@ -155,7 +163,7 @@ HERE = [name for name, variant in VARIANTS.items() if DEVICE.type in variant.dev
 class Measured:
     """Steps per second, and on a GPU the kernels of a step."""
 
-    rate: float
+    rate: Spread
     kernels: float | None = field(default=None)
 
 
@@ -171,7 +179,17 @@ def measure(name: str, seconds: float) -> Measured:
     if variant.tuned:
         keep_large_buffers()
     step = variant.make()
-    for _ in range(5):
+    rate = steps_per_second(step, variant.steps, seconds)
+    return Measured(rate, _kernels(step) / variant.steps if DEVICE.type == "cuda" else None)
+
+
+def steps_per_second(step: Step, steps: int, seconds: float) -> Spread:
+    """Over portions of the time, for a call that makes so many steps."""
+    start = time.perf_counter()
+    for done in range(5):
+        # an importance-weighted step takes seconds on a CPU
+        if done and time.perf_counter() - start > seconds:
+            break
         step()
     _synchronise()
     # a GPU is timed over portions of a tenth of the time, a CPU step by step
@@ -188,9 +206,8 @@ def measure(name: str, seconds: float) -> Measured:
         for _ in range(portion):
             step()
         _synchronise()
-        rates.append(portion * variant.steps / (time.perf_counter() - start))
-    kernels = _kernels(step) / variant.steps if DEVICE.type == "cuda" else None
-    return Measured(statistics.median(rates), kernels)
+        rates.append(portion * steps / (time.perf_counter() - start))
+    return Spread.of(rates)
 
 
 def _kernels(step: Step) -> int:
@@ -202,39 +219,88 @@ def _kernels(step: Step) -> int:
     return sum(event.device_type.name == "CUDA" for event in profiler.events() or ())
 
 
+def processes(names: list[str]) -> list[list[str]]:
+    """Variants of each process."""
+    if DEVICE.type == "cpu":
+        return [[name] for name in names]
+    together: dict[str, list[str]] = {}
+    for name in names:
+        together.setdefault(VARIANTS[name].arithmetic, []).append(name)
+    return list(together.values())
+
+
+def run_process(names: list[str], seconds: float, threads: int, left: float | None) -> dict[str, Measured]:
+    """Measure in a process of its own; what it has done after ``left`` seconds counts."""
+    command = [sys.executable, __file__, "--threads", str(threads), "--seconds", str(seconds)]
+    command += ["--variant", *names]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=left)
+    except subprocess.TimeoutExpired as late:
+        output = late.stdout or b""
+        text = output.decode() if isinstance(output, bytes) else output
+    else:
+        text = done.stdout
+        if done.returncode:
+            # what was measured before counts; the caller misses the rest
+            print(done.stderr, file=sys.stderr)
+    rows = [
+        json.loads(line) for line in text.splitlines() if line.startswith('{"name"') and line.endswith("}")
+    ]
+    return {row["name"]: Measured(Spread(**row["rate"]), row["kernels"]) for row in rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3, help="times that every variant is measured")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--minutes", type=float, help="stop there, with what has been measured")
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
-    parser.add_argument("--variant", choices=HERE, help="measure this one only and print it")
+    parser.add_argument("--only", nargs="+", choices=HERE, metavar="VARIANT", help="these variants")
+    parser.add_argument("--variant", nargs="+", choices=HERE, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     if options.variant:
-        measured = measure(options.variant, options.seconds)
-        print(json.dumps({"rate": measured.rate, "kernels": measured.kernels}))
+        for name in options.variant:
+            measured = measure(name, options.seconds)
+            print(json.dumps({"name": name, **asdict(measured)}), flush=True)
         return
-    rates: dict[str, list[float]] = {name: [] for name in HERE}
+    names = options.only or HERE
+    rounds: dict[str, list[Spread]] = {name: [] for name in names}
     kernels: dict[str, float] = {}
+    end = time.monotonic() + 60 * options.minutes if options.minutes else None
     for _ in range(options.rounds):
-        for name in HERE:
-            command = [sys.executable, __file__, "--variant", name, "--seconds", str(options.seconds)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-            last = json.loads(done.stdout.splitlines()[-1])
-            rates[name].append(last["rate"])
-            if last["kernels"] is not None:
-                kernels[name] = last["kernels"]
-    results = {name: round(statistics.median(values), 1) for name, values in rates.items()}
+        for group in processes(names):
+            left = end - time.monotonic() if end else None
+            if left is not None and left < 1:
+                break
+            for name, measured in run_process(group, options.seconds, options.threads, left).items():
+                rounds[name].append(measured.rate)
+                if measured.kernels is not None:
+                    kernels[name] = measured.kernels
+    rates = {name: values for name, values in rounds.items() if values}
+    missed = [name for name in names if name not in rates]
+    results = {name: float(f"{Spread.of_rounds(values).median:.4g}") for name, values in rates.items()}
+    base = next(iter(results.values()), 1.0)
     for name, rate in results.items():
-        print(f"{name:32s} {rate:6.1f} steps/s  {rate / results['popular code']:.2f}x")
-    if options.out:
+        print(f"{name:40s} {rate:8.4g} steps/s  {rate / base:.2f}x")
+    if missed:
+        print(f"not measured: {', '.join(missed)}")
+    if options.out and results:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        setting = f"{RECIPE.architecture}, batch {RECIPE.batch_size}"
-        content = {"machine": describe(), "setting": setting, "steps_per_second": results, "rounds": rates}
+        content: dict[str, Any] = {
+            "machine": describe(),
+            "setting": f"{RECIPE.architecture}, batch {RECIPE.batch_size}",
+            "steps_per_second": results,
+            "quartiles": {name: Spread.of_rounds(values).rounded() for name, values in rates.items()},
+        }
         if kernels:
             content["kernels_per_step"] = kernels
         options.out.write_text(json.dumps(content, indent=2) + "\n")
+    if missed and not options.minutes:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
+import itertools
+
 import pytest
 import torch
 
+from interleaved import prepare, synchronise
 from pyvae.engine.allocator import keep_large_buffers
 
 
@@ -12,25 +15,22 @@ def settled_machine():
 
 
 @pytest.fixture
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def timed(benchmark):
+    """Time a function of a case, once its results have been checked."""
 
+    def run(case, name):
+        torch._dynamo.reset()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        runner = prepare(case, name, case.inputs(device))
+        place = itertools.count()
 
-@pytest.fixture
-def timed(benchmark, device):
-    """Time ``call`` after ``derive`` of its result agreed with ``expected``: a wrong result is not timed."""
+        def call():
+            runner.run(next(place))
+            synchronise(device)
 
-    def run(call, derive, expected, *, group: str, moved_bytes: int):
-        torch.testing.assert_close(derive(*call()), expected, rtol=1e-4, atol=1e-4)
-
-        def synchronised():
-            call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-
-        benchmark.group = group
-        benchmark.extra_info["bytes"] = moved_bytes
-        benchmark.pedantic(synchronised, rounds=30, warmup_rounds=5, iterations=3)
-        benchmark.extra_info["GB/s"] = round(moved_bytes / benchmark.stats.stats.median / 1e9, 2)
+        benchmark.group = f"{case.op}, {case.what}, {case.label}"
+        benchmark.extra_info["bytes"] = moved = case.bytes_of(name)
+        benchmark.pedantic(call, rounds=10, warmup_rounds=2)
+        benchmark.extra_info["GB/s"] = round(moved / benchmark.stats.stats.median / 1e9, 2)
 
     return run

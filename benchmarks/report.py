@@ -1,6 +1,7 @@
 """Write the tables of the README from benchmarks/results: ``python benchmarks/report.py [--check]``.
 
-A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` and is made from ``results/NAME.json``.
+A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` and is made from ``results/NAME.json``; the first
+word of NAME says of what kind it is.
 """
 
 import argparse
@@ -12,6 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks/results"
 _SLOT = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -19,22 +21,115 @@ def train_table(result: dict[str, Any]) -> str:
     """Steps per second of each variant, and the ratio to the first."""
     rates = result["steps_per_second"]
     base = next(iter(rates.values()))
-    rows = [f"| {name} | {rate:.1f} | {rate / base:.2f}x |" for name, rate in rates.items()]
-    header = [f"| {result['setting']} | steps/s | |", "|---|---:|---:|"]
-    return "\n".join([*header, *rows, "", _provenance(result["machine"])])
+    rows = [f"| {name} | {_rate(rate)} | {rate / base:.2f}x |" for name, rate in rates.items()]
+    return "\n".join([f"| {result['setting']} | steps/s | |", "|---|---:|---:|", *rows])
+
+
+def ops_table(result: dict[str, Any]) -> str:
+    """Microseconds of each op, the best of pyvae beside eager and torch.compile; in graphs where there are graphs.
+
+    Bold is the fastest, whoever it is.
+    """
+    cases: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in result["cases"]:
+        cases.setdefault((row["op"], row["what"], row["size"]), []).append(row)
+    head = [
+        "op",
+        "size",
+        "eager, us",
+        "torch.compile, us",
+        "pyvae, us",
+        "to eager",
+        "to compile",
+        "of a copy",
+    ]
+    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
+    for (op, what, size), rows in cases.items():
+        # what no graph can hold is shown as it is called
+        held = {row["provider"] for row in rows if row["graph"] and "us" in row}
+        usable = [row for row in rows if "us" in row and row["graph"] == (row["provider"] in held)]
+        best = {kind: _fastest(usable, kind) for kind in ("other", "compile", "pyvae")}
+        times = {kind: row["us"][1] for kind, row in best.items() if row}
+        if "pyvae" not in times:
+            continue
+        least = min(times.values())
+        cells = [f"`{op}`, {what}", size]
+        for kind in ("other", "compile", "pyvae"):
+            text = _number(times[kind]) if kind in times else "-"
+            cells.append(f"**{text}**" if times.get(kind) == least and len(times) > 1 else text)
+        cells += [f"{times[k] / times['pyvae']:.2f}x" if k in times else "-" for k in ("other", "compile")]
+        cells.append(f"{best['pyvae']['of_copy']:.2f}")  # type: ignore[index]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _fastest(rows: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
+    mine = [row for row in rows if kind_of(row["provider"]) == kind]
+    return min(mine, key=lambda row: row["us"][1], default=None)
+
+
+def kind_of(provider: str) -> str:
+    """Whether it is pyvae, torch.compile or what the popular code does."""
+    first = provider.split(",")[0]
+    return first if first in ("pyvae", "compile") else "other"
+
+
+def _rate(x: float) -> str:
+    return f"{x:.1f}" if x >= 10 else f"{x:.2g}"
+
+
+def _number(x: float) -> str:
+    return f"{x:,.0f}" if x >= 100 else f"{x:.1f}"
+
+
+def metrics_table(result: dict[str, Any]) -> str:
+    """Seconds of each way of computing a metric, and whether the number is extrapolated."""
+    lines = ["| metric | way | seconds | |", "|---|---|---:|---:|"]
+    for rows in result["metrics"].values():
+        ours = next(row["seconds"][1] for row in rows if row["way"].startswith("pyvae"))
+        for row in rows:
+            about = "about " if row["extrapolated"] else ""
+            seconds = row["seconds"][1]
+            lines.append(
+                f"| {row['metric']} | {row['way']} | {about}{seconds:,.3g} | {seconds / ours:.3g}x |"
+            )
+    return "\n".join(lines)
+
+
+def peers_table(result: dict[str, Any]) -> str:
+    """Steps per second of each objective in each library."""
+    names = list(dict.fromkeys(row["library"] for row in result["rates"]))
+    lines = [f"| {result['setting']}, steps/s | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for objective in dict.fromkeys(row["objective"] for row in result["rates"]):
+        rates = {
+            row["library"]: row["steps_per_second"][1]
+            for row in result["rates"]
+            if row["objective"] == objective
+        }
+        cells = [_rate(rates[name]) if name in rates else "-" for name in names]
+        lines.append(f"| {objective} | {' | '.join(cells)} |")
+    return "\n".join([*lines, *(f"\n{name}: {reason}." for name, reason in result["skipped"].items())])
+
+
+TABLES = {"train": train_table, "ops": ops_table, "metrics": metrics_table, "peers": peers_table}
 
 
 def _provenance(machine: dict[str, Any]) -> str:
-    device = machine["gpu"] or f"{machine['cpu']}, {machine['threads']} threads"
+    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
+    device = machine["gpu"] or f"{machine['cpu']}, {threads}"
     return f"{device}; torch {machine['torch']}; commit {machine['commit']}, {machine['date']}; medians."
 
 
-def render(readme: str) -> str:
+def render(readme: str, results: Path = RESULTS) -> str:
     """The README with every table made anew."""
 
     def fill(slot: re.Match[str]) -> str:
-        result = json.loads((ROOT / "benchmarks/results" / f"{slot[2]}.json").read_text())
-        return f"{slot[1]}{train_table(result)}\n{slot[3]}"
+        path = results / f"{slot[2]}.json"
+        if not path.is_file():
+            return f"{slot[1]}Not measured yet.\n{slot[3]}"
+        result = json.loads(path.read_text())
+        table = TABLES[slot[2].split("-")[0]](result)
+        return f"{slot[1]}{table}\n\n{_provenance(result['machine'])}\n{slot[3]}"
 
     return _SLOT.sub(fill, readme)
 

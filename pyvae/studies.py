@@ -256,7 +256,10 @@ def _bound(
     )
 
 
-_RAINFORTH = "Rainforth et al. 2018, table 1, MNIST test set: mean and deviation over 4 runs, the latter taken as a standard error"
+_RAINFORTH = (
+    "Rainforth et al. 2018, table 1, MNIST test set: mean and deviation over 4 runs, which is taken as a standard "
+    "error"
+)
 
 _NO_SHAPE = (
     "MIG is that of Chen et al. over four factors, without shape, as the source's; by quadrature, the limit of their "

@@ -141,10 +141,11 @@ def test_pythaes_own_trainer_trains_copies_and_saves(kind, tmp_path):
         num_epochs=2,
         per_device_train_batch_size=8,
         per_device_eval_batch_size=8,
+        steps_predict=1,
         seed=1,
     )
     images = (torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.3).float()
-    # after each epoch it copies the best model, and calls the copy
+    # it copies the best model, and with steps_predict calls the copy
     TrainingPipeline(model=model, training_config=config)(train_data=images, eval_data=images)
     for part in ("encoder", "decoder", *(["discriminator"] if kind == "factor-vae" else [])):
         moved = [not p.equal(start[n]) for n, p in model.named_parameters() if n.startswith(f"{part}.")]

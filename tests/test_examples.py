@@ -38,6 +38,13 @@ def test_a_plain_loop_before_and_after():
     assert len(changed) <= 5, changed
 
 
+def test_a_plain_loop_is_the_same_loss(example, capsys):
+    loss, gradient = example("plain_same").main(2)
+    assert loss < 1e-5
+    assert gradient < 1e-3
+    assert "ms a step before" in capsys.readouterr().out
+
+
 def test_lightning(example):
     pytest.importorskip("lightning", reason="pip install pyvae[examples]")
     found = example("lightning_vae").main(15)
@@ -45,12 +52,22 @@ def test_lightning(example):
     assert 0 <= found["mig"] <= 1
 
 
-def test_pythae(example, capsys):
-    pytest.importorskip("pythae", reason="pip install pyvae[examples]")
-    loss, gradient = example("pythae_losses").main(2)
+def test_lightning_is_the_same_loss(example, capsys):
+    pytest.importorskip("lightning", reason="pip install pyvae[examples]")
+    loss, gradient = example("lightning_same").main(4)
     assert loss < 1e-5
     assert gradient < 1e-3
     assert "ms a step before" in capsys.readouterr().out
+
+
+def test_pythae(example, capsys):
+    pytest.importorskip("pythae", reason="pip install pyvae[examples]")
+    found = example("pythae_losses").main(2)
+    assert list(found) == ["BetaVAE", "BetaTCVAE", "FactorVAE"]
+    for name, (loss, gradient) in found.items():
+        assert loss < 1e-5, name
+        assert gradient < 1e-3, name
+    assert capsys.readouterr().out.count("ms a step before") == 3
 
 
 def test_disent(example, capsys):

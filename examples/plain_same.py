@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyvae import bernoulli_nll, reference, reparameterize_kl
 from pyvae.random import Stream, make_key
-from side_by_side import compare, largest_difference
+from side_by_side import compare, largest_difference, spread
 
 KEY = make_key(seed=0, step=0)
 
@@ -49,6 +49,7 @@ def stepper(loss: Callable[[nn.ModuleList, Tensor], Tensor], x: Tensor) -> Calla
 
 def main(rounds: int = 50) -> tuple[float, float]:
     x, nets = (torch.rand(64, 1, 64, 64) < 0.05).float(), networks()
+    spread(nets[0])
     noise = reference.posterior_noise((64, 10), KEY, Stream.POSTERIOR, torch.float32)
     old, new = before(nets, x, noise), after(nets, x, KEY)
     grads = [list(torch.autograd.grad(loss, list(nets.parameters()))) for loss in (old, new)]

@@ -15,7 +15,7 @@ import pyvae
 from pyvae import reference
 from pyvae.integrations.pythae import use_pyvae
 from pyvae.random import Stream, fresh_key
-from side_by_side import compare, largest_difference
+from side_by_side import compare, largest_difference, spread
 
 SHAPE = {"input_dim": (1, 64, 64), "latent_dim": 10, "reconstruction_loss": "bce"}
 MODELS: dict[str, Callable[[], VAE]] = {
@@ -40,6 +40,9 @@ def losses(model: VAE, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | No
 
 
 def loss_and_gradients(model: VAE, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    spread(model.encoder)
+    if isinstance(model, FactorVAE):
+        spread(model.discriminator)
     torch.manual_seed(1)
     loss, _ = losses(model, x)
     weights = [*model.encoder.parameters(), *model.decoder.parameters()]

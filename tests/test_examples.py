@@ -12,6 +12,8 @@ import pytest
 from disent_stub import import_disent
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+# so near that a thousandth more or less of beta or gamma shows
+SAME_LOSS, SAME_GRADIENT = 2e-6, 2e-5
 
 
 @pytest.fixture
@@ -40,8 +42,8 @@ def test_a_plain_loop_before_and_after():
 
 def test_a_plain_loop_is_the_same_loss(example, capsys):
     loss, gradient = example("plain_same").main(2)
-    assert loss < 1e-5
-    assert gradient < 1e-3
+    assert loss < SAME_LOSS
+    assert gradient < SAME_GRADIENT
     assert "ms a step before" in capsys.readouterr().out
 
 
@@ -55,8 +57,8 @@ def test_lightning(example):
 def test_lightning_is_the_same_loss(example, capsys):
     pytest.importorskip("lightning", reason="pip install pyvae[examples]")
     loss, gradient = example("lightning_same").main(4)
-    assert loss < 1e-5
-    assert gradient < 1e-3
+    assert loss < SAME_LOSS
+    assert gradient < SAME_GRADIENT
     assert "ms a step before" in capsys.readouterr().out
 
 
@@ -65,14 +67,14 @@ def test_pythae(example, capsys):
     found = example("pythae_losses").main(2)
     assert list(found) == ["BetaVAE", "BetaTCVAE", "FactorVAE"]
     for name, (loss, gradient) in found.items():
-        assert loss < 1e-5, name
-        assert gradient < 1e-3, name
+        assert loss < SAME_LOSS, name
+        assert gradient < SAME_GRADIENT, name
     assert capsys.readouterr().out.count("ms a step before") == 3
 
 
 def test_disent(example, capsys):
     import_disent()
     loss, gradient = example("disent_losses").main(2)
-    assert loss < 1e-5
-    assert gradient < 1e-3
+    assert loss < SAME_LOSS
+    assert gradient < SAME_GRADIENT
     assert "ms a step before" in capsys.readouterr().out

@@ -66,8 +66,8 @@ class ReparameterizeKL(nn.Module):
             key: (seed, step) of the noise; None: drawn from torch's generator.
 
         Returns:
-            z of the shape of the means and the wider of their dtypes, and the KL ``[..., D]`` of each latent in nats, averaged over the batch: add
-            ``kl.sum()`` to the loss.
+            z of the shape of the means and the wider of their dtypes, and the KL ``[..., D]`` of each latent in nats,
+            averaged over the batch: add ``kl.sum()`` to the loss.
 
         Raises:
             TypeError: wrong dtype. ValueError: wrong shape, or an odd number of columns to halve.

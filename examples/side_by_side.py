@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 
 def compare(before: Callable[[], object], after: Callable[[], object], rounds: int) -> str:
@@ -21,6 +22,15 @@ def compare(before: Callable[[], object], after: Callable[[], object], rounds: i
             seconds.append(time.perf_counter() - start)
     old, new = (statistics.median(seconds) * 1e3 for seconds in times.values())
     return f"{old:.2f} ms a step before, {new:.2f} ms after: {old / new:.2f}x"
+
+
+def spread(module: nn.Module, factor: float = 4.0) -> None:
+    """Scale the weights, as if trained: at initialisation KL and total correlation are next to nothing, and a wrong
+    weight of theirs would not show."""
+    with torch.no_grad():
+        for p in module.parameters():
+            if p.ndim > 1:
+                p.mul_(factor)
 
 
 def largest_difference(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:

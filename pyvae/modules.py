@@ -5,8 +5,10 @@ networks give them: ``[B, D]``, ``[B, D, 1, 1]`` from a convolution, or mean and
 float32 for half precision, so that they work under autocast; gradients come in the dtype of the inputs.
 """
 
+import functools
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from pyvae.functional import bernoulli_nll, reparameterize_kl
@@ -64,8 +66,8 @@ class ReparameterizeKL(nn.Module):
             key: (seed, step) of the noise; None: drawn from torch's generator.
 
         Returns:
-            z of the shape of the means, and the KL ``[..., D]`` of each latent in nats, averaged over the batch: add
-            ``kl.sum()`` to the loss.
+            z of the shape of the means and the wider of their dtypes, and the KL ``[..., D]`` of each latent in nats,
+            averaged over the batch: add ``kl.sum()`` to the loss.
 
         Raises:
             TypeError: wrong dtype. ValueError: wrong shape, or an odd number of columns to halve.
@@ -73,6 +75,7 @@ class ReparameterizeKL(nn.Module):
         if logvar is None:
             mu, logvar = _halves(mu)
         shape = mu.shape
+        mu, logvar = _alike(mu, logvar)
         z, kl = reparameterize_kl(_flat(mu), _flat(logvar), key=key)
         return z.view(shape), kl
 
@@ -100,9 +103,8 @@ class KLDecomposition(nn.Module):
             z: samples of the posteriors, ``[..., B, D]`` or ``[B, D, 1, 1]``.
             mu, logvar: of the posteriors, of the same shape.
         """
-        return decompose_kl(
-            _flat(z), _flat(mu), _flat(logvar), dataset_size=self.dataset_size, weighting=self.weighting
-        )
+        z, mu, logvar = _alike(_flat(z), _flat(mu), _flat(logvar))
+        return decompose_kl(z, mu, logvar, dataset_size=self.dataset_size, weighting=self.weighting)
 
     def extra_repr(self) -> str:
         return f"dataset_size={self.dataset_size}, weighting={self.weighting!r}"
@@ -149,7 +151,8 @@ class TotalCorrelationDiscriminatorLoss(nn.Module):
         if second is None:
             half = len(z) // 2
             z, second = z[:half], z[half : 2 * half]
-        return FactorVAE.discriminator_loss(self.discriminator, z, _flat(second), key)
+        z, second = _alike(z, _flat(second))
+        return FactorVAE.discriminator_loss(self.discriminator, z, second, key)
 
 
 def _halves(both: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,6 +163,12 @@ def _halves(both: Tensor) -> tuple[Tensor, Tensor]:
         )
     mu, logvar = both.chunk(2, dim)
     return mu, logvar
+
+
+def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In the widest of their dtypes: autocast gives float32 behind a softplus or a log, half precision elsewhere."""
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors))
+    return tuple(x.to(dtype) for x in tensors)
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -56,6 +56,19 @@ def test_stratified_rows_sum_to_one(batch, size):
     assert own + successor + (batch - 2) * other == pytest.approx(1, abs=1e-12)
 
 
+@pytest.mark.parametrize("latents", [30, 200])
+def test_many_latents_do_not_underflow(latents):
+    """A sum of exponentials in float32, as in disentanglement-pytorch, is 0 there, and its logarithm -inf."""
+    z, mu, logvar = (x.detach() for x in posteriors("cpu", 6, latents))
+    z = z + 3  # far from every posterior
+    got = aggregate_log_density(z, mu, logvar, dataset_size=737_280)
+    pairs = torch.distributions.Normal(mu, (logvar / 2).exp()).log_prob(z[:, None]).sum(2)
+    assert pairs.exp().sum(1).log().isinf().all()
+    exact = reference.aggregate_log_density(*(x.double() for x in (z, mu, logvar)), dataset_size=737_280)
+    for a, b in zip(got, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=0)
+
+
 def test_stratified_estimate_is_unbiased():
     """Averaged over every minibatch that holds image 0, exp(log q(z_0)) is q(z_0) of the whole set: N = 6, M = 2."""
     size, others = 6, 2

@@ -90,6 +90,25 @@ def test_autocast_gives_float32_losses():
         assert (grad - exact[name]).norm() < 0.1 * exact[name].norm(), name
 
 
+def test_autocast_may_leave_inputs_in_two_dtypes():
+    layer = nn.Linear(8, 2 * LATENTS)
+    tc = TotalCorrelationDiscriminatorLoss(latents=LATENTS)
+    with torch.autocast("cpu", torch.bfloat16):
+        mu, raw = layer(torch.randn(6, 8)).chunk(2, -1)
+        logvar = nn.functional.softplus(raw.float()).log()  # float32, as softplus and log are on a GPU
+        assert (mu.dtype, logvar.dtype) == (torch.bfloat16, torch.float32)
+        z, kl = ReparameterizeKL()(mu, logvar, key=make_key(0, 0))
+        wide, kl_wide = ReparameterizeKL()(mu.float(), logvar, key=make_key(0, 0))
+        assert torch.equal(z, wide)
+        assert torch.equal(kl, kl_wide)
+        parts = KLDecomposition(100)(z.bfloat16(), mu, logvar)
+        losses = [*parts, tc(z), tc.discriminator_loss(mu, z), kl.sum()]
+    assert {loss.dtype for loss in losses} == {torch.float32}
+    sum(losses).backward()
+    assert layer.weight.grad.isfinite().all()
+    assert layer.weight.grad.any()
+
+
 def test_gradients_accumulate():
     vae, x = UserVAE(), images(8)
     for half in (0, 1):

@@ -152,6 +152,22 @@ class TestPermutation:
         torch.library.opcheck(torch.ops.pyvae.permute_dims.default, (first, z, KEYS, 1))
 
 
+def test_func_transforms():
+    z, weight = torch.randn(3, 5, 4), torch.randn(10, 4)
+    keys = torch.stack([make_key(0, i) for i in range(3)])
+
+    def loss(z, key):
+        return (weight * tc_batch(z, z.exp(), key=key) ** 2).sum() + permute_dims(z, key=key)[0].sum()
+
+    found = torch.func.vmap(torch.func.grad(loss))(z, keys)
+    for i in range(3):
+        leaf = z[i].clone().requires_grad_()
+        torch.testing.assert_close(found[i], torch.autograd.grad(loss(leaf, keys[i]), leaf)[0])
+    tangent = torch.randn(5, 4)
+    _, slope = torch.func.jvp(lambda z: loss(z, keys[0]), (z[0],), (tangent,))
+    torch.testing.assert_close(slope, (found[0] * tangent).sum(), rtol=1e-4, atol=1e-4)
+
+
 def chi_square(counts):
     expected = counts.sum() / counts.numel()
     return float(((counts - expected) ** 2 / expected).sum())

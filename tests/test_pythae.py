@@ -1,5 +1,8 @@
 """pythae's models with pyvae's losses: the same values and gradients for the same noise."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -15,6 +18,7 @@ from pythae.models import (
     AE,
     VAE,
     AEConfig,
+    AutoModel,
     BetaTCVAE,
     BetaTCVAEConfig,
     BetaVAE,
@@ -23,6 +27,8 @@ from pythae.models import (
     FactorVAEConfig,
     VAEConfig,
 )
+from pythae.pipelines import TrainingPipeline
+from pythae.trainers import AdversarialTrainerConfig, BaseTrainerConfig
 
 from pyvae.integrations.pythae import use_pyvae
 
@@ -124,6 +130,65 @@ def test_the_rest_of_pythae_still_works():
         optimizer.step()
         losses.append(float(out.loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_pythaes_own_trainer_trains_copies_and_saves(kind, tmp_path):
+    model = use_pyvae(made(kind))
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = (AdversarialTrainerConfig if kind == "factor-vae" else BaseTrainerConfig)(
+        output_dir=str(tmp_path),
+        num_epochs=2,
+        per_device_train_batch_size=8,
+        per_device_eval_batch_size=8,
+        steps_predict=1,
+        seed=1,
+    )
+    images = (torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+    # it copies the best model, and with steps_predict calls the copy
+    TrainingPipeline(model=model, training_config=config)(train_data=images, eval_data=images)
+    for part in ("encoder", "decoder", *(["discriminator"] if kind == "factor-vae" else [])):
+        moved = [not p.equal(start[n]) for n, p in model.named_parameters() if n.startswith(f"{part}.")]
+        assert moved, part
+        assert all(moved), part
+    (folder,) = tmp_path.glob("*/final_model")
+    assert type(AutoModel.load_from_folder(str(folder))) is type(made(kind))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_copy_calls_itself(kind, copied):
+    model = use_pyvae(made(kind))
+    model.reconstruct(torch.rand(2, 1, 8, 8))  # and keeps nothing of a graph
+    other = copied(model)
+    before = run(model).recon_loss
+    torch.testing.assert_close(run(other).recon_loss, before)
+    with torch.no_grad():
+        for p in other.decoder.parameters():
+            p.zero_()
+    # even odds
+    assert float(run(other).recon_loss) == pytest.approx(64 * 0.6931472, rel=1e-5)
+    torch.testing.assert_close(run(model).recon_loss, before)
+
+
+def test_twice_is_once():
+    model = use_pyvae(made("vae"))
+    assert use_pyvae(model) is model
+    run(model)
+
+
+def test_a_decoder_that_goes_on_after_its_sigmoid_is_refused():
+    class Decoder(type(made("vae").decoder)):
+        def forward(self, z, **options):
+            out = super().forward(z, **options)
+            out["reconstruction"] = 0.9 * out["reconstruction"] + 0.05
+            return out
+
+    model = made("vae")
+    model.decoder.__class__ = Decoder
+    use_pyvae(model)
+    with pytest.raises(PyvaeError, match="does not end with its sigmoid"):
+        run(model)
 
 
 def test_what_it_does_not_know_is_refused():

@@ -4,7 +4,6 @@
 >>> model = use_pyvae(BetaVAE(BetaVAEConfig(input_dim=(1, 64, 64), reconstruction_loss="bce")))  # doctest: +SKIP
 """
 
-from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -30,52 +29,38 @@ def use_pyvae(model: Model) -> Model:
     computed from logits, read in front of the sigmoid that ends the decoder; probabilities would saturate.
 
     Args:
-        model: changed in place.
+        model: changed in place; what copies, trains or saves it works as before, and what it saves, pythae loads.
 
     Returns:
         the model.
 
     Raises:
-        PyvaeError: another model, a reconstruction loss that is not "bce", or a decoder without a sigmoid.
+        PyvaeError: another model, a reconstruction loss that is not "bce", or a decoder that does not have exactly one
+            sigmoid; in the first step, a decoder that goes on after it.
     """
-    forwards = {
-        VAE: _forward_vae,
-        BetaVAE: _forward_vae,
-        BetaTCVAE: _forward_tc_vae,
-        FactorVAE: _forward_factor_vae,
-    }
-    forward = forwards.get(type(model))
-    if forward is None:
-        known = ", ".join(kind.__name__ for kind in forwards)
+    if isinstance(model, _Fused):
+        return model
+    fused = _FUSED.get(type(model))
+    if fused is None:
+        known = ", ".join(kind.__name__ for kind in _FUSED)
         raise PyvaeError(f"use_pyvae: knows pythae's {known}, not {type(model).__name__}")
     if model.model_config.reconstruction_loss != "bce":
         raise PyvaeError(
             f"use_pyvae: the reconstruction loss is {model.model_config.reconstruction_loss!r}: set it to 'bce'"
         )
+    _sigmoid(model)
+    # the class and not the instance's forward: pythae's trainers copy the model, and a copy has to call itself
+    model.__class__ = fused
+    return model
+
+
+def _sigmoid(model: Any) -> nn.Module:
     sigmoids = [module for module in model.decoder.modules() if isinstance(module, nn.Sigmoid)]
     if len(sigmoids) != 1:
         raise PyvaeError(
             f"use_pyvae: a decoder that ends with one sigmoid is needed, this one has {len(sigmoids)}"
         )
-    tap = _Tap()
-    sigmoids[0].register_forward_pre_hook(tap)
-    model.forward = MethodType(lambda self, inputs, **options: forward(self, inputs, tap, **options), model)
-    return model
-
-
-class _Tap:
-    """Keeps what last went into a module."""
-
-    def __init__(self) -> None:
-        self.seen: Tensor | None = None
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        (self.seen,) = inputs
-
-    def take(self) -> Tensor:
-        assert self.seen is not None
-        seen, self.seen = self.seen, None
-        return seen
+    return sigmoids[0]
 
 
 def _encode(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,27 +68,37 @@ def _encode(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return output.embedding, output.log_covariance
 
 
-def _reconstruct(model: Any, x: Tensor, z: Tensor, tap: _Tap) -> tuple[Tensor, Tensor]:
+def _reconstruct(model: Any, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities, and the loss in nats."""
-    probabilities = model.decoder(z)["reconstruction"]
-    logits = tap.take()
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = _sigmoid(model).register_forward_hook(lambda _, inputs, out: seen.append((inputs[0], out)))
+    try:
+        probabilities = model.decoder(z)["reconstruction"]
+    finally:
+        hook.remove()
+    if (
+        len(seen) != 1
+        or probabilities.untyped_storage().data_ptr() != seen[0][1].untyped_storage().data_ptr()
+    ):
+        raise PyvaeError("use_pyvae: the decoder does not end with its sigmoid: there are no logits to read")
+    logits, _ = seen[0]
     return probabilities, bernoulli_nll(logits.reshape(len(x), -1), x.reshape(len(x), -1))
 
 
-def _forward_vae(model: Any, inputs: Any, tap: _Tap, **_: Any) -> ModelOutput:
+def _forward_vae(model: Any, inputs: Any, **_: Any) -> ModelOutput:
     x = inputs["data"]
     z, kl = reparameterize_kl(*_encode(model, x))
-    recon_x, recon = _reconstruct(model, x, z, tap)
+    recon_x, recon = _reconstruct(model, x, z)
     kl = kl.sum()
     loss = recon + getattr(model, "beta", 1.0) * kl
     return ModelOutput(recon_loss=recon, reg_loss=kl, loss=loss, recon_x=recon_x, z=z)
 
 
-def _forward_tc_vae(model: Any, inputs: Any, tap: _Tap, **options: Any) -> ModelOutput:
+def _forward_tc_vae(model: Any, inputs: Any, **options: Any) -> ModelOutput:
     x = inputs["data"]
     mu, logvar = _encode(model, x)
     z, _ = reparameterize_kl(mu, logvar)
-    recon_x, recon = _reconstruct(model, x, z, tap)
+    recon_x, recon = _reconstruct(model, x, z)
     mi, tc, dwkl = decompose_kl(
         z,
         mu,
@@ -115,14 +110,14 @@ def _forward_tc_vae(model: Any, inputs: Any, tap: _Tap, **options: Any) -> Model
     return ModelOutput(recon_loss=recon, reg_loss=weighted, loss=recon + weighted, recon_x=recon_x, z=z)
 
 
-def _forward_factor_vae(model: Any, inputs: Any, tap: _Tap, **_: Any) -> ModelOutput:
+def _forward_factor_vae(model: Any, inputs: Any, **_: Any) -> ModelOutput:
     data = inputs["data"]
     if len(data) < 2:
         raise ArithmeticError("At least 2 samples in a batch are required for the `FactorVAE` model")
     second, first = torch.randperm(len(data)).tensor_split([len(data) // 2])
     x = data[first]
     z, kl = reparameterize_kl(*_encode(model, x))
-    recon_x, recon = _reconstruct(model, x, z, tap)
+    recon_x, recon = _reconstruct(model, x, z)
     with torch.no_grad():
         z_bis = reparameterize_kl(*_encode(model, data[second]))[0]
     permuted = permute_dims(z_bis)
@@ -140,3 +135,26 @@ def _forward_factor_vae(model: Any, inputs: Any, tap: _Tap, **_: Any) -> ModelOu
         z=z,
         z_bis_permuted=permuted,
     )
+
+
+class _Fused:
+    """A model that :func:`use_pyvae` has changed."""
+
+
+class _VAE(_Fused, VAE):
+    forward = _forward_vae
+
+
+class _BetaVAE(_Fused, BetaVAE):
+    forward = _forward_vae
+
+
+class _BetaTCVAE(_Fused, BetaTCVAE):
+    forward = _forward_tc_vae
+
+
+class _FactorVAE(_Fused, FactorVAE):
+    forward = _forward_factor_vae
+
+
+_FUSED: dict[type, type] = {VAE: _VAE, BetaVAE: _BetaVAE, BetaTCVAE: _BetaTCVAE, FactorVAE: _FactorVAE}

@@ -88,6 +88,8 @@ def _apply(first: Tensor | None, z: Tensor, key: Tensor | None, stream: int) -> 
     check_counters(sharing * z.shape[-2] * math.ceil(z.shape[-1] / 4))
     if torch.compiler.is_compiling():
         return torch.ops.pyvae.permute_dims(first, z, key, stream)[0]
+    if torch._C._are_functorch_transforms_active():
+        return _forward(first, z, key, stream)[0]  # the reference, which they differentiate
     if torch.is_grad_enabled() and (z.requires_grad or (first is not None and first.requires_grad)):
         return _PermuteDims.apply(first, z, key, stream)
     return _forward(first, z, key, stream)[0]

@@ -75,7 +75,7 @@ def kind_of(provider: str) -> str:
 
 
 def _rate(x: float) -> str:
-    return f"{x:.1f}" if x >= 10 else f"{x:.2g}"
+    return f"{x:.1f}" if x >= 1 else f"{x:.2g}"
 
 
 def _number(x: float) -> str:

@@ -263,7 +263,7 @@ def build(
         raise ValueError(f"init: expected one of {', '.join(INITIALISATIONS)}, got {init!r}")
     if side != SIDE and architecture not in ANY_SIDE:
         raise ValueError(f"side: {architecture} takes images of {SIDE} x {SIDE}, got {side}")
-    with _seeded(seed):
+    with seeded(seed):
         if architecture in ANY_SIDE:
             net = ANY_SIDE[architecture](channels, latents, side)
         else:
@@ -286,13 +286,14 @@ def build_discriminator(latents: int, layers: int = 6, width: int = 1000, *, see
         width: units in each.
         seed: of the weights, by torch's default initialisation.
     """
-    with _seeded(seed):
+    with seeded(seed):
         hidden = _linears([latents, *[width] * layers], partial(nn.LeakyReLU, 0.2))
         return nn.Sequential(*hidden, nn.Linear(width, 2))
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """What torch draws on the CPU comes from ``seed``; its generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

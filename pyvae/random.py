@@ -33,6 +33,10 @@ class Stream(IntEnum):
     SECOND_POSTERIOR = 6
     BINARISATION = 7
     SECOND_BINARISATION = 8
+    NOISE = 9
+    CODE = 10
+    CATEGORY = 11
+    INTERPOLATION = 12
 
 
 def make_key(seed: int, step: int = 0, device: torch.device | str | None = None) -> Tensor:

@@ -24,6 +24,7 @@ LAYERS = [
     {"ops"},
     {"functional"},
     {"control", "nets", "schedules"},
+    {"adversarial_nets"},
     {"objectives", "metrics", "data"},
     {"engine", "modules"},
     {"integrations"},

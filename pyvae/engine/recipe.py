@@ -19,6 +19,8 @@ from pyvae.objectives import (
     ControlVAE,
     FactorVAE,
     ImportanceWeighted,
+    InfoGAN,
+    InfoWGANGP,
 )
 from pyvae.objectives.likelihood import Likelihood
 
@@ -42,6 +44,8 @@ class Recipe:
         | MIWAE
         | PIWAE
         | CIWAE
+        | InfoGAN
+        | InfoWGANGP
     ) = field(default_factory=VAE)
     data: str = "dsprites"
     """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, of 3dshapes.h5, of a folder of images,
@@ -104,8 +108,28 @@ class Recipe:
             raise RecipeError(
                 f"likelihood {self.likelihood}: importance-weighted objectives are of bernoulli pixels"
             )
+        if isinstance(self.objective, InfoGAN):
+            self._check_adversarial(self.objective)
         if any(step < 1 for step in self.keep_at):
             raise RecipeError(f"keep_at must be steps from 1 on, got {min(self.keep_at)}")
+
+    def _check_adversarial(self, objective: InfoGAN) -> None:
+        if self.latents != objective.codes:
+            raise RecipeError(
+                f"latents {self.latents}: this objective has {objective.codes} codes: --latents {objective.codes}"
+            )
+        for name, only in (
+            ("architecture", "kim"),
+            ("optimizer", "adam"),
+            ("likelihood", "bernoulli"),
+            ("code", "encoder"),
+            ("lr_stage_steps", None),
+            ("keep_at", ()),
+        ):
+            if getattr(self, name) != only:
+                raise RecipeError(
+                    f"{name} {getattr(self, name)}: InfoGAN and InfoWGAN-GP are trained with {only or 'none'} alone"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values, from which :meth:`from_json` makes the recipe again."""

@@ -6,6 +6,7 @@ from pyvae.objectives.capacity_vae import CapacityVAE
 from pyvae.objectives.control_vae import ControlVAE
 from pyvae.objectives.dip_vae import DIPVAE
 from pyvae.objectives.factor_vae import FactorVAE
+from pyvae.objectives.infogan import InfoGAN, InfoWGANGP
 from pyvae.objectives.iwae import CIWAE, IWAE, MIWAE, PIWAE, ImportanceWeighted
 from pyvae.objectives.objective import TERMS, Objective, Outputs
 from pyvae.objectives.tc_vae import TCVAE
@@ -24,6 +25,8 @@ OBJECTIVES: dict[str, type] = {
     "miwae": MIWAE,
     "piwae": PIWAE,
     "ciwae": CIWAE,
+    "infogan": InfoGAN,
+    "infowgan-gp": InfoWGANGP,
 }
 
 __all__ = [
@@ -42,6 +45,8 @@ __all__ = [
     "ControlVAE",
     "FactorVAE",
     "ImportanceWeighted",
+    "InfoGAN",
+    "InfoWGANGP",
     "Objective",
     "Outputs",
 ]

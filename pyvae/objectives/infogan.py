@@ -1,0 +1,172 @@
+"""InfoGAN, and InfoWGAN-GP, which is the same with the critic of WGAN-GP."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyvae.adversarial_nets import CodePosterior
+from pyvae.random import Stream, bits, normal, uniform
+
+
+class Codes(NamedTuple):
+    """What a generator reads."""
+
+    noise: Tensor
+    """float32 ``[B, N]``, standard normal."""
+    continuous: Tensor
+    """float32 ``[B, C]``, uniform in (-1, 1)."""
+    category: Tensor
+    """int64 ``[B]``, uniform in [0, K); all 0 where there are no categories."""
+
+
+@dataclass(frozen=True)
+class InfoGAN:
+    """Chen et al. 2016, "InfoGAN: interpretable representation learning by information maximizing generative
+    adversarial nets": the non-saturating GAN loss, minus ``information_weight`` times the lower bound
+    ``E[log Q(c | G(noise, c))] + H(c)`` of the mutual information of codes and images.
+
+    The information head Q shares the critic's layers but for the last, as there, and is trained beside it. Codes and
+    weight are those of the comparison in Kim & Mnih 2018 on 2D Shapes, whose second form is ``continuous 5,
+    categories 0``. Noise dimension and rates are those of Lin et al. 2020 (InfoGAN-CR) on dSprites.
+    """
+
+    continuous: int = 4
+    """Continuous codes, uniform in [-1, 1]."""
+    categories: int = 3
+    """Classes of the one categorical code; 0: there is none."""
+    noise: int = 5
+    """Dimensions of the noise, which is standard normal."""
+    information_weight: float = 0.2
+    """Lambda, of the information bound."""
+    variance: Literal["fixed", "learned"] = "fixed"
+    """Of Q's Gaussian of a continuous code: 1, or what the head says."""
+    critic_lr: float = 2e-3
+    """Learning rate of critic and information head; the generator's is the recipe's."""
+
+    critic_steps: ClassVar[int] = 1
+    betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
+    extra_terms: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if self.continuous < 0 or self.categories < 0 or self.noise < 0:
+            raise ValueError("continuous, categories and noise must not be negative")
+        if self.categories == 1:
+            raise ValueError("categories: a code of one class says nothing; 0 for none")
+        if self.codes == 0:
+            raise ValueError("continuous and categories are both 0: there is no code to learn")
+
+    @property
+    def codes(self) -> int:
+        """The continuous codes, and one for the categorical."""
+        return self.continuous + (self.categories > 0)
+
+    @property
+    def entropies(self) -> list[float]:
+        """H(c) in nats of each code: ln 2, differential, of a continuous one; ln K of the categorical."""
+        categorical = [math.log(self.categories)] if self.categories else []
+        return [math.log(2.0)] * self.continuous + categorical
+
+    def draw(self, key: Tensor, rows: int) -> Codes:
+        """Noise and codes of a key int64 ``[2]`` of (seed, step); a row draws the same among any number of rows."""
+        words = bits(key, rows, 1, Stream.CATEGORY)[:, 0]
+        # the high half of a 64-bit product, whose bias is K / 2^32
+        return Codes(
+            normal(key, rows, self.noise, Stream.NOISE) if self.noise else words.new_empty(rows, 0).float(),
+            2.0 * uniform(key, rows, self.continuous, Stream.CODE) - 1.0
+            if self.continuous
+            else words.new_empty(rows, 0).float(),
+            (words * self.categories) >> 32,
+        )
+
+    def generator_input(self, codes: Codes) -> Tensor:
+        """float32 ``[B, N + C + K]``: noise, continuous codes, the category as one of K."""
+        # torch's one_hot reads the largest class on the host
+        classes = torch.arange(self.categories, device=codes.category.device)
+        one_of = (codes.category.unsqueeze(-1) == classes).float()
+        return torch.cat([codes.noise, codes.continuous, one_of], -1)
+
+    def information(self, posterior: CodePosterior, codes: Codes) -> Tensor:
+        """``E[log Q(c|x)] + H(c)`` of each code in nats, float32 ``[codes]``: a lower bound of what an image says of it.
+
+        Args:
+            posterior: Q of the images made from the codes.
+            codes: rows as many as the posterior's.
+        """
+        error = (codes.continuous - posterior.mean).square()
+        bounds = 0.5 * (math.log(2 * math.pi) + posterior.logvar + error * torch.exp(-posterior.logvar))
+        nll = [*bounds.mean(0).unbind()]
+        if self.categories:
+            nll.append(F.cross_entropy(posterior.logits, codes.category))
+        return torch.stack([entropy - each for entropy, each in zip(self.entropies, nll, strict=True)])
+
+    def generator_loss(self, fake: Tensor) -> Tensor:
+        """``E[-log sigmoid(D(G))]`` of the critic's scores ``[B]``, in nats."""
+        return F.softplus(-fake).mean()
+
+    def critic_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """``-E[log sigmoid(D(x))] - E[log(1 - sigmoid(D(G)))]`` of scores ``[B]``, in nats."""
+        return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+@dataclass(frozen=True)
+class InfoWGANGP(InfoGAN):
+    """InfoGAN with the critic of Gulrajani et al. 2017, "Improved training of Wasserstein GANs", algorithm 1, as Kim &
+    Mnih 2018 compare it with: five steps of the critic, each on images of its own, for one of the generator; Adam
+    1e-4 with betas (0.5, 0.9) for both."""
+
+    critic_lr: float = 1e-4
+    """Learning rate of critic and information head; the generator's is the recipe's."""
+    penalty: float = 10.0
+    """Weight of the gradient penalty."""
+    critic_steps: int = 5  # type: ignore[misc]
+    """Steps of the critic for one of the generator."""
+
+    betas: ClassVar[tuple[float, float]] = (0.5, 0.9)
+    extra_terms: ClassVar[tuple[str, ...]] = ("gradient_penalty",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.critic_steps < 1:
+            raise ValueError(f"critic_steps must be at least 1, got {self.critic_steps}")
+
+    def generator_loss(self, fake: Tensor) -> Tensor:
+        """``-E D(G)`` of the critic's scores ``[B]``."""
+        return -fake.mean()
+
+    def critic_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """``E D(G) - E D(x)`` of scores ``[B]``, without the gradient penalty."""
+        return fake.mean() - real.mean()
+
+
+def between(real: Tensor, fake: Tensor, key: Tensor, *, first_row: int = 0) -> Tensor:
+    """Points on the lines from generated images to real ones, each at a uniform place of its own.
+
+    Args:
+        real: ``[B, C, H, W]``.
+        fake: of that shape.
+        key: int64 ``[2]`` of (seed, step).
+        first_row: rows of the key's draws that other points have taken.
+    """
+    at = uniform(key, first_row + len(real), 1, Stream.INTERPOLATION)[first_row:]
+    return torch.lerp(fake, real, at.view(-1, *[1] * (real.ndim - 1)))
+
+
+def gradient_penalty(score: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """``E[(|grad score(x)| - 1)^2]`` at points, which can be differentiated in the parameters of ``score``.
+
+    Args:
+        score: maps points to ``[B]``, each from its own point alone.
+        points: ``[B, ...]``.
+
+    Returns:
+        ``[]`` in the dtype of the points.
+    """
+    points = points.detach().requires_grad_()
+    with torch.enable_grad():
+        (slope,) = torch.autograd.grad(score(points).sum(), points, create_graph=True)
+    return (torch.linalg.vector_norm(slope.flatten(1), dim=-1) - 1.0).square().mean()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pyvae.adversarial_nets import AdversarialPair
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.data.subset import subset
 from pyvae.engine.batches import ImageSource
@@ -16,8 +17,12 @@ from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError
 from pyvae.marginal_likelihood import GROUP, active_units, marginal_likelihood
 from pyvae.metrics import METRICS, encode, evaluate
+from pyvae.nets import Autoencoder
+from pyvae.objectives import InfoGAN
 
 UNSUPERVISED = "unsupervised"
+OF_VARIANCES = frozenset({"mig-chen"})
+"""Metrics that read the variance of a posterior, not only the mean of a code."""
 MARGINAL_LIKELIHOOD = "marginal-likelihood"
 """Under which name :func:`score_likelihood` goes beside the metrics of the codes."""
 
@@ -32,6 +37,8 @@ def score(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Encode the whole data set once with the run's newest weights, and compute metrics from the codes.
+
+    Codes of InfoGAN are those of its information head; see :class:`pyvae.adversarial_nets.CodePosterior`.
 
     Args:
         run: with a checkpoint.
@@ -58,7 +65,11 @@ def score(
         )
     if run.recipe.code == "factors":
         raise PyvaeError(f"the code of {run.path} is its true factors: there is no encoder to evaluate")
-    net, steps = run.load_net()
+    net: Autoencoder | AdversarialPair
+    newest = run.newest_checkpoint()
+    if run.adversarial:
+        _check_variance(run, names)
+    net, steps = run.pair_of(newest) if run.adversarial else run.net_of(newest), newest.step
     dataset = run.shown(dataset)
     images = ImageSource(dataset, device).images
     table = encode(net.to(device), dataset, device=device, images=images)
@@ -72,6 +83,19 @@ def score(
     earlier = read_scores(run, steps, dataset)
     write_metrics(run, steps, dataset, {"scores": {**earlier, **scores}})
     return scores
+
+
+def _check_variance(run: Run, names: Sequence[str]) -> None:
+    """Refuse metrics of a posterior that the information head does not give."""
+    objective = run.recipe.objective
+    if not isinstance(objective, InfoGAN) or (objective.variance == "learned" and not objective.categories):
+        return
+    if refused := [name for name in names if name in OF_VARIANCES]:
+        possible = " ".join(name for name in METRICS if name not in OF_VARIANCES)
+        raise PyvaeError(
+            f"{', '.join(refused)} needs the variance of every code, which the information head of {run.path} does "
+            f"not give (it would with --variance learned --categories 0): --metrics {possible}"
+        )
 
 
 def _all_points(name: str, size: int) -> dict[str, None]:
@@ -114,6 +138,10 @@ def score_likelihood(
         PyvaeError: no Bernoulli pixels, fewer than 64 samples or one image, images of another shape than the run was
             trained on, or grey ones without binarisation; no checkpoint.
     """
+    if run.adversarial:
+        raise PyvaeError(
+            f"{MARGINAL_LIKELIHOOD} needs a decoder's likelihood, and {run.path} has a generator: leave it out"
+        )
     if run.recipe.likelihood != "bernoulli":
         raise PyvaeError(
             f"{MARGINAL_LIKELIHOOD} is of bernoulli pixels, but the likelihood of {run.path} is {run.recipe.likelihood}"

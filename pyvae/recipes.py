@@ -16,6 +16,8 @@ from pyvae.objectives import (
     CapacityVAE,
     ControlVAE,
     FactorVAE,
+    InfoGAN,
+    InfoWGANGP,
 )
 
 # stages of 1, 3, 9, ... epochs of 3,000 steps on MNIST, 100 here
@@ -157,5 +159,17 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
     "ciwae": (
         "CIWAE of Rainforth et al. 2018: beta 0.5 and 64 samples; else as iwae. --beta 0.05 is the paper's other",
         replace(_RAINFORTH, objective=CIWAE()),
+    ),
+    "infogan": (
+        "InfoGAN of Chen et al. 2016 with the codes of Kim & Mnih 2018 on 2D Shapes: 4 uniform ones and 3 classes, "
+        "lambda 0.2; --continuous 5 --categories 0 is their other form. Noise of 5 dimensions, rates and 322,560 steps "
+        "(28 epochs) as InfoGAN-CR; no batch or spectral normalisation",
+        Recipe(objective=InfoGAN(), architecture="kim", latents=5, lr=1e-3, steps=322_560),
+    ),
+    "infowgan-gp": (
+        "InfoWGAN-GP of Kim & Mnih 2018 on 2D Shapes: 4 uniform codes and 3 classes, lambda 0.2, penalty 10, 5 steps "
+        "of the critic for one of the generator, Adam 1e-4 (0.5, 0.9); --continuous 5 --categories 0 is their other "
+        "form. Noise of 5 dimensions as InfoGAN-CR, 100,000 steps, no batch normalisation",
+        Recipe(objective=InfoWGANGP(), architecture="kim", latents=5, lr=1e-4, steps=100_000),
     ),
 }

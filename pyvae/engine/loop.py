@@ -21,11 +21,13 @@ from pyvae.engine import checkpoint
 from pyvae.engine.allocator import keep_large_buffers
 from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.run import Run
+from pyvae.engine.stepper import BURST, Stepper
 from pyvae.engine.trace import HostCopy, Rows, TraceFile, to_host
-from pyvae.engine.trainer import BURST, Trainer
+from pyvae.engine.training import training
 from pyvae.errors import RunError
 
 _DRAIN_SECONDS = 0.5
+_SHOWN = ("loss", "recon", "kl", "discriminator_loss", "information")
 # how long a GPU's work handed over at once should take: Ctrl-C waits for two such portions
 _PORTION_SECONDS = (0.05, 0.2)
 
@@ -69,12 +71,12 @@ def train(
     keep_large_buffers()
     settle_arithmetic(run.recipe.precision)
     with run.locked():
-        trainer = Trainer(run.recipe, dataset, device, log_every=log_every, capture=capture, compile=compile)
+        trainer = training(run.recipe, dataset, device, log_every=log_every, capture=capture, compile=compile)
         return _Loop(run, dataset, trainer, checkpoint_seconds).train()
 
 
 class _Loop:
-    def __init__(self, run: Run, dataset: Dataset, trainer: Trainer, checkpoint_seconds: float) -> None:
+    def __init__(self, run: Run, dataset: Dataset, trainer: Stepper, checkpoint_seconds: float) -> None:
         self._run = run
         self._checkpoint_seconds = checkpoint_seconds
         self._trainer = trainer
@@ -175,7 +177,7 @@ class _Loop:
             events.write(step, dict(zip(self._trainer.fields, row, strict=True)))
         if rows:
             named = dict(zip(self._trainer.fields, rows[-1][1], strict=True))
-            bar.set_postfix({name: f"{named[name]:.2f}" for name in ("loss", "recon", "kl")}, refresh=False)
+            bar.set_postfix({name: f"{named[name]:.2f}" for name in _SHOWN if name in named}, refresh=False)
         bar.update(self._drained_step - bar.n)
 
     def _intact(self) -> str:
@@ -198,7 +200,7 @@ class _Loop:
 class _Pace:
     """Hands a GPU portions of steps, and runs at most two of them ahead of it; a CPU makes one step at a time."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Stepper) -> None:
         self._trainer = trainer
         self._portion = BURST if trainer.device.type == "cuda" else 1
         self._ends: deque[torch.cuda.Event] = deque()

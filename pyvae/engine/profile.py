@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from pyvae.data.dataset import Dataset
 from pyvae.engine.loop import settle_arithmetic
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.trainer import Trainer
+from pyvae.engine.training import training
 
 _WARM_UP = 5
 
@@ -31,7 +31,7 @@ def profile_steps(
         the table that ``kernels.txt`` holds.
     """
     settle_arithmetic(recipe.precision)
-    trainer = Trainer(recipe, dataset, device, capture=False)
+    trainer = training(recipe, dataset, device, capture=False)
     trainer.advance(_WARM_UP)
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":

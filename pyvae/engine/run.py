@@ -10,15 +10,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pyvae.adversarial_nets import AdversarialPair
 from pyvae.data.binarised import Binarised
 from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
 from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.files import write_atomically
+from pyvae.engine.pair import pair_of
 from pyvae.engine.recipe import Recipe, differences
 from pyvae.engine.trace import read_trace
 from pyvae.errors import RecipeError, RunError
 from pyvae.nets import Autoencoder, build
+from pyvae.objectives import InfoGAN
 
 
 class Run:
@@ -72,6 +75,11 @@ class Run:
         return cls(path, recipe)
 
     @property
+    def adversarial(self) -> bool:
+        """Whether a generator and a critic are trained, instead of an encoder and a decoder."""
+        return isinstance(self.recipe.objective, InfoGAN)
+
+    @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
@@ -108,8 +116,26 @@ class Run:
             raise RunError(f"{self.path} has no checkpoint yet: run its `pyvae train` command")
         return newest
 
+    def pair_of(self, saved: Checkpoint) -> AdversarialPair:
+        """Generator and critic of a checkpoint, on the CPU in eval mode, where the objective has them.
+
+        Raises:
+            RunError: it has none.
+        """
+        if not isinstance(self.recipe.objective, InfoGAN):
+            raise RunError(f"{self.path} has an encoder and a decoder, no generator and critic")
+        pair = pair_of(self.recipe, self.recipe.objective, int(saved.metadata["image_shape"][0]))
+        pair.load_state_dict({name: saved.tensors[name] for name in pair.state_dict()})
+        return pair.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
     def net_of(self, saved: Checkpoint) -> Autoencoder:
-        """The network of a checkpoint, on the CPU in eval mode."""
+        """The network of a checkpoint, on the CPU in eval mode.
+
+        Raises:
+            RunError: the run has generator and critic instead.
+        """
+        if self.adversarial:
+            raise RunError(f"{self.path} has a generator and a critic, no encoder and decoder")
         sizes = saved.tensors.get("net.encoder.sizes")
         net = build(
             self.recipe.architecture,

@@ -1,7 +1,6 @@
 """One training step and the state it moves."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 
 import nvtx
 import torch
@@ -12,11 +11,10 @@ from pyvae.data.binarised import check_binarisable
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.batches import Batch, Batches, ImageSource
 from pyvae.engine.binarise import BinarisedBatches
-from pyvae.engine.capture import Capture
 from pyvae.engine.controller import controller
-from pyvae.engine.ledger import Ledger
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.state import Trained
+from pyvae.engine.stepper import Stepper
 from pyvae.errors import RecipeError
 from pyvae.functional import reparameterize_kl
 from pyvae.nets import ANY_SIDE, SIDE, build
@@ -25,13 +23,8 @@ from pyvae.objectives.likelihood import image_nll
 from pyvae.random import Stream
 from pyvae.schedules import staged
 
-BURST = 16
-"""Steps in a captured graph; it divides the windows of pyvae.engine.batches."""
-_WARM_UP = 3
-_RING_ROWS = 4096
 
-
-class Trainer:
+class Trainer(Stepper):
     """A network, its optimiser and the step counter, all on one device; with them the objective's adversary, if any.
 
     A step reads nothing back from the device: the step counter, the loss and its terms, whether they are finite, and
@@ -49,8 +42,6 @@ class Trainer:
         compile: bool = False,
     ) -> None:
         check_data(recipe, dataset)
-        self.recipe = recipe
-        self.device = device
         net = build(
             recipe.architecture,
             dataset.image_shape[0],
@@ -65,53 +56,31 @@ class Trainer:
             _compiled(module) if compile else module for module in (self.net.encoder, self.net.decoder)
         )
         self._trained = Trained("net", self.net, _optimizer(recipe, list(self.net.parameters()), device))
-        self.step = 0
         self._size = len(dataset)
         source = ImageSource(dataset, device)
-        self._batches = _batches(recipe, source, dataset, device)
+        self._batches = batches_of(recipe, source, dataset, device)
         self._names = (*TERMS, *recipe.objective.extra_terms)
         self._adversary: _Adversary | None = None
         if isinstance(recipe.objective, FactorVAE):
-            second = _batches(recipe, source, dataset, device, second=True)
+            second = batches_of(recipe, source, dataset, device, second=True)
             self._adversary = _Adversary(recipe, recipe.objective, second, device, compile=compile)
         control = None
         if isinstance(recipe.objective, ControlVAE):
             control = recipe.objective.initial_control(device)
             self._controller = controller(recipe.objective, device)
         self._stages = recipe.lr_stage_steps
-        self.ledger = Ledger(
-            self.fields, recipe.seed, rows=_RING_ROWS, log_every=log_every, device=device, control=control
+        super().__init__(
+            recipe, self._fields(), device, log_every=log_every, capture=capture, control=control
         )
-        self.key = self.ledger.key
-        # torch's Adagrad counts its steps on the host
-        self._capturable = capture and device.type == "cuda" and recipe.optimizer == "adam"
-        self._capture: Capture | None = None
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._uncaptured_steps = 0
 
-    @property
-    def fields(self) -> list[str]:
-        """Names of the values of a row."""
+    def _fields(self) -> list[str]:
         adversary = ["discriminator_loss", "discriminator_grad_norm"] if self._adversary else []
-        return [*self._names, "grad_norm", *adversary, *(f"kl_{j}" for j in range(self.recipe.latents))]
+        return [*self._names, "grad_norm", *adversary, *(f"kl_{j}" for j in range(self.net.latents))]
 
-    def advance(self, count: int = 1) -> None:
-        """Make ``count`` steps: on a GPU, hand them over to it, without waiting for any."""
-        stop = self.step + count
-        with self._own_stream():
-            while self.step < stop:
-                self._batches.prepare(self.step)
-                if self._adversary:
-                    self._adversary.batches.prepare(self.step)
-                if self._capturable and self.step % BURST == 0 and stop - self.step >= BURST and self._warm():
-                    if self._capture is None:
-                        self._capture = Capture(self._step, BURST)
-                    self._capture.replay()
-                    self.step += BURST
-                else:
-                    self._step()
-                    self._uncaptured_steps += 1
-                    self.step += 1
+    def _prepare(self, step: int) -> None:
+        self._batches.prepare(step)
+        if self._adversary:
+            self._adversary.batches.prepare(step)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
@@ -130,25 +99,7 @@ class Trainer:
         if self.ledger.control:
             for name, tensor in self.ledger.control._asdict().items():
                 tensor.copy_(tensors[f"control.{name}"])
-        self._capture = None
-        self.step = step
-        self.key[1] = step
-
-    @contextmanager
-    def _own_stream(self) -> Iterator[None]:
-        """All steps on one stream, which is not the default one: capture needs that of the steps before it."""
-        if self._stream is None:
-            yield
-            return
-        around = torch.cuda.current_stream(self.device)
-        self._stream.wait_stream(around)
-        with torch.cuda.stream(self._stream):
-            yield
-        around.wait_stream(self._stream)
-
-    def _warm(self) -> bool:
-        """Whether enough steps have run for kernels to be compiled and libraries to have settled."""
-        return self._uncaptured_steps >= _WARM_UP
+        self._restart(step)
 
     def _step(self) -> None:
         """One step; no code here may depend on a value of the device."""
@@ -272,12 +223,19 @@ def _compiled(module: torch.nn.Module) -> torch.nn.Module:
     return torch.compile(module, fullgraph=True, dynamic=False, options={"deterministic": True})  # type: ignore[return-value]
 
 
-def _batches(
-    recipe: Recipe, source: ImageSource, dataset: Dataset, device: torch.device, *, second: bool = False
+def batches_of(
+    recipe: Recipe,
+    source: ImageSource,
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    second: bool = False,
+    size: int | None = None,
 ) -> Batches:
+    """Batches of a run, the second of two independent ones if so asked, of ``size`` images or the recipe's."""
     order = Stream.SECOND_BATCH if second else Stream.DATA_ORDER
     batches = source.batches(
-        recipe.seed, recipe.batch_size, order, replacement=recipe.sampling == "replacement"
+        recipe.seed, size or recipe.batch_size, order, replacement=recipe.sampling == "replacement"
     )
     if recipe.binarise == "none":
         return batches

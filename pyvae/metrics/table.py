@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
+from pyvae.adversarial_nets import AdversarialPair
 from pyvae.nets import Autoencoder
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class CodeTable:
 
 
 def encode(
-    net: Autoencoder,
+    net: Autoencoder | AdversarialPair,
     dataset: Dataset,
     *,
     device: torch.device | str,
@@ -160,7 +161,8 @@ def encode(
     """Encode a data set, in its order.
 
     Args:
-        net: moved to ``device``; its training mode is left as it was.
+        net: moved to ``device``; of generator and critic, the information head encodes; its training mode is left as
+            it was.
         dataset: images, on the full grid of their factors where these are known.
         device: where the encoder runs.
         batch_size: of the encoder; results may differ in the last bits between batch sizes.

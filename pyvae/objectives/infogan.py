@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyvae.adversarial_nets import CodePosterior
+from pyvae.errors import RecipeError
 from pyvae.random import Stream, bits, normal, uniform
 
 
@@ -48,17 +49,21 @@ class InfoGAN:
     critic_lr: float = 2e-3
     """Learning rate of critic and information head; the generator's is the recipe's."""
 
-    critic_steps: ClassVar[int] = 1
+    critic_steps: int = 1
+    """Steps of the critic for one of the generator."""
+
     betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
     extra_terms: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if self.continuous < 0 or self.categories < 0 or self.noise < 0:
-            raise ValueError("continuous, categories and noise must not be negative")
+            raise RecipeError("continuous, categories and noise must not be negative")
         if self.categories == 1:
-            raise ValueError("categories: a code of one class says nothing; 0 for none")
+            raise RecipeError("categories: a code of one class says nothing; 0 for none")
+        if self.critic_steps < 1:
+            raise RecipeError(f"critic_steps must be at least 1, got {self.critic_steps}")
         if self.codes == 0:
-            raise ValueError("continuous and categories are both 0: there is no code to learn")
+            raise RecipeError("continuous and categories are both 0: there is no code to learn")
 
     @property
     def codes(self) -> int:
@@ -91,7 +96,7 @@ class InfoGAN:
         return torch.cat([codes.noise, codes.continuous, one_of], -1)
 
     def information(self, posterior: CodePosterior, codes: Codes) -> Tensor:
-        """``E[log Q(c|x)] + H(c)`` of each code in nats, float32 ``[codes]``: a lower bound of what an image says of it.
+        """``E[log Q(c|x)] + H(c)`` of each code in nats, float32 ``[codes]``: at most what an image says of it.
 
         Args:
             posterior: Q of the images made from the codes.
@@ -123,16 +128,10 @@ class InfoWGANGP(InfoGAN):
     """Learning rate of critic and information head; the generator's is the recipe's."""
     penalty: float = 10.0
     """Weight of the gradient penalty."""
-    critic_steps: int = 5  # type: ignore[misc]
-    """Steps of the critic for one of the generator."""
+    critic_steps: int = 5
 
     betas: ClassVar[tuple[float, float]] = (0.5, 0.9)
     extra_terms: ClassVar[tuple[str, ...]] = ("gradient_penalty",)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.critic_steps < 1:
-            raise ValueError(f"critic_steps must be at least 1, got {self.critic_steps}")
 
     def generator_loss(self, fake: Tensor) -> Tensor:
         """``-E D(G)`` of the critic's scores ``[B]``."""

@@ -1,0 +1,18 @@
+"""Generator and critic of a recipe."""
+
+from pyvae.adversarial_nets import AdversarialPair, build_pair
+from pyvae.engine.recipe import Recipe
+from pyvae.objectives import InfoGAN
+
+
+def pair_of(recipe: Recipe, objective: InfoGAN, channels: int) -> AdversarialPair:
+    """The networks of a recipe, with their first weights."""
+    return build_pair(
+        channels,
+        continuous=objective.continuous,
+        categories=objective.categories,
+        noise=objective.noise,
+        learned_variance=objective.variance == "learned",
+        init=recipe.init,
+        seed=recipe.seed,
+    )

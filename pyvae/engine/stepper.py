@@ -1,0 +1,107 @@
+"""Step after step of some training, each or several at once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from pyvae.control import Control
+from pyvae.engine.capture import Capture
+from pyvae.engine.ledger import Ledger
+from pyvae.engine.recipe import Recipe
+
+BURST = 16
+"""Steps in a captured graph; it divides the windows of pyvae.engine.batches."""
+_WARM_UP = 3
+_RING_ROWS = 4096
+
+
+class Stepper(ABC):
+    """What every kind of training has in common: the ledger, and steps that run eagerly or as a graph.
+
+    Args:
+        fields: names of the values of a row, of which there is one for each latent at the end.
+        log_every: steps between rows of the trace.
+        capture: on a GPU, ``BURST`` steps are one graph.
+        control: the controller's state before the first step, if there is one.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        fields: list[str],
+        device: torch.device,
+        *,
+        log_every: int,
+        capture: bool,
+        control: Control | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.device = device
+        self.fields = fields
+        self.step = 0
+        self.ledger = Ledger(
+            fields, recipe.seed, rows=_RING_ROWS, log_every=log_every, device=device, control=control
+        )
+        self.key = self.ledger.key
+        # torch's Adagrad counts its steps on the host
+        self._capturable = capture and device.type == "cuda" and recipe.optimizer == "adam"
+        self._capture: Capture | None = None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._uncaptured_steps = 0
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that the next step depends on, by name."""
+
+    @abstractmethod
+    def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
+        """Go back to what :meth:`tensors` gave at ``step``."""
+
+    @abstractmethod
+    def _prepare(self, step: int) -> None:
+        """See to it that the device can find the batches of ``step`` and of those captured with it."""
+
+    @abstractmethod
+    def _step(self) -> None:
+        """One step; no code in it may depend on a value of the device."""
+
+    def advance(self, count: int = 1) -> None:
+        """Make ``count`` steps: on a GPU, hand them over to it, without waiting for any."""
+        stop = self.step + count
+        with self._own_stream():
+            while self.step < stop:
+                self._prepare(self.step)
+                if self._capturable and self.step % BURST == 0 and stop - self.step >= BURST and self._warm():
+                    if self._capture is None:
+                        self._capture = Capture(self._step, BURST)
+                    self._capture.replay()
+                    self.step += BURST
+                else:
+                    self._step()
+                    self._uncaptured_steps += 1
+                    self.step += 1
+
+    def _restart(self, step: int) -> None:
+        """Count from ``step`` on, now that everything is as it was then."""
+        self._capture = None
+        self.step = step
+        self.key[1] = step
+
+    @contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """All steps on one stream, which is not the default one: capture needs that of the steps before it."""
+        if self._stream is None:
+            yield
+            return
+        around = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(around)
+        with torch.cuda.stream(self._stream):
+            yield
+        around.wait_stream(self._stream)
+
+    def _warm(self) -> bool:
+        """Whether enough steps have run for kernels to be compiled and libraries to have settled."""
+        return self._uncaptured_steps >= _WARM_UP

@@ -18,7 +18,7 @@ from pyvae.engine.stepper import Stepper
 from pyvae.errors import RecipeError
 from pyvae.functional import reparameterize_kl
 from pyvae.nets import ANY_SIDE, SIDE, build
-from pyvae.objectives import TERMS, ControlVAE, FactorVAE, ImportanceWeighted, Outputs
+from pyvae.objectives import TERMS, ControlVAE, FactorVAE, ImportanceWeighted, InfoGAN, Outputs
 from pyvae.objectives.likelihood import image_nll
 from pyvae.random import Stream
 from pyvae.schedules import staged
@@ -42,6 +42,9 @@ class Trainer(Stepper):
         compile: bool = False,
     ) -> None:
         check_data(recipe, dataset)
+        if isinstance(recipe.objective, InfoGAN):
+            raise RecipeError(f"{type(recipe.objective).__name__} has no decoder: see pyvae.engine.training")
+        self._objective = recipe.objective
         net = build(
             recipe.architecture,
             dataset.image_shape[0],
@@ -111,9 +114,9 @@ class Trainer(Stepper):
         with nvtx.annotate("encoder"):
             mu, logvar = self._encode(batch)
         control = None
-        if isinstance(self.recipe.objective, ImportanceWeighted):
+        if isinstance(self._objective, ImportanceWeighted):
             with nvtx.annotate("importance samples"):
-                terms, kl = self.recipe.objective.sampled_terms(
+                terms, kl = self._objective.sampled_terms(
                     mu, logvar, batch.target, self._decode, key=self.key, target_max=batch.target_max
                 )
         else:
@@ -131,7 +134,7 @@ class Trainer(Stepper):
                 )
                 control = self._controlled(kl, step)
                 outputs = Outputs(recon, kl, z, mu, logvar, self._size, tc, control)
-                terms = self.recipe.objective.terms(outputs, step)
+                terms = self._objective.terms(outputs, step)
         with nvtx.annotate("backward"):
             norm = self._trained.backward(terms["loss"])
         values = [*(terms[name].detach() for name in self._names), norm]

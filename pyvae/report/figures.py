@@ -83,12 +83,14 @@ def trace_caption(trace: Trace) -> str:
     if _is_short(trace):
         return "Minibatch values against the step."
     return (
-        "Minibatch values (faint) and their running mean against the step; of the KL of each latent, "
-        "the running mean alone."
+        "Minibatch values (faint) and their running mean against the step; of the KL of each latent or the bound of "
+        "each code, the running mean alone."
     )
 
 
 def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
+    if "recon" not in trace:
+        return _adversarial_panels(trace)
     panels: list[tuple[str, Callable[[Any], None]]] = [
         ("reconstruction, nats per image", lambda axes: _line(axes, trace, "recon", log=True)),
         ("KL, nats per image", lambda axes: _kl(axes, trace)),
@@ -112,6 +114,22 @@ def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
         (_OWN.get(name, f"{name.replace('_', ' ')}, nats"), partial(_line, trace=trace, name=name))
         for name in own
     ]
+    return panels
+
+
+def _adversarial_panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
+    titles = {
+        "loss": "loss of the generator",
+        "discriminator_loss": "loss of the critic",
+        "information": "information bound, nats",
+        "gradient_penalty": "gradient penalty",
+    }
+    panels: list[tuple[str, Callable[[Any], None]]] = [
+        (title, partial(_line, trace=trace, name=name)) for name, title in titles.items() if name in trace
+    ]
+    panels.append(
+        ("bound of each code, nats", lambda axes: _latents(axes, trace, prefix="information_", title="code"))
+    )
     return panels
 
 
@@ -157,18 +175,20 @@ def _latents_by_capacity(axes: Any, trace: Trace) -> None:
     axes.set_xlabel("C, nats", fontsize=8)
 
 
-def _latents(axes: Any, trace: Trace, against: str = "step") -> None:
+def _latents(
+    axes: Any, trace: Trace, against: str = "step", prefix: str = "kl_", title: str = "latent"
+) -> None:
     from matplotlib import colormaps
 
-    names = [name for name in trace if name.startswith("kl_")]
+    names = [name for name in trace if name.startswith(prefix)]
     colours = colormaps["tab10" if len(names) <= 10 else "turbo"]
     for j, name in enumerate(names):
         colour = colours(j if len(names) <= 10 else j / (len(names) - 1))
         shown = trace if _is_short(trace) else {**trace, name: smooth(trace[name])}
-        _plain(axes, shown, name, against, lw=1.1, color=colour, label=name.removeprefix("kl_"))
+        _plain(axes, shown, name, against, lw=1.1, color=colour, label=name.removeprefix(prefix))
     if len(names) <= 2 * _LEGEND_ROWS:
         axes.legend(
-            title="latent",
+            title=title,
             ncols=-(-len(names) // _LEGEND_ROWS),
             fontsize=7,
             title_fontsize=7,

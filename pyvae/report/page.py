@@ -10,11 +10,11 @@ from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
 from pyvae.evaluation import read_likelihood, read_scores, write_metrics
-from pyvae.report import reconstructions, snapshots, traversal
+from pyvae.report import generated, reconstructions, snapshots, traversal
 from pyvae.report.evaluation import Evaluation, evaluate
-from pyvae.report.figures import draw_trace, save, trace_caption
+from pyvae.report.figures import Trace, draw_trace, save, trace_caption
 from pyvae.report.markup import document, duration, figure
-from pyvae.report.trained import Trained, load_trained
+from pyvae.report.trained import Trained, TrainedPair, load_trained, load_trained_pair
 
 _BODY = Template("""<p class="note">$subtitle</p>
 $notices
@@ -23,10 +23,7 @@ $notices
 <p class="note">$caption</p>
 <h2>Training</h2>
 $trace
-<h2>Reconstructions</h2>
-$reconstructions
-<h2>Latent traversals</h2>
-$traversals
+$pictures
 <h2>Recipe</h2>
 <div class="columns"><div>$recipe</div><div>$provenance</div></div>
 """)
@@ -47,6 +44,8 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
         RunError: no checkpoint or no trace yet, images of another shape than the run was trained on, a span that
             cannot be, or a file that cannot be written.
     """
+    if run.adversarial:
+        return report_pair(run, dataset)
     trace, dataset = run.trace(), run.shown(dataset)
     trained = load_trained(run, dataset)
     net, steps = trained.net, trained.steps
@@ -54,24 +53,11 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
     metrics = evaluation.to_json(dataset)
     write_metrics(run, steps, dataset, metrics)
     traversals = traversal.draw(run, net, dataset, evaluation.kl, span=span)
-    title = f"{run.recipe.to_json()['objective']['name']}: {run.path.name}"
-    body = _BODY.substitute(
-        subtitle=html.escape(
-            f"{steps:,} steps on {_training_data(trained, dataset)}, seed {run.recipe.seed}"
-        ),
-        notices=_shortfall(steps, run.recipe.steps) + _other_data(trained, dataset),
-        results=_table(
-            [
-                *_results(metrics),
-                *_likelihood(read_likelihood(run, steps, dataset)),
-                *_scores(read_scores(run, steps, dataset)),
-            ]
-        ),
-        latents=_latents(evaluation, dataset),
-        caption=_caption(evaluation),
-        trace=figure(save(draw_trace(trace), run.figures / "trace.png"), trace_caption(trace)),
-        reconstructions=figure(reconstructions.draw(run, net, dataset), reconstructions.CAPTION),
-        traversals="".join(
+    pictures = [
+        "<h2>Reconstructions</h2>",
+        figure(reconstructions.draw(run, net, dataset), reconstructions.CAPTION),
+        "<h2>Latent traversals</h2>",
+        *(
             figure(
                 path,
                 f"From image {seed:,}: each row sets one latent from {-span:g} to {span:g}, highest KL first.",
@@ -79,8 +65,79 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
             if path.suffix == ".png"
             else figure(path, "The same in motion: one square per latent, highest KL first, in rows of five.")
             for path, seed in traversals
-        )
-        + _snapshots(run, dataset, span),
+        ),
+        _snapshots(run, dataset, span),
+    ]
+    return _write(
+        run,
+        dataset,
+        trained,
+        results=[
+            *_results(metrics),
+            *_likelihood(read_likelihood(run, steps, dataset)),
+            *_scores(read_scores(run, steps, dataset)),
+        ],
+        latents=_latents(evaluation, dataset),
+        caption=_caption(evaluation),
+        trace=trace,
+        pictures=pictures,
+    )
+
+
+def report_pair(run: Run, dataset: Dataset) -> Path:
+    """The page of a generator and its critic: samples, what each code does, and scores of the information head."""
+    trace = run.trace()
+    trained = load_trained_pair(run, dataset)
+    bounds = generated.information(run, trained.net)
+    total = sum(bounds)
+    write_metrics(run, trained.steps, dataset, {"information": total, "information_of_codes": bounds})
+    pictures = [
+        "<h2>Generated images</h2>",
+        figure(generated.draw_samples(run, trained.net), generated.SAMPLES_CAPTION),
+        "<h2>Codes</h2>",
+        *(figure(path, generated.CODES_CAPTION) for path in generated.draw_codes(run, trained.net)),
+    ]
+    rows = "".join(
+        f'<tr><td>c{j}</td><td class="number">{bound:.3f}</td></tr>' for j, bound in enumerate(bounds)
+    )
+    return _write(
+        run,
+        dataset,
+        trained,
+        results=[
+            ("information bound", f"{total:.3f} nats"),
+            *_scores(read_scores(run, trained.steps, dataset)),
+        ],
+        latents=f'<table><tr><th>code</th><th class="number">bound, nats</th></tr>{rows}</table>',
+        caption=generated.BOUND_CAPTION,
+        trace=trace,
+        pictures=pictures,
+    )
+
+
+def _write(
+    run: Run,
+    dataset: Dataset,
+    trained: Trained | TrainedPair,
+    *,
+    results: Iterable[Sequence[str]],
+    latents: str,
+    caption: str,
+    trace: Trace,
+    pictures: Iterable[str],
+) -> Path:
+    steps = trained.steps
+    title = f"{run.recipe.to_json()['objective']['name']}: {run.path.name}"
+    body = _BODY.substitute(
+        subtitle=html.escape(
+            f"{steps:,} steps on {_training_data(trained, dataset)}, seed {run.recipe.seed}"
+        ),
+        notices=_shortfall(steps, run.recipe.steps) + _other_data(trained, dataset),
+        results=_table(results),
+        latents=latents,
+        caption=caption,
+        trace=figure(save(draw_trace(trace), run.figures / "trace.png"), trace_caption(trace)),
+        pictures="\n".join(pictures),
         recipe=_table(_recipe(run)),
         provenance=_table(_provenance(trained)),
     )
@@ -100,11 +157,11 @@ def _shortfall(steps: int, planned: int) -> str:
     return f'<p class="notice">This run has made {steps:,} of its {planned:,} steps.</p>'
 
 
-def _training_data(trained: Trained, dataset: Dataset) -> str:
+def _training_data(trained: Trained | TrainedPair, dataset: Dataset) -> str:
     return str(trained.metadata.get("data", dataset.fingerprint))
 
 
-def _other_data(trained: Trained, dataset: Dataset) -> str:
+def _other_data(trained: Trained | TrainedPair, dataset: Dataset) -> str:
     if _training_data(trained, dataset) == dataset.fingerprint:
         return ""
     shown = html.escape(dataset.fingerprint)
@@ -178,7 +235,7 @@ def _recipe(run: Run) -> Iterable[tuple[str, str]]:
         yield name.replace("_", " "), str(value)
 
 
-def _provenance(trained: Trained) -> Iterable[tuple[str, str]]:
+def _provenance(trained: Trained | TrainedPair) -> Iterable[tuple[str, str]]:
     metadata = trained.metadata
     if "device" in metadata:
         yield "device", metadata["device"]

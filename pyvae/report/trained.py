@@ -4,7 +4,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from pyvae.adversarial_nets import AdversarialPair
 from pyvae.data.dataset import Dataset
+from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
 from pyvae.nets import Autoencoder
@@ -14,6 +16,18 @@ class Trained(NamedTuple):
     """The newest weights of a run."""
 
     net: Autoencoder
+    steps: int
+    """That the weights were trained for."""
+    metadata: dict[str, Any]
+    """Of their checkpoint."""
+    steps_per_second: float | None
+    """Over the whole run; None where the checkpoint does not say."""
+
+
+class TrainedPair(NamedTuple):
+    """The newest weights of a run with generator and critic."""
+
+    net: AdversarialPair
     steps: int
     """That the weights were trained for."""
     metadata: dict[str, Any]
@@ -33,6 +47,21 @@ def load_trained(run: Run, dataset: Dataset) -> Trained:
     Raises:
         RunError: there is no checkpoint yet, or it was trained on images of another shape.
     """
+    newest = _newest(run, dataset)
+    return Trained(run.net_of(newest), newest.step, newest.metadata, _speed(newest))
+
+
+def load_trained_pair(run: Run, dataset: Dataset) -> TrainedPair:
+    """The newest generator and critic of a run, for images of this data set.
+
+    Raises:
+        RunError: as :func:`load_trained`, or the run has an encoder and a decoder.
+    """
+    newest = _newest(run, dataset)
+    return TrainedPair(run.pair_of(newest), newest.step, newest.metadata, _speed(newest))
+
+
+def _newest(run: Run, dataset: Dataset) -> Checkpoint:
     newest = run.newest_checkpoint()
     expected = tuple(newest.metadata["image_shape"])
     if expected != dataset.image_shape:
@@ -40,7 +69,9 @@ def load_trained(run: Run, dataset: Dataset) -> Trained:
             f"{run.path} was trained on images of shape {expected}, but those of {dataset.fingerprint} are "
             f"{dataset.image_shape}: give the data it was trained on"
         )
+    return newest
+
+
+def _speed(newest: Checkpoint) -> float | None:
     seconds = newest.metadata.get("seconds")
-    return Trained(
-        run.net_of(newest), newest.step, newest.metadata, newest.step / seconds if seconds else None
-    )
+    return newest.step / seconds if seconds else None

@@ -14,9 +14,10 @@ from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
 from pyvae.nets import Autoencoder
+from pyvae.report import generated
 from pyvae.report.evaluation import evaluate
 from pyvae.report.figures import save, show, tile, write
-from pyvae.report.trained import load_trained, posterior
+from pyvae.report.trained import load_trained, load_trained_pair, posterior
 
 # a square, an ellipse and a heart: the images that 1Konny/Beta-VAE and ControlVAE start from
 DSPRITES_SEEDS = (87040, 332800, 578560)
@@ -49,6 +50,9 @@ def traverse(
 ) -> list[Path]:
     """Draw traversals of the run's newest weights as ``figures/traversal-<seed>.png`` and ``.gif``.
 
+    Of a generator ``figures/codes-<seed>.png``: its codes, trained on [-1, 1] alone, go from -1 to 1, and seeds are
+    those of the noise.
+
     Args:
         run: with a checkpoint.
         dataset: that of its recipe.
@@ -61,6 +65,9 @@ def traverse(
         RunError: no checkpoint, images of another shape than it was trained on, a seed, span or number of columns
             that cannot be, or a file that cannot be written.
     """
+    if run.adversarial:
+        pair = load_trained_pair(run, dataset).net
+        return generated.draw_codes(run, pair, columns=columns, seeds=seeds)
     dataset, net = run.shown(dataset), load_trained(run, dataset).net
     kl = evaluate(net, dataset).kl
     return [path for path, _ in draw(run, net, dataset, kl, span=span, columns=columns, seeds=seeds)]

@@ -1,0 +1,119 @@
+"""What a generator makes: samples, and each code moved while the noise stays."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pyvae.adversarial_nets import AdversarialPair
+from pyvae.engine.run import Run
+from pyvae.errors import RunError
+from pyvae.objectives import InfoGAN
+from pyvae.objectives.infogan import Codes
+from pyvae.random import make_key
+from pyvae.report.figures import save, show, tile
+
+_ROWS = 8
+_SAMPLE_COLUMNS = 16
+_BOUND_IMAGES = 4096
+_BATCH = 256
+_SAMPLE_SEED, _BOUND_SEED = 0, 1
+_FIRST_NOISE = (2, 3, 4)
+
+SAMPLES_CAPTION = "Images of the generator, noise and codes drawn anew for each: not chosen."
+CODES_CAPTION = (
+    "Each row moves one code, a continuous one from -1 to 1, the categorical through its classes; noise and the other "
+    "codes stay as they were drawn."
+)
+BOUND_CAPTION = (
+    f"Lower bound E[log Q(c|x)] + H(c) of the information that an image holds about each code, over {_BOUND_IMAGES:,} "
+    "generated images. A continuous code of fixed variance 1 can reach -0.226 nats, the categorical one the "
+    "logarithm of its classes. The codes that are scored are the means of Q and its most probable class."
+)
+
+
+def draw_samples(run: Run, pair: AdversarialPair) -> Path:
+    """Write ``figures/samples.png``."""
+    from matplotlib.figure import Figure
+
+    objective = _objective(run)
+    count = _ROWS * _SAMPLE_COLUMNS
+    images = _images(objective, pair, objective.draw(make_key(_SAMPLE_SEED), count))
+    figure = Figure(figsize=(0.6 * _SAMPLE_COLUMNS, 0.6 * _ROWS), layout="constrained")
+    show(figure.subplots(), tile(images.unflatten(0, (_ROWS, _SAMPLE_COLUMNS))))
+    return save(figure, run.figures / "samples.png")
+
+
+def draw_codes(
+    run: Run, pair: AdversarialPair, *, columns: int = 11, seeds: Sequence[int] | None = None
+) -> list[Path]:
+    """Write ``figures/codes-<seed>.png`` for each seed of the noise.
+
+    Raises:
+        RunError: fewer than 2 columns, or a negative seed.
+    """
+    from matplotlib.figure import Figure
+
+    seeds = _FIRST_NOISE if seeds is None else seeds
+    if columns < 2:
+        raise RunError(f"a traversal needs at least 2 columns, got {columns}")
+    if any(seed < 0 for seed in seeds):
+        raise RunError(f"seeds of the noise must not be negative, got {min(seeds)}")
+    objective = _objective(run)
+    files = []
+    for seed in seeds:
+        images = moved(objective, pair, objective.draw(make_key(seed), 1), columns)
+        figure = Figure(figsize=(0.72 * (columns + 1.5), 0.72 * len(images) + 0.4), layout="constrained")
+        axes = figure.subplots()
+        show(axes, tile(images))
+        axes.set_axis_on()
+        axes.spines[:].set_visible(False)
+        height, width = (images.shape[d] + 2 for d in (-2, -1))
+        values = torch.linspace(-1, 1, columns).tolist()
+        axes.set_xticks([width * (c + 0.5) for c in range(columns)], [f"{v:.1f}" for v in values], fontsize=8)
+        names = [f"c{j}" for j in range(objective.continuous)] + ["class"] * bool(objective.categories)
+        axes.set_yticks([height * (r + 0.5) for r in range(len(names))], names, fontsize=8)
+        axes.tick_params(length=0)
+        files.append(save(figure, run.figures / f"codes-{seed}.png"))
+    return files
+
+
+@torch.inference_mode()
+def moved(objective: InfoGAN, pair: AdversarialPair, codes: Codes, columns: int) -> Tensor:
+    """Images ``[codes, columns, C, H, W]`` in [0, 1]: row j moves code j of ``codes`` (one row), classes in turn."""
+    values = torch.linspace(-1, 1, columns)
+    rows = []
+    for j in range(objective.codes):
+        noise, continuous, category = (each.expand(columns, *each.shape[1:]).clone() for each in codes)
+        if j < objective.continuous:
+            continuous[:, j] = values
+        else:
+            category = torch.arange(columns) * objective.categories // columns
+        rows.append(_images(objective, pair, Codes(noise, continuous, category)))
+    return torch.stack(rows)
+
+
+@torch.inference_mode()
+def information(run: Run, pair: AdversarialPair) -> list[float]:
+    """The bound of each code in nats, over a fixed set of generated images."""
+    objective = _objective(run)
+    codes = objective.draw(make_key(_BOUND_SEED), _BOUND_IMAGES)
+    total = torch.zeros(objective.codes, dtype=torch.float64)
+    for first in range(0, _BOUND_IMAGES, _BATCH):
+        part = Codes(*(each[first : first + _BATCH] for each in codes))
+        _, posterior = pair.critic(_images(objective, pair, part))
+        total += objective.information(posterior, part).double()
+    return (total * _BATCH / _BOUND_IMAGES).tolist()
+
+
+@torch.inference_mode()
+def _images(objective: InfoGAN, pair: AdversarialPair, codes: Codes) -> Tensor:
+    return pair.generator.images(objective.generator_input(codes))
+
+
+def _objective(run: Run) -> InfoGAN:
+    objective = run.recipe.objective
+    if not isinstance(objective, InfoGAN):
+        raise RunError(f"{run.path} has an encoder and a decoder, no generator")
+    return objective

@@ -49,6 +49,7 @@ class Train:
 
     def __call__(self) -> int:
         from pyvae.data.shapes3d import Shapes3D
+        from pyvae.engine.adversarial import check_compile
         from pyvae.engine.loop import train
         from pyvae.engine.run import Run
         from pyvae.engine.trainer import check_data
@@ -65,6 +66,7 @@ class Train:
             _say(profile_steps(self.recipe, dataset, device, self.out / "profile").rstrip())
             return 0
         check_data(self.recipe, dataset)
+        check_compile(self.recipe, self.compile)
         run = Run.create_or_resume(self.out, self.recipe)
         outcome = train(
             run,

@@ -216,6 +216,33 @@ def test_importance_weighted_recipes(pyvae, tmp_path, recipe):
     assert "IWAE-64" in (tmp_path / "run/report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("recipe", "codes"), [("infogan", ()), ("infowgan-gp", ("--continuous", 5, "--categories", 0))]
+)
+def test_adversarial_recipes(pyvae, tmp_path, recipe, codes):
+    images = np.random.default_rng(0).integers(0, 256, (12, 64, 64), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", images=images)
+    train = ("train", recipe, "--data", "train.npz", "--batch-size", 4, "--critic-steps", 2, *codes)
+    refused(pyvae(*train, "--latents", 7, "--out", "run"), "--latents 5")
+    refused(pyvae(*train, "--compile", "--out", "compiled"), "--compile", "leave it out")
+    assert not (tmp_path / "compiled").exists()
+    done = pyvae(*train, "--steps", 3, "--log-every", 1, "--out", "run")
+    assert done.returncode == 0, done.stderr
+    rows = (tmp_path / "run/trace.csv").read_text().splitlines()
+    assert rows[0].startswith("step,loss,information,grad_norm,discriminator_loss,discriminator_grad_norm,")
+    assert rows[0].endswith("information_4")
+    assert len(rows) == 4
+    refused(pyvae("evaluate", "run", "--metrics", "marginal-likelihood"), "needs a decoder's likelihood")
+    done = pyvae("evaluate", "run", "--metrics", "unsupervised")
+    assert done.returncode == 0, done.stderr
+    assert "unsupervised" in json.loads((tmp_path / "run/metrics.json").read_text())["scores"]
+    done = pyvae("traverse", "run", "--seeds", 4)
+    assert done.stdout.strip().endswith("codes-4.png")
+    done = pyvae("report", "run")
+    assert done.returncode == 0, done.stderr
+    assert "Generated images" in (tmp_path / "run/report.html").read_text()
+
+
 def test_a_likelihood_that_cannot_be(pyvae, tmp_path):
     np.savez(tmp_path / "grey.npz", images=np.arange(3 * 144, dtype=np.uint8).reshape(3, 12, 12))
     train = ("train", "vae", "--data", "grey.npz", "--image-size", 12, "--batch-size", 2, "--steps", 1)

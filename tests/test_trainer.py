@@ -15,6 +15,7 @@ from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.engine.trace import read_trace
 from pyvae.engine.trainer import Trainer
+from pyvae.engine.training import training
 from pyvae.errors import PyvaeError, RecipeError, RunError
 from pyvae.evaluation import score
 from pyvae.nets import build
@@ -30,6 +31,8 @@ from pyvae.objectives import (
     CapacityVAE,
     ControlVAE,
     FactorVAE,
+    InfoGAN,
+    InfoWGANGP,
 )
 from pyvae.random import Stream, make_key, normal
 from pyvae.report import report
@@ -157,7 +160,15 @@ OBJECTIVES = {
     "miwae": MIWAE(outer=2, samples=3, gradient="dreg"),
     "piwae": PIWAE(outer=2, samples=3),
     "ciwae": CIWAE(samples=3),
+    "infogan": InfoGAN(),
+    "infowgan-gp": InfoWGANGP(critic_steps=2),
+    "infowgan-gp-learned": InfoWGANGP(critic_steps=2, continuous=5, categories=0, variance="learned"),
 }
+
+
+def recipe_of(objective, **changes):
+    adversarial = {"architecture": "kim", "latents": 5} if isinstance(objective, InfoGAN) else {}
+    return replace(RECIPE, objective=objective, **adversarial, **changes)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -172,9 +183,7 @@ def test_a_step_never_waits_for_the_device(objective, precision, store, monkeypa
         data.bits = reference.pack_bits(everything.flatten(1))
     else:
         data.pixels = (everything * 255).to(torch.uint8)
-    trainer = Trainer(
-        replace(RECIPE, objective=objective, precision=precision, batch_size=4), data, CPU, log_every=2
-    )
+    trainer = training(recipe_of(objective, precision=precision, batch_size=4), data, CPU, log_every=2)
     trainer.advance()
     with NoSynchronisation() as mode:
         trainer._step()
@@ -353,7 +362,7 @@ def test_captured_steps_are_the_eager_ones(objective, store):
         data.bits = reference.pack_bits(everything.flatten(1))
     elif store == "pixels":
         data.pixels = (everything * 255).to(torch.uint8)
-    assert_captured_steps_are_eager(replace(RECIPE, objective=objective), data)
+    assert_captured_steps_are_eager(recipe_of(objective), data)
 
 
 @pytest.mark.gpu
@@ -370,7 +379,7 @@ def test_captured_stages_and_binarisation_are_the_eager_ones():
 
 def assert_captured_steps_are_eager(recipe, data):
     settle_arithmetic("fp32")
-    eager, captured = (Trainer(recipe, data, torch.device("cuda"), capture=c) for c in (False, True))
+    eager, captured = (training(recipe, data, torch.device("cuda"), capture=c) for c in (False, True))
     for portion in (5, 70, 3, 32):
         eager.advance(portion)
         captured.advance(portion)

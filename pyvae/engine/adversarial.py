@@ -20,6 +20,12 @@ from pyvae.objectives import InfoGAN, InfoWGANGP
 from pyvae.objectives.infogan import Codes, between, gradient_penalty
 
 
+def check_compile(recipe: Recipe, compile: bool) -> None:
+    """Raises RecipeError when the recipe's networks cannot go through torch.compile, which has no double backward."""
+    if compile and isinstance(recipe.objective, InfoGAN):
+        raise RecipeError("--compile: networks with a critic run uncompiled; leave it out")
+
+
 class AdversarialTrainer(Stepper):
     """A generator and a critic, their optimisers and the step counter, all on one device.
 
@@ -41,8 +47,7 @@ class AdversarialTrainer(Stepper):
         objective = recipe.objective
         if not isinstance(objective, InfoGAN):
             raise RecipeError(f"{type(objective).__name__} has no critic")
-        if compile:
-            raise RecipeError("--compile: networks with a critic run uncompiled; leave it out")
+        check_compile(recipe, compile)
         self._objective = objective
         self.net = pair_of(recipe, objective, dataset.image_shape[0]).to(
             device,

@@ -27,8 +27,10 @@ def case(size: tuple[int, int]) -> Case:
         return [(F.softplus(x) - x * image).sum() / size[0], (torch.sigmoid(x) - image) / size[0]]
 
     pixels = size[0] * size[1]
-    # forward and backward each read logits and target; the backward writes the gradient
-    floats, bits = 3 * 4 * pixels + 2 * 4 * pixels, 3 * 4 * pixels + 2 * pixels // 8
+    # forward and backward each read logits and target, and the backward writes the gradient; on a CPU pyvae writes
+    # it in the forward, so that it reads them once
+    eager, reads = 3 * 4 * pixels + 2 * 4 * pixels, 2 if torch.cuda.is_available() else 1
+    floats, bits = 4 * pixels + reads * 8 * pixels, 4 * pixels + reads * (4 * pixels + pixels // 8)
     return Case(
         op="bernoulli_nll",
         what="loss + gradient",
@@ -42,7 +44,7 @@ def case(size: tuple[int, int]) -> Case:
         compiled="eager",
         evaluate=evaluate,
         expect=expect,
-        moved={"eager": floats, "pyvae": floats, "pyvae, bits": bits},
+        moved={"eager": eager, "pyvae": floats, "pyvae, bits": bits},
         devices=("cuda",) if size[0] > 1024 else ("cpu", "cuda"),
     )
 

@@ -236,6 +236,14 @@ class TestCases:
     def test_every_op_is_in_the_driver(self):
         assert sorted(OPS) == sorted(script("bench_ops").OPS)
 
+    @pytest.mark.parametrize(("gpu", "floats", "bits"), [(False, 12, 8.125), (True, 20, 12.25)])
+    def test_bytes_of_bernoulli_nll_are_those_of_its_passes(self, gpu, floats, bits, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        pixels = 64 * 4096
+        case = script("bench_bernoulli_nll").case((64, 4096))
+        counted = [case.bytes_of(name) / pixels for name in ("eager", "compile", "pyvae", "pyvae, bits")]
+        assert counted == [20, 20, floats, bits]
+
     def test_every_op_has_cases_on_a_cpu_of_its_name(self):
         cases = script("bench_ops").cases()
         for op in OPS:

@@ -31,7 +31,7 @@ from interleaved import Spread
 from machine import ROOT, describe
 from pyvae.data import load
 from pyvae.engine.allocator import keep_large_buffers
-from pyvae.engine.trainer import BURST
+from pyvae.engine.stepper import BURST
 from pyvae.nets import build, count_weights
 from pyvae.objectives import DIPVAE, IWAE, TCVAE, BetaVAE, CapacityVAE, FactorVAE
 from pyvae.reference import unpack_bits

@@ -25,12 +25,14 @@ from interleaved import Spread
 from machine import ROOT, describe
 from pyvae import bernoulli_nll, reparameterize_kl
 from pyvae.data import load
+from pyvae.engine.adversarial import AdversarialTrainer
 from pyvae.engine.allocator import keep_large_buffers
 from pyvae.engine.loop import settle_arithmetic
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.trainer import BURST, Trainer
+from pyvae.engine.stepper import BURST
+from pyvae.engine.trainer import Trainer
 from pyvae.nets import build
-from pyvae.objectives import OBJECTIVES, BetaVAE
+from pyvae.objectives import OBJECTIVES, BetaVAE, InfoGAN
 from pyvae.reference import unpack_bits
 
 RECIPE = Recipe(objective=BetaVAE(), architecture="burgess", init="kaiming", lr=5e-4)
@@ -115,7 +117,8 @@ def ours(steps: int = 1, *, capture: bool = False, compiled: bool = False, **cha
     """pyvae's step: data from the whole set's bits, trace row and divergence check included."""
     recipe = replace(RECIPE, **changes)
     settle_arithmetic(recipe.precision)
-    trainer = Trainer(recipe, load("dsprites"), DEVICE, log_every=100, capture=capture, compile=compiled)
+    kind = AdversarialTrainer if isinstance(recipe.objective, InfoGAN) else Trainer
+    trainer = kind(recipe, load("dsprites"), DEVICE, log_every=100, capture=capture, compile=compiled)
     return lambda: trainer.advance(steps)
 
 

@@ -71,7 +71,11 @@ def draw_codes(
         axes.spines[:].set_visible(False)
         height, width = (images.shape[d] + 2 for d in (-2, -1))
         values = torch.linspace(-1, 1, columns).tolist()
-        axes.set_xticks([width * (c + 0.5) for c in range(columns)], [f"{v:.1f}" for v in values], fontsize=8)
+        axes.set_xticks(
+            [width * (c + 0.5) for c in range(columns)],
+            [f"{v:.1f}".replace("-0.0", "0.0") for v in values],
+            fontsize=8,
+        )
         names = [f"c{j}" for j in range(objective.continuous)] + ["class"] * bool(objective.categories)
         axes.set_yticks([height * (r + 0.5) for r in range(len(names))], names, fontsize=8)
         axes.tick_params(length=0)

@@ -25,14 +25,14 @@ from interleaved import Spread
 from machine import ROOT, describe
 from pyvae import bernoulli_nll, reparameterize_kl
 from pyvae.data import load
-from pyvae.engine.adversarial import AdversarialTrainer
 from pyvae.engine.allocator import keep_large_buffers
 from pyvae.engine.loop import settle_arithmetic
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.stepper import BURST
-from pyvae.engine.trainer import Trainer
+from pyvae.engine.training import training
 from pyvae.nets import build
 from pyvae.objectives import OBJECTIVES, BetaVAE, InfoGAN
+from pyvae.recipes import RECIPES
 from pyvae.reference import unpack_bits
 
 RECIPE = Recipe(objective=BetaVAE(), architecture="burgess", init="kaiming", lr=5e-4)
@@ -113,12 +113,20 @@ def popular(
     return step
 
 
+def recipe_of(**changes: Any) -> Recipe:
+    """Of a variant: RECIPE with changes; of the GANs, which have networks and codes of their own, their recipe's."""
+    objective = changes.get("objective")
+    if not isinstance(objective, InfoGAN):
+        return replace(RECIPE, **changes)
+    own = next(recipe for _, recipe in RECIPES.values() if type(recipe.objective) is type(objective))
+    return replace(own, batch_size=RECIPE.batch_size, **changes)
+
+
 def ours(steps: int = 1, *, capture: bool = False, compiled: bool = False, **changes: Any) -> Step:
     """pyvae's step: data from the whole set's bits, trace row and divergence check included."""
-    recipe = replace(RECIPE, **changes)
+    recipe = recipe_of(**changes)
     settle_arithmetic(recipe.precision)
-    kind = AdversarialTrainer if isinstance(recipe.objective, InfoGAN) else Trainer
-    trainer = kind(recipe, load("dsprites"), DEVICE, log_every=100, capture=capture, compile=compiled)
+    trainer = training(recipe, load("dsprites"), DEVICE, log_every=100, capture=capture, compile=compiled)
     return lambda: trainer.advance(steps)
 
 

@@ -276,6 +276,10 @@ class TestCases:
         for name in OBJECTIVES.keys() - {"beta-vae"}:
             assert variants[f"pyvae {name}"].devices == ("cpu",)
             assert variants[f"pyvae {name} --precision tf32"].devices == ("cuda",)
+        recipe_of = script("bench_train").recipe_of
+        for name, kind in OBJECTIVES.items():
+            recipe = recipe_of(objective=kind(), precision="tf32")
+            assert (type(recipe.objective), recipe.batch_size, recipe.precision) == (kind, 64, "tf32"), name
 
     def test_variants_of_one_arithmetic_share_a_process_on_a_gpu(self, monkeypatch):
         bench_train = script("bench_train")

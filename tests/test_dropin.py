@@ -45,8 +45,8 @@ def gradients(module):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_a_compiled_step_has_no_break_and_is_compiled_once(backend, monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+@torch._dynamo.config.patch(error_on_recompile=True)
+def test_a_compiled_step_has_no_break_and_is_compiled_once(backend):
     torch._dynamo.reset()
     vae, plain = UserVAE(), UserVAE()
     tc = TotalCorrelationDiscriminatorLoss(nn.Sequential(nn.Linear(LATENTS, 8), nn.ReLU(), nn.Linear(8, 2)))

@@ -140,7 +140,8 @@ def test_every_part_of_the_key_changes_every_draw():
 def test_streams_keep_their_numbers():
     expected = {
         "POSTERIOR": 0, "PERMUTATION": 1, "DATA_ORDER": 2, "SECOND_BATCH": 3, "PRIOR": 4, "METRIC": 5,
-        "SECOND_POSTERIOR": 6,
+        "SECOND_POSTERIOR": 6, "BINARISATION": 7, "SECOND_BINARISATION": 8, "NOISE": 9, "CODE": 10,
+        "CATEGORY": 11, "INTERPOLATION": 12,
     }  # fmt: skip
     assert {stream.name: int(stream) for stream in Stream} == expected
 

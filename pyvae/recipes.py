@@ -163,7 +163,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
     "infogan": (
         "InfoGAN of Chen et al. 2016 with the codes of Kim & Mnih 2018 on 2D Shapes: 4 uniform ones and 3 classes, "
         "lambda 0.2; --continuous 5 --categories 0 is their other form. Noise of 5 dimensions and 322,560 steps (28 "
-        "epochs) as InfoGAN-CR; rates of 2e-4, since there is no spectral normalisation. Not yet seen to learn its codes",
+        "epochs) as InfoGAN-CR; rates of 2e-4, since there is no spectral normalisation; not yet seen to learn codes",
         Recipe(objective=InfoGAN(), architecture="kim", latents=5, lr=2e-4, steps=322_560),
     ),
     "infowgan-gp": (

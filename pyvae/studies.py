@@ -236,7 +236,12 @@ def _hypothesis(arm: str, **changes: Any) -> Arm:
 
 
 def _bound(
-    arm: str, objective: Any, iwae: tuple[float, float], log_p: tuple[float, float], gap: float
+    arm: str,
+    objective: Any,
+    iwae: tuple[float, float],
+    log_p: tuple[float, float],
+    gap: tuple[float, float],
+    certainty: Certainty = "quoted",
 ) -> Arm:
     return Arm(
         arm,
@@ -249,9 +254,9 @@ def _bound(
             steps=9_840_000,
         ),
         (
-            Published("iwae-64", iwae[0], _RAINFORTH, "recalled", error=iwae[1], runs=4, resolution=0.005),
-            Published("log-p", log_p[0], _RAINFORTH, "recalled", error=log_p[1], runs=4, resolution=0.005),
-            Published("gap", gap, _RAINFORTH, "recalled", runs=4, resolution=0.005),
+            Published("iwae-64", iwae[0], _RAINFORTH, certainty, error=iwae[1], runs=4, resolution=0.005),
+            Published("log-p", log_p[0], _RAINFORTH, certainty, error=log_p[1], runs=4, resolution=0.005),
+            Published("gap", gap[0], _RAINFORTH, certainty, error=gap[1], runs=4, resolution=0.005),
         ),
     )
 
@@ -406,14 +411,35 @@ STUDIES: dict[str, Study] = {
     "tighter-bounds": Study(
         "IWAE, MIWAE, PIWAE and CIWAE on MNIST: tighter bounds are not necessarily better",
         (
-            _bound("vae", MIWAE(outer=64, samples=1), (-86.69, 0.08), (-86.21, 0.19), -0.47),
-            _bound("iwae", IWAE(samples=64), (-86.11, 0.10), (-84.52, 0.02), -1.59),
-            _bound("miwae-8-8", MIWAE(outer=8, samples=8), (-85.69, 0.04), (-84.97, 0.10), -0.72),
-            _bound("miwae-4-16", MIWAE(outer=4, samples=16), (-85.60, 0.07), (-84.56, 0.05), -1.04),
-            _bound("piwae-8-8", PIWAE(outer=8, samples=8), (-85.74, 0.07), (-84.46, 0.06), -1.28),
-            _bound("piwae-4-16", PIWAE(outer=4, samples=16), (-85.68, 0.06), (-84.40, 0.17), -1.27),
-            _bound("ciwae-0.05", CIWAE(samples=64, beta=0.05), (-85.91, 0.11), (-84.57, 0.09), -1.34),
-            _bound("ciwae-0.5", CIWAE(samples=64, beta=0.5), (-86.08, 0.08), (-85.24, 0.08), -0.84),
+            _bound("vae", MIWAE(outer=64, samples=1), (-86.69, 0.08), (-86.21, 0.19), (-0.47, 0.20)),
+            _bound("iwae", IWAE(samples=64), (-86.11, 0.10), (-84.52, 0.02), (-1.59, 0.10)),
+            _bound("miwae-8-8", MIWAE(outer=8, samples=8), (-85.69, 0.04), (-84.97, 0.10), (-0.72, 0.11)),
+            _bound(
+                "miwae-4-16",
+                MIWAE(outer=4, samples=16),
+                (-85.60, 0.07),
+                (-84.56, 0.05),
+                (-1.04, 0.08),
+                "recalled",
+            ),
+            _bound("piwae-8-8", PIWAE(outer=8, samples=8), (-85.74, 0.07), (-84.46, 0.06), (-1.28, 0.09)),
+            _bound(
+                "piwae-4-16",
+                PIWAE(outer=4, samples=16),
+                (-85.68, 0.06),
+                (-84.40, 0.17),
+                (-1.27, 0.18),
+                "recalled",
+            ),
+            _bound(
+                "ciwae-0.05",
+                CIWAE(samples=64, beta=0.05),
+                (-85.91, 0.11),
+                (-84.57, 0.09),
+                (-1.34, 0.14),
+                "recalled",
+            ),
+            _bound("ciwae-0.5", CIWAE(samples=64, beta=0.5), (-86.08, 0.08), (-85.24, 0.08), (-0.84, 0.11)),
         ),
         notes=(
             "The 784-200-200-50 network, batch 20, 3,280 epochs in eight stages of the learning rate, images binarised "

@@ -44,21 +44,22 @@ def reproduce_toy(name: str, out: Path, *, seeds: Sequence[int], scale: float = 
     out.mkdir(parents=True, exist_ok=True)
     found = {}
     for seed in seeds:
-        path = out / f"seed-{seed}.json"
-        kept = _read(path, scale)
+        path, own = out / f"seed-{seed}.json", replace(toy, seed=seed)
+        kept = _read(path, own, scale)
         if kept is None:
             _LOG.info("%s, seed %d", name, seed)
-            kept = measure(replace(toy, seed=seed), scale=scale)
-            content = {"scale": scale, "curves": to_json(kept)}
+            kept = measure(own, scale=scale)
+            content = {"scale": scale, "toy": vars(own), "curves": to_json(kept)}
             write_atomically(path, (json.dumps(content) + "\n").encode())
         found[seed] = kept
     return write_report(title, found, toy, scale, out)
 
 
-def _read(path: Path, scale: float) -> list[Curve] | None:
+def _read(path: Path, toy: Toy, scale: float) -> list[Curve] | None:
+    """What was measured before, of the same toy and as many draws."""
     try:
         content = json.loads(path.read_text())
-        if content["scale"] != scale:
+        if (content["scale"], content["toy"]) != (scale, vars(toy)):
             return None
         return [_curve(curve) for curve in content["curves"]]
     except (OSError, ValueError, KeyError, TypeError):

@@ -32,6 +32,12 @@ def test_images_as_they_are(images, tmp_path, packed):
     torch.testing.assert_close(data.images(torch.arange(300)), expected, rtol=0, atol=1e-7)
 
 
+def test_the_folder_will_do(images, tmp_path):
+    write(tmp_path / "train-images-idx3-ubyte.gz", images, packed=True)
+    write(tmp_path / "t10k-images-idx3-ubyte.gz", images[:7], packed=True)
+    assert len(load(tmp_path, size=28, cache_dir=tmp_path / "cache", progress=False)) == 300
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_truncated_file_is_named(images, tmp_path, packed):
     path = write(tmp_path / "images", images, packed=packed)

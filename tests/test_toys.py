@@ -39,3 +39,14 @@ def test_another_scale_is_measured_anew(small, tmp_path, monkeypatch):
     (tmp_path / "seed-1.json").write_text("not JSON")
     reproduce_toy("small", tmp_path, seeds=(1,), scale=0.006)
     assert seen == [0.006, 0.006]
+
+
+def test_another_toy_is_measured_anew(small, tmp_path, monkeypatch):
+    near = json.loads(
+        (reproduce_toy("small", tmp_path, seeds=(1,), scale=0.005).parent / "results.json").read_text()
+    )
+    monkeypatch.setitem(toys.TOYS, "far", ("far", Toy(dimensions=2, data=8, batch=2, perturbation=0.5)))
+    far = json.loads(
+        (reproduce_toy("far", tmp_path, seeds=(1,), scale=0.005).parent / "results.json").read_text()
+    )
+    assert near["seeds"] != far["seeds"]

@@ -11,6 +11,9 @@ from pyvae.errors import DataError
 __all__ = ["Dataset", "FactorDataset", "load"]
 
 
+_MNIST = ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz")
+
+
 def load(
     name: str | os.PathLike[str],
     *,
@@ -25,8 +28,9 @@ def load(
 
     ``name`` is ``"dsprites"`` for the generated images of dSprites, or the path of a published file, dSprites
     as ``.npz`` or ``.hdf5`` or 3D Shapes as ``.h5``, which gives a `FactorDataset`; or the path of a folder of
-    images or of any ``.npz``, ``.npy`` or HDF5 file with an array of images, which gives a `Dataset` without
-    factors. Which of them a file is, its content tells. ``size``, ``channels``, ``crop`` and ``corrupt`` say
+    images, of MNIST's IDX file or its folder, or of any ``.npz``, ``.npy`` or HDF5 file with an array of images,
+    which gives a `Dataset` without factors. Which of them a file is, its content tells. ``size``, ``channels``,
+    ``crop`` and ``corrupt`` say
     how such images are packed (`pyvae.data.images.Images`). Packed images are kept in ``cache_dir`` (else
     ``$PYVAE_CACHE``, ``$XDG_CACHE_HOME/pyvae``, ``~/.cache/pyvae``).
 
@@ -55,8 +59,10 @@ def load(
     if not path.exists():
         raise DataError(
             f"{path}: neither a known name nor a file; give 'dsprites', or the path of a dSprites .npz or .hdf5, "
-            "of 3dshapes.h5, of a folder of images, or of a .npz or HDF5 with an array of images"
+            "of 3dshapes.h5, of a folder of images, of MNIST's IDX file, or of a .npz or HDF5 with an array of images"
         )
+    if path.is_dir():
+        path = next((path / mnist for mnist in _MNIST if (path / mnist).is_file()), path)
     if path.is_file() and is_shapes3d(path):
         published("3D Shapes", 3)
         return Shapes3D(path)

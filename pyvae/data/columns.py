@@ -87,7 +87,10 @@ def idx_column(stream: IO[bytes]) -> Column:
 
     Raises one of `DAMAGE` for another type of values, and when the header, and later the rows, end early.
     """
-    zeros, kind, dimensions = struct.unpack(">HBB", stream.read(4))
+    start = stream.read(4)
+    if len(start) < 4:
+        raise EOFError("the header ends early")
+    zeros, kind, dimensions = struct.unpack(">HBB", start)
     if zeros or kind != 8 or not dimensions:
         raise ValueError(f"IDX type {kind:#04x} of {dimensions} dimensions, not bytes")
     shape = struct.unpack(f">{dimensions}I", stream.read(4 * dimensions))

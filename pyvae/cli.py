@@ -2,6 +2,7 @@
 
 import logging
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass, replace
@@ -223,27 +224,26 @@ class Reproduce:
             raise PyvaeError(f"--first-seed must not be negative, got {self.first_seed}")
         seeds = range(self.first_seed, self.first_seed + self.seeds)
         out = self.out or Path("runs") / (self.name if scale == 1 else f"{self.name}-{self.scale:g}")
-        if study is None:
-            _say(str(reproduce_toy(self.name, out, seeds=seeds, scale=self.scale)))
-            return 0
-        device = _device(self.device)
-        dataset = _load(study.recipe(study.arms[0], self.data))
-        held_out = _test_images(study.recipe(study.arms[0], self.data)) if study.likelihoods else None
         try:
-            page = reproduce(
-                self.name,
-                study,
-                dataset,
-                device,
-                out,
-                seeds=seeds,
-                scale=scale,
-                data=self.data,
-                held_out=held_out,
-                precision=self.precision,
-                checkpoint_seconds=self.checkpoint_seconds,
-                capture=self.capture,
-            )
+            if study is None:
+                page: Path | None = reproduce_toy(self.name, out, seeds=seeds, scale=self.scale)
+            else:
+                dataset = _load(study.recipe(study.arms[0], self.data))
+                held_out = _test_images(study.recipe(study.arms[0], self.data)) if study.likelihoods else None
+                page = reproduce(
+                    self.name,
+                    study,
+                    dataset,
+                    _device(self.device),
+                    out,
+                    seeds=seeds,
+                    scale=scale,
+                    data=self.data,
+                    held_out=held_out,
+                    precision=self.precision,
+                    checkpoint_seconds=self.checkpoint_seconds,
+                    capture=self.capture,
+                )
         except KeyboardInterrupt:
             page = None
         if page is None:
@@ -298,6 +298,8 @@ def main() -> None:
     """Entry point of ``pyvae``: exits with 1 on an error of the user's, 2 on a wrong option, 130 when interrupted."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pyvae").setLevel(logging.INFO)
+    # as ^C does: what is begun is put away, where training does not save first
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(parse(sys.argv[1:])())
     except PyvaeError as error:
@@ -321,9 +323,10 @@ def _load(recipe: Recipe) -> "Dataset":
 
 def _test_images(recipe: Recipe) -> "Dataset | None":
     """MNIST's test images, where they lie beside its training images."""
-    train = Path(recipe.data).expanduser()
-    test = train.with_name(train.name.replace("train-images", "t10k-images"))
-    return _load(replace(recipe, data=str(test))) if test != train and test.exists() else None
+    from pyvae.data.mnist import test_file
+
+    test = test_file(Path(recipe.data).expanduser())
+    return _load(replace(recipe, data=str(test))) if test else None
 
 
 def _open(path: Path) -> tuple["Run", "Dataset"]:

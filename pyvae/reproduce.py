@@ -17,6 +17,7 @@ from pyvae.engine.run import Run
 from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError
 from pyvae.evaluation import read_likelihood, read_scores, score, score_likelihood, write_metrics
+from pyvae.marginal_likelihood import GROUP
 from pyvae.report.evaluation import evaluate
 from pyvae.report.study import Findings, Measured, write_report
 from pyvae.report.trained import load_trained
@@ -24,6 +25,7 @@ from pyvae.studies import LIKELIHOODS, QUANTITIES, STUDIES, Quantity, Study, sho
 
 _ROWS = 10_000
 _SAMPLES = 5_000
+"""Of the marginal likelihood, at full length."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -108,14 +110,19 @@ def reproduce(
                 )
                 if outcome.interrupted:
                     return None
-            measured[arm.name].append(_measure(run, study, dataset, device, held_out))
-        findings = Findings(name, study, scale, dataset, len(seeds), measured, held_out is not None)
+            measured[arm.name].append(_measure(run, study, scale, dataset, device, held_out))
+        findings = Findings(name, study, scale, dataset, len(seeds), measured, held_out)
         page = write_report(findings, out)
     return page
 
 
 def _measure(
-    run: Run, study: Study, dataset: Dataset, device: torch.device, held_out: Dataset | None
+    run: Run,
+    study: Study,
+    scale: Fraction,
+    dataset: Dataset,
+    device: torch.device,
+    held_out: Dataset | None,
 ) -> Measured:
     trained = load_trained(run, dataset)
     scores = read_scores(run, trained.steps, dataset)
@@ -133,8 +140,10 @@ def _measure(
     if study.likelihoods:
         likelihood = read_likelihood(run, trained.steps, dataset) or {}
         wanted = (held_out or dataset).fingerprint
-        if (likelihood.get("samples"), likelihood.get("data")) != (_SAMPLES, wanted):
-            likelihood = score_likelihood(run, dataset, device=device, samples=_SAMPLES, held_out=held_out)
+        # of one group alone, IWAE-64 would be log p
+        samples = max(round(_SAMPLES * scale), 2 * GROUP)
+        if (likelihood.get("samples"), likelihood.get("data")) != (samples, wanted):
+            likelihood = score_likelihood(run, dataset, device=device, samples=samples, held_out=held_out)
         for quantity in study.likelihoods:
             values[quantity] = likelihood[LIKELIHOODS[quantity]]
     return Measured(run, trained, evaluation.kl, values)

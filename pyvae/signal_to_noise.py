@@ -18,7 +18,7 @@ ESTIMATORS: tuple[Estimator, ...] = ("total", "stl", "dreg", "rws-dreg")
 
 _CHUNK = 2_000_000
 """Samples times dimensions at once: some hundred megabytes."""
-_DRAWS = {1: 20_000, 3: 20_000, 10: 20_000, 30: 20_000, 100: 10_000, 300: 10_000}
+_DRAWS = {1: 20_000, 3: 20_000, 10: 20_000, 30: 20_000, 100: 10_000, 300: 10_000, 1000: 5_000}
 """Draws of the gradient for each number of samples. The signal of phi shrinks with K, and the noise of the mean of R
 draws is 1 / sqrt(R) of their deviation."""
 _LEAST_OF_SLOPE = 3

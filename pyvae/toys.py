@@ -26,12 +26,13 @@ TOYS: dict[str, tuple[str, Toy]] = {
 
 
 def reproduce_toy(name: str, out: Path, *, seeds: Sequence[int], scale: float = 1.0) -> Path:
-    """Measure a figure of ``TOYS`` for each seed, or take over what ``out`` holds of it, and write its report.
+    """Measure a figure of ``TOYS`` for each seed, or take over what ``out`` holds of it; a report is written whenever a
+    seed is through.
 
     Args:
         name: of the figure.
         out: directory of ``seed-<n>.json``, ``report.html`` and ``results.json``.
-        seeds: of the data, the parameters and the draws.
+        seeds: at least one, of the data, the parameters and the draws.
         scale: part of the draws to make.
 
     Returns:
@@ -52,7 +53,8 @@ def reproduce_toy(name: str, out: Path, *, seeds: Sequence[int], scale: float = 
             content = {"scale": scale, "toy": vars(own), "curves": to_json(kept)}
             write_atomically(path, (json.dumps(content) + "\n").encode())
         found[seed] = kept
-    return write_report(title, found, toy, scale, out)
+        page = write_report(title, found, toy, scale, out)
+    return page
 
 
 def _read(path: Path, toy: Toy, scale: float) -> list[Curve] | None:

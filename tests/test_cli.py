@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -329,6 +331,27 @@ def test_what_cannot_be_trained_leaves_no_directory(pyvae, tmp_path):
     )
     refused(pyvae("train", "factor-bottleneck", "--latents", 3, "--out", "run"), "--latents 5")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_toy_that_is_stopped_says_how_to_go_on(tmp_path, number):
+    command = ("reproduce", "tighter-bounds-toy", "--scale", "0.005", "--seeds", "1000", "--out", "out")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyvae", *command],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out/report.html").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert stdout == f"interrupted and saved; go on with: pyvae {' '.join(command)}\n"
 
 
 def test_reproduce_on_mnists_files(pyvae, tmp_path):

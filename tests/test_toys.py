@@ -50,3 +50,17 @@ def test_another_toy_is_measured_anew(small, tmp_path, monkeypatch):
         (reproduce_toy("far", tmp_path, seeds=(1,), scale=0.005).parent / "results.json").read_text()
     )
     assert near["seeds"] != far["seeds"]
+
+
+def test_what_is_through_is_reported_when_it_is_interrupted(small, tmp_path, monkeypatch):
+    def stop_at_the_second(toy, **options):
+        if toy.seed == 2:
+            raise KeyboardInterrupt
+        return measure(toy, **options)
+
+    measure = toys.measure
+    monkeypatch.setattr(toys, "measure", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        reproduce_toy("small", tmp_path, seeds=(1, 2), scale=0.005)
+    assert list(json.loads((tmp_path / "results.json").read_text())["seeds"]) == ["1"]
+    assert "1 seeds" in (tmp_path / "report.html").read_text()

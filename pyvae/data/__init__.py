@@ -11,9 +11,6 @@ from pyvae.errors import DataError
 __all__ = ["Dataset", "FactorDataset", "load"]
 
 
-_MNIST = ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz")
-
-
 def load(
     name: str | os.PathLike[str],
     *,
@@ -39,6 +36,7 @@ def load(
     """
     from pyvae.data.dsprites import DSprites, is_dsprites
     from pyvae.data.images import Images
+    from pyvae.data.mnist import training_file
     from pyvae.data.shapes3d import Shapes3D, is_shapes3d
 
     def published(what: str, channels_there: int) -> None:
@@ -62,7 +60,7 @@ def load(
             "of 3dshapes.h5, of a folder of images, of MNIST's IDX file, or of a .npz or HDF5 with an array of images"
         )
     if path.is_dir():
-        path = next((path / mnist for mnist in _MNIST if (path / mnist).is_file()), path)
+        path = training_file(path) or path
     if path.is_file() and is_shapes3d(path):
         published("3D Shapes", 3)
         return Shapes3D(path)

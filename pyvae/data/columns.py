@@ -14,6 +14,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pyvae.data.dataset import IDX_TYPES
 from pyvae.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -90,10 +91,17 @@ def idx_column(stream: IO[bytes]) -> Column:
     start = stream.read(4)
     if len(start) < 4:
         raise EOFError("the header ends early")
-    zeros, kind, dimensions = struct.unpack(">HBB", start)
-    if zeros or kind != 8 or not dimensions:
-        raise ValueError(f"IDX type {kind:#04x} of {dimensions} dimensions, not bytes")
-    shape = struct.unpack(f">{dimensions}I", stream.read(4 * dimensions))
+    kind, dimensions = IDX_TYPES.get(start[2:3]), start[3]
+    if start[:2] != b"\0\0" or kind is None or not dimensions:
+        raise ValueError(
+            f"no IDX file: it begins with {start.hex(' ')}, the training images of MNIST with 00 00 08 03"
+        )
+    if kind != "bytes":
+        raise ValueError(f"an IDX file of {kind}, not of bytes")
+    sizes = stream.read(4 * dimensions)
+    if len(sizes) < 4 * dimensions:
+        raise EOFError("the header ends early")
+    shape = struct.unpack(f">{dimensions}I", sizes)
 
     def read(rows: int) -> Array:
         array = np.frombuffer(stream.read(rows * math.prod(shape[1:])), np.uint8)

@@ -131,6 +131,20 @@ def grid_classes(sizes: Sequence[int], start: int, stop: int) -> npt.NDArray[np.
     return np.arange(start, stop)[:, None] // np.array(strides(sizes)) % np.array(sizes)
 
 
+IDX_TYPES = {
+    bytes([kind]): name
+    for kind, name in [
+        (8, "bytes"),
+        (9, "signed bytes"),
+        (11, "16-bit integers"),
+        (12, "32-bit integers"),
+        (13, "floats"),
+        (14, "doubles"),
+    ]
+}
+"""What the values of an IDX file are, by the third byte of its first four."""
+
+
 def file_format(path: Path) -> str:
     """ "zip", "npy", "hdf5", "idx" or "gzip" by the first bytes; `DataError` for what is none, empty, or not there."""
     try:
@@ -146,7 +160,7 @@ def file_format(path: Path) -> str:
         return "npy"
     if start == b"\x89HDF\r\n\x1a\n":
         return "hdf5"
-    if start.startswith(b"\0\0\x08"):
+    if start.startswith(b"\0\0") and start[2:3] in IDX_TYPES:
         return "idx"
     if start.startswith(b"\x1f\x8b"):
         return "gzip"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pyvae.data.dataset import Dataset
+from pyvae.data.mnist import is_test_set, is_training_set
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
 from pyvae.objectives import ControlVAE
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 _SPAN = 2.0
 _DSPRITES = 737_280
-_MNIST = 60_000, (1, 28, 28)
 _BODY = Template("""<p class="note">$subtitle</p>
 $notices
 <h2>Results</h2>
@@ -67,8 +67,8 @@ class Findings(NamedTuple):
     """That were asked for."""
     measured: dict[str, list[Measured]]
     """Finished runs of each arm."""
-    held_out: bool = False
-    """Whether the marginal likelihood is that of images held out."""
+    held_out: Dataset | None = None
+    """Images of the marginal likelihood, where they are not those of ``dataset``."""
 
     @property
     def obstacles(self) -> list[str]:
@@ -84,16 +84,21 @@ class Findings(NamedTuple):
                 f"Other data than the published: {self.dataset.fingerprint}. These numbers are no reproduction and "
                 "are not judged."
             )
-        if self.study.likelihoods and not self.held_out:
+        if self.study.likelihoods and self.held_out is None:
             found.append(
                 "The marginal likelihood is that of training images, the published one of a test set."
+            )
+        elif self.held_out is not None and self._published_data and not is_test_set(self.held_out):
+            found.append(
+                f"The marginal likelihood is of {self.held_out.fingerprint}, which is not MNIST's test set. These "
+                "numbers are no reproduction and are not judged."
             )
         return found
 
     @property
     def _published_data(self) -> bool:
         if self.study.data == "mnist":
-            return (len(self.dataset), self.dataset.image_shape) == _MNIST
+            return is_training_set(self.dataset)
         return (self.dataset.name, len(self.dataset)) == ("dsprites", _DSPRITES)
 
     def judgements(self) -> Iterator[tuple[str, Published, list[float], Verdict | None]]:

@@ -52,14 +52,15 @@ def write_report(
         notice=f'<p class="notice">{notice}</p>' if notice else "",
         figure=figure(
             save(_draw(curves[seeds[0]]), out / "figures/snr.png"),
-            f"Signal-to-noise ratio of gradients, seed {seeds[0]}, with the slope fitted from 3 samples on. Dotted: "
-            "what noise alone would look like without the correction for the number of draws.",
+            f"Signal-to-noise ratio of gradients, seed {seeds[0]}, with the slope fitted from 3 samples on; dashed, "
+            "the slope of the theory through the middle of the points. Dotted: what noise alone would look like "
+            "without the correction for the number of draws.",
         ),
         rows="".join(rows),
         caption=html.escape(
             f"{toy.dimensions} dimensions, gradients of a batch of {toy.batch} of {toy.data} data, parameters "
             f"{toy.perturbation:g} from the optimum; {len(seeds)} seeds, mean and standard error. Theory: Rainforth et "
-            "al. 2018, theorem 1 (total), Tucker et al. 2019 (DReG)."
+            "al. 2018, theorem 1 (total), Tucker et al. 2019 (DReG), for K and M without end; DReG nears it late."
         ),
     )
     content = {"scale": scale, "toy": vars(toy), "seeds": {seed: to_json(c) for seed, c in curves.items()}}
@@ -110,7 +111,12 @@ def _draw(curves: Sequence[Curve]) -> Figure:
                 (s, r.snr) for s, r in zip(curve.samples, curve.ratios, strict=True) if 0 < r.snr < math.inf
             ]
             label = f"{_NAMES[curve.parameter]}, {curve.estimator}: slope {curve.slope:+.2f}"
-            axes.plot(*zip(*points, strict=True), ".-", lw=1.2, label=label)
+            (line,) = axes.plot(*zip(*points, strict=True), ".-", lw=1.2, label=label)
+            if curve.theory is not None and points:
+                middle = [sum(map(math.log, values)) / len(points) for values in zip(*points, strict=True)]
+                ends = [curve.samples[0], curve.samples[-1]]
+                law = [math.exp(middle[1] + curve.theory * (math.log(s) - middle[0])) for s in ends]
+                axes.plot(ends, law, "--", lw=0.8, alpha=0.6, color=line.get_color())
         floors = next(curve for curve in curves if curve.against == against)
         axes.plot(floors.samples, [r.floor for r in floors.ratios], "k:", lw=1)
         axes.set_xscale("log")

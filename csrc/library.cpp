@@ -14,6 +14,7 @@ STABLE_TORCH_LIBRARY(pyvae_native, m) {
   m.def(
       "reparameterize_kl_bwd(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor key, int stream)"
       " -> (Tensor, Tensor)");
+  m.def("gather_bits(Tensor store, Tensor index, int pixels, ScalarType dtype) -> (Tensor, Tensor)");
   m.def("permute_dims(Tensor? first, Tensor z, Tensor key, int stream) -> (Tensor, Tensor)");
   m.def("code_histogram(Tensor codes, Tensor? factors, int[] factor_sizes, Tensor edges) -> Tensor");
   m.def(

@@ -34,7 +34,7 @@ OPS = {
     "aggregate_log_density": Kernels(triton=True),
     "bernoulli_nll": Kernels(triton=True, native="bernoulli_nll_fwd"),
     "code_histogram": Kernels(native="code_histogram"),
-    "gather_bits": Kernels(triton=True),
+    "gather_bits": Kernels(triton=True, native="gather_bits"),
     "importance_log_weight": Kernels(triton=True),
     "permute_dims": Kernels(native="permute_dims", float64=True),
     "posterior_entropy": Kernels(native="posterior_density"),

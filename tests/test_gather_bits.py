@@ -3,16 +3,18 @@ import pytest
 import torch
 
 import pyvae
-from pyvae import reference
+from pyvae import native, reference
 from pyvae.ops.gather_bits import gather_bits
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.uint8]
 
 
-@pytest.fixture(params=["reference", "triton"])
+@pytest.fixture(params=["reference", "triton", "native"])
 def backend(request, monkeypatch):
     if request.param == "triton":
         pytest.importorskip("triton")
+    if request.param == "native" and (reason := native.missing("gather_bits", "cpu")):
+        pytest.skip(reason)
     monkeypatch.setenv("PYVAE_BACKEND", request.param)
 
 
@@ -212,3 +214,9 @@ def test_nothing_is_read_without_the_check(backend, monkeypatch):
     assert reference.check_gather(store, index, 13, torch.float32) == 13
     images, bits = reference.gather_bits(store, index, pixels=13)
     assert (images.shape, bits.shape) == ((3, 13), (3, 2))
+
+
+@pytest.mark.parametrize("index", [[0, 4], [-1], [2**40]])
+def test_an_index_out_of_range_is_refused_on_a_cpu(index):
+    with pytest.raises(IndexError, match=r"^index(: values must lie in 0 to 3, .* got| out of range)"):
+        gather_bits(random_store(4, 3), torch.tensor(index))

@@ -1,5 +1,7 @@
 """``gather_bits``: a batch out of a bit-packed store that stays on the device."""
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -44,10 +46,11 @@ def _native(store: Tensor, index: Tensor, pixels: int, dtype: torch.dtype) -> tu
     try:
         found: tuple[Tensor, Tensor] = torch.ops.pyvae_native.gather_bits.default(store, index, pixels, dtype)
     except RuntimeError as error:
-        # operators of the stable ABI have one kind of error
-        if "index: values" not in str(error):
+        # operators of the stable ABI have one kind of error, which names the line of C++ first
+        reason = re.search("index: values .*", str(error))
+        if reason is None:
             raise
-        raise IndexError(next(line for line in str(error).splitlines() if "index: values" in line)) from None
+        raise IndexError(reason.group()) from None
     return found
 
 

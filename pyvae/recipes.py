@@ -162,14 +162,14 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
     ),
     "infogan": (
         "InfoGAN of Chen et al. 2016 with the codes of Kim & Mnih 2018 on 2D Shapes: 4 uniform ones and 3 classes, "
-        "lambda 0.2; --continuous 5 --categories 0 is their other form. Noise of 5 dimensions and 322,560 steps (28 "
-        "epochs) as InfoGAN-CR; rates of 2e-4, since there is no spectral normalisation; not yet seen to learn codes",
-        Recipe(objective=InfoGAN(), architecture="kim", latents=5, lr=2e-4, steps=322_560),
+        "lambda 0.2; --continuous 5 --categories 0 is their other form. The rest as the code of InfoGAN-CR has it: "
+        "noise of 5 dimensions, batch and spectral normalisation, rates 1e-3 and 2e-3, 322,560 steps (28 epochs)",
+        Recipe(objective=InfoGAN(), architecture="kim", latents=5, lr=1e-3, steps=322_560),
     ),
     "infowgan-gp": (
         "InfoWGAN-GP of Kim & Mnih 2018 on 2D Shapes: 4 uniform codes and 3 classes, lambda 0.2, penalty 10, 5 steps "
         "of the critic for one of the generator, Adam 1e-4 (0.5, 0.9); --continuous 5 --categories 0 is their other "
-        "form. Noise of 5 dimensions as InfoGAN-CR, 100,000 steps, no batch normalisation",
+        "form. Noise of 5 dimensions and batch normalisation of the generator as InfoGAN-CR; 100,000 steps",
         Recipe(objective=InfoWGANGP(), architecture="kim", latents=5, lr=1e-4, steps=100_000),
     ),
 }

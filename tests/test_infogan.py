@@ -10,6 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from pyvae.adversarial_nets import CodePosterior, build_pair
 from pyvae.engine import checkpoint
+from pyvae.engine.adversarial import one_storage
 from pyvae.engine.batches import BatchOrder
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
@@ -31,7 +32,8 @@ RECIPE = Recipe(
 )
 WGAN = replace(RECIPE, objective=InfoWGANGP(critic_steps=2))
 FIVE = replace(RECIPE, objective=InfoWGANGP(critic_steps=2, continuous=5, categories=0, variance="learned"))
-RECIPES = {"gan": RECIPE, "wgan": WGAN, "five": FIVE}
+PLAIN = replace(RECIPE, objective=InfoGAN(batch_norm=False, spectral_norm=False, generator_steps=1))
+RECIPES = {"gan": RECIPE, "plain": PLAIN, "wgan": WGAN, "five": FIVE}
 
 
 class TestGradientPenalty:
@@ -75,6 +77,28 @@ class TestGradientPenalty:
         penalty.backward()
         assert float(penalty.detach()) == 1.0
         assert torch.isfinite(w.grad).all()
+
+    def test_of_products_in_bf16(self):
+        """The trainer's own loss in either precision: rounding of eight bits, no cast that cuts the gradient off."""
+        found = {}
+        for precision in ("fp32", "bf16"):
+            trainer = training(replace(WGAN, precision=precision), TinyData(), CPU)
+            images = TinyData().images(torch.arange(8))
+            codes = Codes(*(x[:8] for x in trainer._objective.draw(trainer.key, 8)))
+            with torch.no_grad():
+                # of larger weights, a slope that is neither 0 nor 1
+                for parameter in trainer.net.critic.parameters():
+                    parameter.mul_(2)
+            _, (penalty,), _ = trainer._critic_loss(images, codes, 0)
+            loss = trainer._critic_loss(images, codes, 0)[0]
+            loss.backward()
+            slopes = torch.cat([p.grad.flatten() for p in trainer.net.critic.parameters()])
+            found[precision] = float(penalty), slopes
+        assert 0.01 < found["fp32"][0] < 100
+        assert abs(found["fp32"][0] - 1) > 0.05
+        assert found["bf16"][0] == pytest.approx(found["fp32"][0], rel=0.03)
+        cosine = torch.cosine_similarity(found["bf16"][1], found["fp32"][1], dim=0)
+        assert float(cosine) > 0.99
 
 
 class TestCodes:
@@ -161,6 +185,72 @@ def test_losses():
     assert float(InfoWGANGP().generator_loss(fake)) == pytest.approx(-1.75)
 
 
+class TestNetworks:
+    def test_sizes(self):
+        pair = build_pair(1, continuous=5, categories=0, noise=5)
+        count = sum(p.numel() for p in pair.generator.parameters())
+        plain = (
+            10 * 128
+            + 128
+            + 128 * 1024
+            + 1024
+            + 64 * 64 * 16
+            + 64
+            + 64 * 32 * 16
+            + 32
+            + 32 * 32 * 16
+            + 32
+            + 32 * 16
+            + 1
+        )
+        assert count == plain + 2 * (128 + 1024 + 64 + 32 + 32)
+        assert not [name for name, _ in pair.named_buffers() if "num_batches" in name]
+
+    def test_the_critics_weights_have_norm_one(self):
+        pair = build_pair(1, continuous=2, categories=3, noise=5, seed=1)
+        with torch.no_grad():
+            for _ in range(100):
+                pair.critic(torch.zeros(1, 1, 64, 64))
+        layers = [x for x in pair.critic.modules() if isinstance(x, torch.nn.Conv2d | torch.nn.Linear)]
+        assert len(layers) == 4 + 1 + 1 + 2
+        for layer in layers:
+            assert float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2).detach()) == pytest.approx(
+                1, abs=0.02
+            )
+
+    def test_the_weights_are_drawn_before_they_are_normalised(self):
+        one, other = (
+            build_pair(1, continuous=2, categories=0, noise=2, init="normal", spectral_norm=s) for s in (0, 1)
+        )
+        original = other.critic.trunk[0].parametrizations.weight.original
+        assert torch.equal(one.critic.trunk[0].weight, original)
+
+    def test_an_image_is_its_own_once_trained(self):
+        trainer = training(RECIPE, TinyData(), CPU)
+        trainer.advance(3)
+        net, objective = trainer.net.eval(), trainer._objective
+        inputs = objective.generator_input(objective.draw(make_key(3), 6))
+        together = net.generator.images(inputs)
+        torch.testing.assert_close(net.generator.images(inputs[2:3]), together[2:3])
+        torch.testing.assert_close(net.encoder(together)[0][1:2], net.encoder(together[1:2])[0])
+
+    def test_one_image_has_no_batch_to_be_normalised_by(self):
+        with pytest.raises(RecipeError, match="--no-batch-norm"):
+            training(replace(RECIPE, batch_size=1), TinyData(), CPU)
+        training(replace(PLAIN, batch_size=1), TinyData(), CPU).advance()
+
+
+def test_one_storage():
+    buffers = [torch.arange(3.0), torch.tensor(7.0), torch.ones(2, 2)]
+    whole = one_storage(buffers)
+    assert whole.tolist() == [0, 1, 2, 7, 1, 1, 1, 1]
+    whole.mul_(2)
+    buffers[2][0, 0] = 9
+    assert buffers[1].item() == 14
+    assert whole.tolist() == [0, 2, 4, 14, 9, 2, 2, 2]
+    assert one_storage([]).shape == (0,)
+
+
 def plain_steps(recipe, data, steps):
     """The same run as anybody would write it."""
     o = recipe.objective
@@ -170,12 +260,14 @@ def plain_steps(recipe, data, steps):
         categories=o.categories,
         noise=o.noise,
         learned_variance=o.variance == "learned",
+        batch_norm=o.batch_norm,
+        spectral_norm=o.spectral_norm,
         seed=recipe.seed,
     )
     generator, critic = pair.generator, pair.critic
     g_adam = torch.optim.Adam(generator.parameters(), lr=recipe.lr, betas=o.betas)
     c_adam = torch.optim.Adam(critic.parameters(), lr=o.critic_lr, betas=o.betas)
-    b, n = recipe.batch_size, o.critic_steps
+    b, n, m = recipe.batch_size, o.critic_steps, o.generator_steps
     order = BatchOrder(recipe.seed, len(data), b * n, CPU)
 
     def bound(posterior, code, category):
@@ -190,24 +282,27 @@ def plain_steps(recipe, data, steps):
     losses = []
     for step in range(steps):
         key = make_key(recipe.seed, step)
-        codes = o.draw(key, b * (n + 1))
+        codes = o.draw(key, b * (n + m))
         lines = uniform(key, b * n, 1, Stream.INTERPOLATION).view(-1, 1, 1, 1)
         images = data.images(order.draw(step, 1)[0])
-        of_critic = []
-        for k in range(n + 1):
+        of_critic, of_generator = [], []
+        for k in range(n + m):
             noise, code, category = (each[k * b : (k + 1) * b] for each in codes)
             one_of = F.one_hot(category, o.categories).float() if o.categories else code[:, :0]
             fake = torch.sigmoid(generator(torch.cat([noise, code, one_of], 1)))
-            if k == n:
+            if k >= n:
                 score, posterior = critic(fake)
                 adversarial = -score.mean() if isinstance(o, InfoWGANGP) else F.softplus(-score).mean()
                 loss = adversarial - o.information_weight * bound(posterior, code, category)
                 g_adam.zero_grad()
                 loss.backward()
                 g_adam.step()
+                of_generator.append(loss.item())
                 continue
             fake, real = fake.detach(), images[k * b : (k + 1) * b]
-            (on_fake, posterior), (on_real, _) = critic(fake), critic(real)
+            scores, posterior = critic(torch.cat([fake, real]))
+            on_fake, on_real = scores.split(b)
+            posterior = CodePosterior(*(each[:b] for each in posterior))
             if isinstance(o, InfoWGANGP):
                 at = fake + lines[k * b : (k + 1) * b] * (real - fake)
                 at.requires_grad_()
@@ -216,12 +311,12 @@ def plain_steps(recipe, data, steps):
                 adversarial = adversarial + o.penalty * ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()
             else:
                 adversarial = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
-            loss_c = adversarial - o.information_weight * bound(posterior, code, category)
+            loss = adversarial - o.information_weight * bound(posterior, code, category)
             c_adam.zero_grad()
-            loss_c.backward()
+            loss.backward()
             c_adam.step()
-            of_critic.append(float(loss_c))
-        losses.append([float(loss), sum(of_critic) / n])
+            of_critic.append(loss.item())
+        losses.append([sum(of_generator) / m, sum(of_critic) / n])
     return losses, pair, {"generator": g_adam, "critic": c_adam}
 
 
@@ -229,19 +324,24 @@ def plain_steps(recipe, data, steps):
 def test_steps_equal_a_plain_loop(recipe):
     data = TinyData()
     trainer = training(recipe, data, CPU)
-    rows = []
+    rows, after = [], []
     for _ in range(3):
         trainer.advance()
         row = dict(zip(trainer.fields, trainer.ledger.row.tolist(), strict=True))
         rows.append([row["loss"], row["discriminator_loss"]])
-    losses, pair, adams = plain_steps(recipe, data, 3)
-    torch.testing.assert_close(torch.tensor(rows), torch.tensor(losses), rtol=1e-4, atol=1e-5)
-    # Adam's first moment is a sum of gradients: an update alone hides their scale
-    tensors = trainer.tensors()
+        after.append({name: tensor.clone() for name, tensor in trainer.tensors().items()})
+    losses, pair, _ = plain_steps(recipe, data, 3)
+    torch.testing.assert_close(torch.tensor(rows), torch.tensor(losses), rtol=3e-4, atol=1e-5)
+    for name, buffer in pair.named_buffers():
+        torch.testing.assert_close(after[-1][name], buffer, rtol=5e-3, atol=1e-3)
+    # Adam's first moment is a sum of gradients: an update alone hides their scale. Of one step, since normalisation by
+    # a batch of eight makes much of a rounding.
+    tensors = after[0]
+    _, pair, adams = plain_steps(recipe, data, 1)
     for name, adam in adams.items():
         for part, parameter in getattr(pair, name).named_parameters():
             found, expected = tensors[f"{name}.optimizer.{part}.exp_avg"], adam.state[parameter]["exp_avg"]
-            assert float((found - expected).norm()) <= 1e-3 * float(expected.norm()) + 1e-9, (name, part)
+            assert float((found - expected).norm()) <= 5e-3 * float(expected.norm()) + 1e-9, (name, part)
 
 
 def test_the_generators_step_leaves_the_critic_alone():

@@ -1,11 +1,13 @@
 """Training of a generator against a critic, with an information head."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import nvtx
 import torch
 from torch import Tensor
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 
 from pyvae.adversarial_nets import CodePosterior
 from pyvae.data.dataset import Dataset
@@ -29,8 +31,8 @@ def check_compile(recipe: Recipe, compile: bool) -> None:
 class AdversarialTrainer(Stepper):
     """A generator and a critic, their optimisers and the step counter, all on one device.
 
-    A step is one of the generator after ``critic_steps`` of the critic, each of those on ``batch_size`` images and
-    codes of its own; the information head is trained with the critic.
+    A step is ``critic_steps`` of the critic, each on ``batch_size`` images and codes of its own, then
+    ``generator_steps`` of the generator on further codes; the information head is trained with the critic.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class AdversarialTrainer(Stepper):
         if not isinstance(objective, InfoGAN):
             raise RecipeError(f"{type(objective).__name__} has no critic")
         check_compile(recipe, compile)
+        if objective.batch_norm and recipe.batch_size < 2:
+            raise RecipeError("batch_size 1 leaves batch normalisation nothing to compare: --no-batch-norm")
         self._objective = objective
         self.net = pair_of(recipe, objective, dataset.image_shape[0]).to(
             device,
@@ -60,6 +64,7 @@ class AdversarialTrainer(Stepper):
                 ("critic", self.net.critic, objective.critic_lr),
             )
         )
+        self._statistics = one_storage([*self.net.buffers()])
         per_step = recipe.batch_size * objective.critic_steps
         self._batches = batches_of(recipe, ImageSource(dataset, device), dataset, device, size=per_step)
         codes = [f"information_{j}" for j in range(objective.codes)]
@@ -83,40 +88,48 @@ class AdversarialTrainer(Stepper):
 
     def _step(self) -> None:
         """One step; no code here may depend on a value of the device."""
-        size, rounds = self.recipe.batch_size, self._objective.critic_steps
+        objective, size = self._objective, self.recipe.batch_size
+        before = self._statistics.clone()
         with nvtx.annotate("data"):
             images = self._batches.batch(self.key[1]).images
-            codes = self._objective.draw(self.key, size * (rounds + 1))
-        sums: list[Tensor] = []
-        for n in range(rounds):
-            rows = slice(n * size, (n + 1) * size)
+            codes = objective.draw(self.key, size * (objective.critic_steps + objective.generator_steps))
+            each = [Codes(*part) for part in zip(*(x.split(size) for x in codes), strict=True)]
+        judged: list[list[Tensor]] = []
+        for n, own in enumerate(each[: objective.critic_steps]):
             with nvtx.annotate("critic"):
-                loss, penalty, bounds = self._critic_loss(images[rows], _rows(codes, rows), rows.start)
+                loss, penalty, bounds = self._critic_loss(images[n * size : (n + 1) * size], own, n * size)
                 norm = self._critic.backward(loss)
-                found = [loss.detach(), norm, *penalty]
-                sums = [a + b for a, b in zip(sums, found, strict=True)] if sums else found
-                self._critic.step(self.ledger.judge(sums, bounds.detach()))
-        with nvtx.annotate("generator"):
-            loss, bounds = self._generator_loss(_rows(codes, slice(rounds * size, None)))
-            norm = self._generator.backward(loss)
-        bounds = bounds.detach()
-        values = [loss.detach(), bounds.sum(), norm, *(each / rounds for each in sums)]
-        with nvtx.annotate("optimizer"):
-            self._generator.step(self.ledger.settle(values, bounds, None))
+                judged.append([loss.detach(), norm, *penalty])
+                self._critic.step(self.ledger.judge(_mean(judged), bounds.detach()))
+        of_critic, made, informed = _mean(judged), [], []
+        for own in each[objective.critic_steps :]:
+            with nvtx.annotate("generator"):
+                loss, bounds = self._generator_loss(own)
+                norm = self._generator.backward(loss)
+                informed.append(bounds.detach())
+                made.append([loss.detach(), informed[-1].sum(), norm])
+            with nvtx.annotate("optimizer"):
+                values, bounds = [*_mean(made), *of_critic], torch.stack(informed).mean(0)
+                last = len(made) == objective.generator_steps
+                bad = self.ledger.settle(values, bounds, None) if last else self.ledger.judge(values, bounds)
+                self._generator.step(bad)
+        self._statistics.copy_(torch.where(bad > 0, before, self._statistics))
 
     def _critic_loss(self, real: Tensor, codes: Codes, first_row: int) -> tuple[Tensor, list[Tensor], Tensor]:
         """Loss of critic and information head, the gradient penalty where there is one, and the bounds ``[codes]``."""
         objective = self._objective
         with torch.no_grad():
             fake = self._generate(codes)
-        of_real, _ = self._judged(real)
-        of_fake, posterior = self._judged(fake)
-        bounds = objective.information(posterior, codes)
-        loss = objective.critic_loss(of_real, of_fake) - objective.information_weight * bounds.sum()
-        if not isinstance(objective, InfoWGANGP):
-            return loss, [], bounds
-        points = between(real, fake, self.key, first_row=first_row)
-        penalty = gradient_penalty(lambda at: self._judged(at)[0], points)
+        # within, normalised weights are made once
+        with parametrize.cached():
+            of_real, _ = self._judged(real)
+            of_fake, posterior = self._judged(fake)
+            bounds = objective.information(posterior, codes)
+            loss = objective.critic_loss(of_real, of_fake) - objective.information_weight * bounds.sum()
+            if not isinstance(objective, InfoWGANGP):
+                return loss, [], bounds
+            points = between(real, fake, self.key, first_row=first_row)
+            penalty = gradient_penalty(lambda at: self._judged(at)[0], points)
         return loss + objective.penalty * penalty, [penalty.detach()], bounds
 
     def _generator_loss(self, codes: Codes) -> tuple[Tensor, Tensor]:
@@ -146,8 +159,18 @@ class AdversarialTrainer(Stepper):
         )
 
 
-def _rows(codes: Codes, rows: slice) -> Codes:
-    return Codes(*(each[rows] for each in codes))
+def one_storage(buffers: Sequence[Tensor]) -> Tensor:
+    """One tensor ``[N]`` that holds the float32 buffers from now on, so that all are taken back at once."""
+    if not buffers:
+        return torch.empty(0)
+    whole = torch.cat([buffer.flatten() for buffer in buffers])
+    for buffer, part in zip(buffers, whole.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.data = part.view_as(buffer)
+    return whole
+
+
+def _mean(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [sum(values[1:], values[0]) / len(rows) for values in zip(*rows, strict=True)]
 
 
 def _adam(

@@ -13,6 +13,8 @@ def pair_of(recipe: Recipe, objective: InfoGAN, channels: int) -> AdversarialPai
         categories=objective.categories,
         noise=objective.noise,
         learned_variance=objective.variance == "learned",
+        batch_norm=objective.batch_norm,
+        spectral_norm=objective.spectral_norm,
         init=recipe.init,
         seed=recipe.seed,
     )

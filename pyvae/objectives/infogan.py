@@ -31,10 +31,11 @@ class InfoGAN:
     adversarial nets": the non-saturating GAN loss, minus ``information_weight`` times the lower bound
     ``E[log Q(c | G(noise, c))] + H(c)`` of the mutual information of codes and images.
 
-    The information head Q shares the critic's layers but for the last, as there, and is trained beside it. Codes and
-    weight are those of the comparison in Kim & Mnih 2018 on 2D Shapes, whose second form is ``continuous 5,
-    categories 0``. The noise dimension is that of Lin et al. 2020 (InfoGAN-CR) on dSprites; their rates, 1e-3 and
-    2e-3, go with a spectral normalisation that is not here, and without it Q ran off within 2,000 steps.
+    The information head Q shares the critic's convolutions, as there, and is trained beside it. Codes and weight are
+    those of the comparison in Kim & Mnih 2018 on 2D Shapes, whose second form is ``continuous 5, categories 0``. What
+    they do not say is as in Lin et al. 2020 (the code of InfoGAN-CR for dSprites): noise, normalisations, rates, and
+    two steps of the generator for one of the critic. Without the normalisations the critic wins within some thirty
+    steps, since its real images are black and white, and nothing is learnt.
     """
 
     continuous: int = 4
@@ -47,11 +48,16 @@ class InfoGAN:
     """Lambda, of the information bound."""
     variance: Literal["fixed", "learned"] = "fixed"
     """Of Q's Gaussian of a continuous code: 1, or what the head says."""
-    critic_lr: float = 2e-4
+    batch_norm: bool = True
+    """Batch normalisation after each activation of the generator."""
+    spectral_norm: bool = True
+    """Spectral normalisation of the critic's weights (Miyato et al. 2018)."""
+    critic_lr: float = 2e-3
     """Learning rate of critic and information head; the generator's is the recipe's."""
-
     critic_steps: int = 1
-    """Steps of the critic for one of the generator."""
+    """Steps of the critic in each of the training's, which come first."""
+    generator_steps: int = 2
+    """Steps of the generator in each of the training's, each with codes of its own."""
 
     betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
     extra_terms: ClassVar[tuple[str, ...]] = ()
@@ -61,8 +67,9 @@ class InfoGAN:
             raise RecipeError("continuous, categories and noise must not be negative")
         if self.categories == 1:
             raise RecipeError("categories: a code of one class says nothing; 0 for none")
-        if self.critic_steps < 1:
-            raise RecipeError(f"critic_steps must be at least 1, got {self.critic_steps}")
+        for name in ("critic_steps", "generator_steps"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.codes == 0:
             raise RecipeError("continuous and categories are both 0: there is no code to learn")
 
@@ -125,11 +132,16 @@ class InfoWGANGP(InfoGAN):
     Mnih 2018 compare it with: five steps of the critic, each on images of its own, for one of the generator; Adam
     1e-4 with betas (0.5, 0.9) for both."""
 
+    spectral_norm: bool = False
+    """Spectral normalisation of the critic's weights; the penalty stands in for it."""
     critic_lr: float = 1e-4
     """Learning rate of critic and information head; the generator's is the recipe's."""
+    critic_steps: int = 5
+    """Steps of the critic in each of the training's, which come first."""
+    generator_steps: int = 1
+    """Steps of the generator in each of the training's."""
     penalty: float = 10.0
     """Weight of the gradient penalty."""
-    critic_steps: int = 5
 
     betas: ClassVar[tuple[float, float]] = (0.5, 0.9)
     extra_terms: ClassVar[tuple[str, ...]] = ("gradient_penalty",)

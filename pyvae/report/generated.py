@@ -28,8 +28,9 @@ CODES_CAPTION = (
 )
 BOUND_CAPTION = (
     f"Lower bound E[log Q(c|x)] + H(c) of the information that an image holds about each code, over {_BOUND_IMAGES:,} "
-    "generated images. A continuous code of fixed variance 1 can reach -0.226 nats, the categorical one the "
-    "logarithm of its classes. The codes that are scored are the means of Q and its most probable class."
+    "generated images. For a continuous code of fixed variance 1 it goes from -0.392 nats, where nothing is known of "
+    "the code, to -0.226, where all is; of the categorical one from 0 to the logarithm of its classes. The codes that "
+    "are scored are the means of Q and its most probable class."
 )
 
 

@@ -1,4 +1,4 @@
-"""tc_batch, forward and backward: one randperm a dimension as in Kim & Mnih's followers, argsort of noise, pyvae."""
+"""tc_batch, without and with its gradient: one randperm a dimension as in the popular code, argsort of noise, pyvae."""
 
 import torch
 
@@ -14,6 +14,40 @@ def popular(z, z2, *_):
 
 def argsort(z, z2, *_):
     return torch.cat([z, z2.gather(0, torch.rand_like(z2).argsort(0))])
+
+
+FUNCTIONS = {
+    "eager": popular,
+    "eager, argsort": argsort,
+    "pyvae": lambda z, z2, *_: tc_batch(z, z2),
+    "pyvae, named noise": lambda z, z2, upper, key: tc_batch(z, z2, key=key),
+}
+
+
+def unlearnt(size: tuple[int, int]) -> Case:
+    """As FactorVAE uses it: the discriminator's batch carries no gradient."""
+
+    def make(device, generator):
+        z, z2 = (torch.randn(size, device=device, generator=generator) for _ in range(2))
+        return z, z2, None, make_key(0, device=device)
+
+    def derive(inputs, outputs):
+        top, bottom = outputs[0].chunk(2)
+        return [top, bottom.sort(0).values, (bottom != inputs[1]).double().mean() > 0.5]
+
+    return Case(
+        op="permute_dims",
+        what="tc_batch, no gradient",
+        size=size,
+        make=make,
+        functions=FUNCTIONS,
+        compiled="eager, argsort",
+        evaluate=lambda function, inputs: (function(*inputs),),
+        derive=derive,
+        expect=lambda z, z2, *_: [z, z2.sort(0).values, torch.tensor(True)],
+        # two in, both halves out
+        moved=4 * 4 * size[0] * size[1],
+    )
 
 
 def case(size: tuple[int, int]) -> Case:
@@ -45,12 +79,7 @@ def case(size: tuple[int, int]) -> Case:
         what="tc_batch, forward + backward",
         size=size,
         make=make,
-        functions={
-            "eager": popular,
-            "eager, argsort": argsort,
-            "pyvae": lambda z, z2, *_: tc_batch(z, z2),
-            "pyvae, named noise": lambda z, z2, upper, key: tc_batch(z, z2, key=key),
-        },
+        functions=FUNCTIONS,
         compiled="eager, argsort",
         evaluate=evaluate,
         derive=derive,
@@ -60,7 +89,7 @@ def case(size: tuple[int, int]) -> Case:
     )
 
 
-CASES = [case((64, 10)), case((1024, 10)), case((64, 128))]
+CASES = [unlearnt((64, 10)), unlearnt((1024, 10)), case((64, 10)), case((1024, 10)), case((64, 128))]
 
 
 @each(CASES)

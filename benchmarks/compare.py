@@ -41,9 +41,8 @@ def times(result: dict[str, Any]) -> dict[str, Quartiles]:
     """
     if "cases" in result:
         return {
-            f"{row['op']} {row['size']}, {row['provider']}{', graph' if row['graph'] else ''}": _three(
-                row["us"]
-            )
+            f"{row['op']}, {row['what']}, {row['size']}, {row['provider']}"
+            f"{', graph' if row['graph'] else ''}": _three(row["us"])
             for row in result["cases"]
             if "us" in row
         }

@@ -250,7 +250,7 @@ class TestCases:
             mine = [c for c in cases if c.op == op]
             assert any("cpu" in c.devices for c in mine), op
             assert any(name.startswith("pyvae") for c in mine for name in c.functions), op
-        assert len({(c.op, c.size) for c in cases}) == len(cases)
+        assert len({(c.op, c.what, c.size) for c in cases}) == len(cases)
 
     @pytest.mark.parametrize("op", OPS)
     def test_results_of_the_smallest_size_pass_the_gate(self, op):
@@ -294,7 +294,8 @@ class TestCases:
 
 class TestCompare:
     def result(self, *microseconds, op="double"):
-        row = {"op": op, "size": "1", "provider": "pyvae", "graph": False, "us": list(microseconds)}
+        row = {"op": op, "what": "once", "size": "1", "provider": "pyvae", "graph": False}
+        row["us"] = list(microseconds)
         return {"machine": MACHINE, "cases": [row]}
 
     @pytest.mark.parametrize(
@@ -335,7 +336,8 @@ class TestCompare:
         assert "2.00 [1.73, 2.33] SLOWER" in slower.stdout
         new.write_text(json.dumps(self.result(1, 1, 1, op="other")))
         assert (
-            "in one file alone: double 1, pyvae; other 1, pyvae" in run_script("compare.py", old, new).stdout
+            "in one file alone: double, once, 1, pyvae; other, once, 1, pyvae"
+            in run_script("compare.py", old, new).stdout
         )
         new.write_text("{}")
         bad = run_script("compare.py", old, new)

@@ -31,7 +31,7 @@ def codes(*shape, dtype=torch.float32):
 
 @pytest.mark.usefixtures("backend")
 class TestPermutation:
-    @pytest.mark.parametrize("batch", [1, 2, 3, 63, 64, 65, 255, 256, 257, 1000, 5000])
+    @pytest.mark.parametrize("batch", [1, 2, 3, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1000, 5000, 70_000])
     def test_is_the_stable_argsort_of_the_words(self, batch):
         z = codes(batch, 10)
         order = torch.argsort(bits(KEY, batch, 10, Stream.PERMUTATION), dim=0, stable=True)
@@ -82,6 +82,13 @@ class TestPermutation:
                 assert torch.equal(permute_dims(z, key=make_key(seed)), z.gather(0, order))
                 return
         pytest.fail("no tie found")
+
+    def test_ties_of_a_small_batch_go_by_row(self):
+        key = make_key(942)  # the first whose 400 columns hold one
+        words = bits(key, 128, 400, Stream.PERMUTATION)
+        assert len(words[:, 237].unique()) == 127
+        z = torch.arange(128.0)[:, None].expand(-1, 400)
+        assert torch.equal(permute_dims(z, key=key), z.gather(0, words.argsort(dim=0, stable=True)))
 
     def test_the_stream_and_the_key_matter(self):
         z = codes(64, 10)

@@ -9,68 +9,93 @@
 #include "../check.h"
 #include "../common/permutation.h"
 #include "clones.h"
+#include "draw.h"
 
 namespace {
 
 using namespace pyvae;
 
-constexpr int64_t kCounted = 256;
+constexpr int64_t kCounted = 128;
 
-// Rank of every row by counting those before it: n^2 comparisons, vectorised, beat sorting a small batch.
-PYVAE_CLONES void count_ranks(const uint32_t* __restrict words, int32_t* __restrict rank, int n) {
+// Rank of every row by counting those before it: n^2 comparisons, vectorised, beat sorting a small batch. False where
+// two words are equal, which is so in one batch of millions.
+PYVAE_CLONES bool count_ranks(const uint32_t* __restrict words, int32_t* __restrict rank, int n) {
   for (int i = 0; i < n; ++i) rank[i] = 0;
   for (int j = 0; j < n; ++j) {
     const uint32_t word = words[j];
 #pragma omp simd
-    for (int i = 0; i < n; ++i) rank[i] += stands_before(word, j, words[i], i);
+    for (int i = 0; i < n; ++i) rank[i] += word < words[i];
   }
+  int sum = 0;
+  for (int i = 0; i < n; ++i) sum += rank[i];
+  return sum == n * (n - 1) / 2;
 }
 
 // order[r] is the row of rank r; scratch is reused from dimension to dimension.
 struct Sorter {
-  std::vector<uint64_t> keys, moved;
-  std::vector<int32_t> rank;
+  std::vector<uint64_t> keys;
+  std::vector<int32_t> rank, place;
 
   void operator()(const uint32_t* words, int64_t n, int64_t* order) {
-    if (n <= kCounted) {
-      rank.resize(static_cast<size_t>(n));
-      count_ranks(words, rank.data(), static_cast<int>(n));
+    rank.resize(static_cast<size_t>(std::min(n, kCounted)));
+    if (n <= kCounted && count_ranks(words, rank.data(), static_cast<int>(n))) {
       for (int64_t i = 0; i < n; ++i) order[rank[i]] = i;
       return;
     }
+    // As many buckets as rows, by the upper bits: words are uniform, so that few rows share one and the insertion sort
+    // that follows moves each by a place or two.
+    int shift = 24;
+    while (shift > 12 && int64_t{1} << (32 - shift) < n) --shift;
+    place.assign((size_t{1} << (32 - shift)) + 1, 0);
     keys.resize(static_cast<size_t>(n));
-    moved.resize(static_cast<size_t>(n));
-    for (int64_t i = 0; i < n; ++i) keys[i] = static_cast<uint64_t>(words[i]) << 32 | static_cast<uint64_t>(i);
-    // byte by byte of the word, lowest first; each pass keeps the order of equals
-    for (int shift = 32; shift < 64; shift += 8) {
-      int64_t place[257] = {};
-      for (int64_t i = 0; i < n; ++i) ++place[(keys[i] >> shift & 255) + 1];
-      for (int byte = 0; byte < 256; ++byte) place[byte + 1] += place[byte];
-      for (int64_t i = 0; i < n; ++i) moved[place[keys[i] >> shift & 255]++] = keys[i];
-      keys.swap(moved);
+    for (int64_t i = 0; i < n; ++i) ++place[(words[i] >> shift) + 1];
+    for (size_t bucket = 1; bucket < place.size(); ++bucket) place[bucket] += place[bucket - 1];
+    for (int64_t i = 0; i < n; ++i) {
+      keys[place[words[i] >> shift]++] = static_cast<uint64_t>(words[i]) << 32 | static_cast<uint64_t>(i);
+    }
+    for (int64_t r = 1; r < n; ++r) {
+      const uint64_t key = keys[r];
+      int64_t at = r;
+      for (; at > 0 && keys[at - 1] > key; --at) keys[at] = keys[at - 1];
+      keys[at] = key;
     }
     for (int64_t r = 0; r < n; ++r) order[r] = static_cast<int64_t>(keys[r] & 0xFFFFFFFFu);
   }
 };
 
-// Words of one quad of dimensions: lanes[k * batch + row] belongs to dimension 4 * quad + k.
-void draw_quad(const int64_t* key, uint32_t stream, int64_t first_row, int64_t batch, int64_t quads, int64_t quad,
-               uint32_t* lanes) {
-  for (int64_t row = 0; row < batch; ++row) {
-    const Words words = philox(static_cast<uint64_t>(key[0]), static_cast<uint32_t>((first_row + row) * quads + quad),
-                               stream, static_cast<uint64_t>(key[1]));
-    lanes[row] = words.x;
-    lanes[batch + row] = words.y;
-    lanes[2 * batch + row] = words.z;
-    lanes[3 * batch + row] = words.w;
+// Words of rows [begin, end) of a member, of all dimensions: words[column * batch + row], four columns to a counter.
+void draw_rows(const int64_t* key, uint32_t stream, int64_t first_row, int64_t begin, int64_t end, int64_t batch,
+               int64_t quads, uint32_t* words) {
+  alignas(64) uint32_t drawn[4 * kDraw];
+  int64_t row = begin, quad = 0;
+  const int64_t counters = (end - begin) * quads;
+  for (int64_t done = 0; done < counters; done += kDraw) {
+    const int count = static_cast<int>(std::min<int64_t>(kDraw, counters - done));
+    draw(static_cast<uint64_t>(key[0]), static_cast<uint64_t>(key[1]), stream,
+         static_cast<uint32_t>((first_row + begin) * quads + done), count, drawn);
+    for (int i = 0; i < count; ++i) {
+      for (int k = 0; k < 4; ++k) words[(4 * quad + k) * batch + row] = drawn[k * kDraw + i];
+      if (++quad == quads) {
+        quad = 0;
+        ++row;
+      }
+    }
   }
 }
 
+// Up to four neighbouring columns at once, which lie in the same lines of the cache.
 template <class T>
-void gather(const void* from, void* to, const int64_t* order, int64_t batch, int64_t columns) {
+void gather(const void* from, void* to, const int64_t* ranked, int64_t* order, int64_t batch, int64_t columns,
+            int64_t width) {
   const T* source = static_cast<const T*>(from);
   T* target = static_cast<T*>(to);
-  for (int64_t r = 0; r < batch; ++r) target[r * columns] = source[order[r] * columns];
+  for (int64_t r = 0; r < batch; ++r) {
+    for (int64_t k = 0; k < width; ++k) {
+      const int64_t row = ranked[k * batch + r];
+      target[r * columns + k] = source[row * columns + k];
+      order[r * columns + k] = row;
+    }
+  }
 }
 
 std::tuple<Tensor, Tensor> permute(const std::optional<Tensor>& given_first, const Tensor& given_z,
@@ -97,26 +122,32 @@ std::tuple<Tensor, Tensor> permute(const std::optional<Tensor>& given_first, con
   const auto* keys = key.const_data_ptr<int64_t>();
   auto* orders = order.mutable_data_ptr<int64_t>();
   const auto move = width == 2 ? gather<uint16_t> : width == 4 ? gather<uint32_t> : gather<uint64_t>;
-  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(batch, 1));
-  torch::stable::parallel_for(0, members * quads, grain, [&](int64_t begin, int64_t end) {
+  std::vector<uint32_t> words(static_cast<size_t>(members * batch * quads * 4));
+  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(4 * quads, 1));
+  torch::stable::parallel_for(0, members * batch, grain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t member = begin / batch, row = begin % batch, rows = std::min(end - begin, batch - row);
+      draw_rows(keys + 2 * (member / shared), static_cast<uint32_t>(stream), member % shared * batch, row, row + rows,
+                batch, quads, words.data() + member * batch * quads * 4);
+      begin += rows;
+    }
+  });
+  torch::stable::parallel_for(0, members * quads, std::max<int64_t>(1, 4096 / std::max<int64_t>(batch, 1)),
+                              [&](int64_t begin, int64_t end) {
     Sorter sort;
-    std::vector<uint32_t> lanes(static_cast<size_t>(4 * batch));
-    std::vector<int64_t> ranked(static_cast<size_t>(batch));
+    std::vector<int64_t> ranked(static_cast<size_t>(4 * batch));
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t member = task / quads, quad = task % quads;
+      const int64_t member = task / quads, column = task % quads * 4, taken = std::min<int64_t>(4, columns - column);
       char* member_to = to + member * out_batch * columns * width;
-      if (head && quad == 0) {
+      if (head && column == 0) {
         std::memcpy(member_to, head + member * size, static_cast<size_t>(size));
       }
       if (head) member_to += size;
-      draw_quad(keys + 2 * (member / shared), static_cast<uint32_t>(stream), member % shared * batch, batch, quads,
-                quad, lanes.data());
-      for (int64_t column = 4 * quad; column < std::min(columns, 4 * quad + 4); ++column) {
-        sort(lanes.data() + (column & 3) * batch, batch, ranked.data());
-        move(from + member * size + column * width, member_to + column * width, ranked.data(), batch, columns);
-        int64_t* own = orders + member * batch * columns + column;
-        for (int64_t r = 0; r < batch; ++r) own[r * columns] = ranked[r];
+      for (int64_t k = 0; k < taken; ++k) {
+        sort(words.data() + (task * 4 + k) * batch, batch, ranked.data() + k * batch);
       }
+      move(from + member * size + column * width, member_to + column * width, ranked.data(),
+           orders + member * batch * columns + column, batch, columns, taken);
     }
   });
   return {out, order};

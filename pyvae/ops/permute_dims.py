@@ -56,9 +56,7 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
         return None, None, None, None
     (order,) = ctx.saved_tensors
-    batch = order.shape[-2]
-    first = grad[..., :batch, :] if ctx.has_first else None
-    permuted = grad[..., batch:, :] if ctx.has_first else grad
+    first, permuted = grad.split(order.shape[-2], -2) if ctx.has_first else (None, grad)
     # every element is written once: unlike the backward of gather, no sum whose order could vary
     return first, torch.empty_like(permuted).scatter_(-2, order, permuted), None, None
 

@@ -1,10 +1,11 @@
 """Steps per second of other libraries and of pyvae: ``python benchmarks/bench_peers.py [--disentangling-vae PATH]``.
 
 pythae and disent come with ``pip install ".[peers]"``; ``--disentangling-vae PATH`` adds a checkout of
-github.com/YannDubs/disentangling-vae. What is not there is skipped, and said so. Every library makes the step that its
-own trainer makes, with the Burgess network and an Adam of its default form, from images that lie in memory already: its
-loader, loggers and loop are left out, which favours it. pyvae makes its whole step. Every pair of library and objective
-runs in a process of its own, round by round. FactorVAE has 2 x 64 images everywhere, and a discriminator of 5 x 1000.
+github.com/YannDubs/disentangling-vae. What is not there is skipped, and said so; disent runs without a torchvision that
+does not load. Every library makes the step that its own trainer makes, with the Burgess network and an Adam of its
+default form, from images that lie in memory already: its loader, loggers and loop are left out, which favours it. pyvae
+makes its whole step. Every pair of library and objective runs in a process of its own, round by round. FactorVAE has
+2 x 64 images everywhere, and a discriminator of 5 x 1000.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from pyvae.engine.stepper import BURST
 from pyvae.nets import build, count_weights
 from pyvae.objectives import DIPVAE, IWAE, TCVAE, BetaVAE, CapacityVAE, FactorVAE
 from pyvae.reference import unpack_bits
+from without_torchvision import stand_in
 
 IMAGES = 737_280
 SAMPLES = 5
@@ -152,6 +154,8 @@ def pythae_model(objective: str, _: Path | None) -> Model:
 
 
 def disent_model(objective: str, _: Path | None) -> Model:
+    importlib.import_module("lightning")  # before a stand-in that torchmetrics would take for the real thing
+    stand_in()
     frameworks = importlib.import_module("disent.frameworks.vae")
     bases = importlib.import_module("disent.model")
     net = network()

@@ -14,6 +14,12 @@ STABLE_TORCH_LIBRARY(pyvae_native, m) {
   m.def(
       "reparameterize_kl_bwd(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor key, int stream)"
       " -> (Tensor, Tensor)");
+  m.def(
+      "importance_log_weight_fwd(Tensor logits, Tensor target, Tensor z, Tensor mu, Tensor logvar, float target_scale,"
+      " bool packed) -> (Tensor, Tensor)");
+  m.def(
+      "importance_log_weight_bwd(Tensor grad_likelihood, Tensor grad_ratio, Tensor logits, Tensor target, Tensor z,"
+      " Tensor mu, Tensor logvar, float target_scale, bool packed) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("gather_bits(Tensor store, Tensor index, int pixels, ScalarType dtype) -> (Tensor, Tensor)");
   m.def("permute_dims(Tensor? first, Tensor z, Tensor key, int stream) -> (Tensor, Tensor)");
   m.def("code_histogram(Tensor codes, Tensor? factors, int[] factor_sizes, Tensor edges) -> Tensor");

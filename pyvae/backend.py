@@ -35,7 +35,7 @@ OPS = {
     "bernoulli_nll": Kernels(triton=True, native="bernoulli_nll_fwd"),
     "code_histogram": Kernels(native="code_histogram"),
     "gather_bits": Kernels(triton=True, native="gather_bits"),
-    "importance_log_weight": Kernels(triton=True),
+    "importance_log_weight": Kernels(triton=True, native="importance_log_weight_fwd"),
     "permute_dims": Kernels(native="permute_dims", float64=True),
     "posterior_entropy": Kernels(native="posterior_density"),
     "reparameterize_kl": Kernels(triton=True, native="reparameterize_kl_fwd"),

@@ -103,6 +103,39 @@ def _launch_backward(
     return grad_logits, grad_z, grad_mu.sum(-2).to(mu.dtype), grad_logvar.sum(-2).to(mu.dtype)
 
 
+def _native_inputs(
+    logits: Tensor, target: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, layout: PixelLayout
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float, bool]:
+    """What the compiled operators take: rows in two dimensions, all float32 but for targets of bytes."""
+    flat_logits, flat_target = _pixels(logits, target, z, layout)
+    if flat_target.dtype not in (torch.float32, torch.uint8):
+        flat_target = flat_target.float()
+    rows = (flat_logits.reshape(-1, layout.pixels), z.reshape(-1, z.shape[-1]), *_posteriors(mu, logvar))
+    x, sampled, m, lv = (row if row.dtype == torch.float32 else row.float() for row in rows)
+    target_rows = flat_target.reshape(len(m), -1)
+    return x, target_rows, sampled, m, lv, 1.0 / layout.target_max, layout.packed
+
+
+def _native_backward(
+    grad_likelihood: Tensor,
+    grad_ratio: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    layout: PixelLayout,
+) -> Gradients:
+    gradients = torch.ops.pyvae_native.importance_log_weight_bwd.default(
+        grad_likelihood.reshape(-1),
+        grad_ratio.reshape(-1),
+        *_native_inputs(logits, target, z, mu, logvar, layout),
+    )
+    inputs = (logits, z, mu, logvar)
+    one, two, three, four = (g.view(x.shape).to(x.dtype) for g, x in zip(gradients, inputs, strict=True))
+    return one, two, three, four
+
+
 def _backend(logits: Tensor, z: Tensor) -> str:
     if not logits.numel():
         return "reference"
@@ -112,9 +145,14 @@ def _backend(logits: Tensor, z: Tensor) -> str:
 def _forward(
     logits: Tensor, target: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, target_max: int | None
 ) -> tuple[Tensor, Tensor]:
-    if _backend(logits, z) == "reference":
+    backend = _backend(logits, z)
+    if backend == "reference":
         return reference.importance_log_parts(logits, target, z, mu, logvar, target_max=target_max)
     layout = importance_layout(logits, target, z, mu, logvar, target_max)
+    if backend == "native":
+        inputs = _native_inputs(logits, target, z, mu, logvar, layout)
+        likelihood, ratio = torch.ops.pyvae_native.importance_log_weight_fwd.default(*inputs)
+        return likelihood.view(z.shape[:-1]), ratio.view(z.shape[:-1])
     return _launch_forward(logits, target, z, mu, logvar, layout)
 
 
@@ -128,10 +166,13 @@ def _backward(
     logvar: Tensor,
     target_max: int | None,
 ) -> Gradients:
-    inputs = (grad_likelihood, grad_ratio, logits, target, z, mu, logvar)
-    if _backend(logits, z) == "reference":
-        return reference.importance_log_weight_backward(*inputs, target_max)
-    return _launch_backward(*inputs, importance_layout(logits, target, z, mu, logvar, target_max))
+    inputs, backend = (logits, target, z, mu, logvar), _backend(logits, z)
+    if backend == "reference":
+        return reference.importance_log_weight_backward(grad_likelihood, grad_ratio, *inputs, target_max)
+    layout = importance_layout(*inputs, target_max)
+    if backend == "native":
+        return _native_backward(grad_likelihood, grad_ratio, *inputs, layout)
+    return _launch_backward(grad_likelihood, grad_ratio, *inputs, layout)
 
 
 def _fake(

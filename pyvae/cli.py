@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyvae.data import Dataset
     from pyvae.engine.run import Run
 
+_LOG = logging.getLogger(__name__)
 INTERRUPTED = 130
 QUICK_METRICS = ("mig", "factor-vae", "beta-vae", "sap", "modularity", "explicitness", "irs")
 
@@ -68,6 +69,12 @@ class Train:
             return 0
         check_data(self.recipe, dataset)
         check_compile(self.recipe, self.compile)
+        for name in ("annealing_steps", "capacity_steps"):
+            length, option = getattr(self.recipe.objective, name, 0), name.replace("_", "-")
+            if length > self.recipe.steps:
+                _LOG.warning(
+                    f"the run ends after {self.recipe.steps:,} steps of a schedule of {length:,}: --{option} sets it"
+                )
         run = Run.create_or_resume(self.out, self.recipe)
         outcome = train(
             run,

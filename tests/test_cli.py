@@ -333,6 +333,15 @@ def test_what_cannot_be_trained_leaves_no_directory(pyvae, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_schedule_longer_than_the_run_is_named(pyvae):
+    short = ("--architecture", "kim", "--batch-size", 2, "--steps", 2)
+    done = pyvae("train", "cyclical-annealing", *short, "--out", "run")
+    assert "the run ends after 2 steps of a schedule of 345,600: --annealing-steps sets it" in done.stderr
+    done = pyvae("train", "cyclical-annealing", *short, "--annealing-steps", 2, "--out", "other")
+    assert done.returncode == 0
+    assert "schedule" not in done.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_toy_that_is_stopped_says_how_to_go_on(tmp_path, number):
     command = ("reproduce", "tighter-bounds-toy", "--scale", "0.005", "--seeds", "1000", "--out", "out")

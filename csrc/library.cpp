@@ -15,6 +15,12 @@ STABLE_TORCH_LIBRARY(pyvae_native, m) {
       "reparameterize_kl_bwd(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor key, int stream)"
       " -> (Tensor, Tensor)");
   m.def(
+      "aggregate_log_density_fwd(Tensor z, Tensor mu, Tensor logvar, float own, float successor, float other)"
+      " -> Tensor");
+  m.def(
+      "aggregate_log_density_bwd(Tensor grad, Tensor z, Tensor mu, Tensor logvar, Tensor log_q, float own,"
+      " float successor, float other) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "importance_log_weight_fwd(Tensor logits, Tensor target, Tensor z, Tensor mu, Tensor logvar, float target_scale,"
       " bool packed) -> (Tensor, Tensor)");
   m.def(

@@ -31,7 +31,7 @@ class Kernels(NamedTuple):
 
 
 OPS = {
-    "aggregate_log_density": Kernels(triton=True),
+    "aggregate_log_density": Kernels(triton=True, native="aggregate_log_density_fwd"),
     "bernoulli_nll": Kernels(triton=True, native="bernoulli_nll_fwd"),
     "code_histogram": Kernels(native="code_histogram"),
     "gather_bits": Kernels(triton=True, native="gather_bits"),

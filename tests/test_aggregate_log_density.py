@@ -131,7 +131,7 @@ SHAPES = [(1, 1), (2, 1), (5, 3), (17, 10), (33, 2), (3, 9, 4)]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("weighting", ["mws", "mss"])
-def test_kernel_against_the_reference(device, triton_backend, shape, dtype, weighting):
+def test_kernel_against_the_reference(device, fast_backend, shape, dtype, weighting):
     if weighting == "mss" and shape[-2] == 1:
         pytest.skip("needs two images")
     inputs = posteriors(device, *shape, dtype=dtype)
@@ -160,12 +160,15 @@ def test_kernel_against_the_reference(device, triton_backend, shape, dtype, weig
         assert_as_near(*gradient, what=name, atol=1e-4)
 
 
-def test_kernel_over_several_tiles(device, triton_backend):
-    inputs = posteriors(device, 70, 2)
+@pytest.mark.parametrize("rows", [70, 128, 300])
+def test_kernel_over_several_tiles(device, fast_backend, rows):
+    if rows > 128 and fast_backend == "triton" and str(device) == "cpu":
+        pytest.skip("a quarter of a minute of interpreting, and more tiles of the same kind")
+    inputs = posteriors(device, rows, 2)
     got = aggregate_log_density(*inputs, dataset_size=5000, weighting="mss")
     exact_inputs = tuple(x.detach().double().requires_grad_() for x in inputs)
     exact = reference.aggregate_log_density(*exact_inputs, dataset_size=5000, weighting="mss")
-    upstream = torch.linspace(-1, 2, 70, device=device)
+    upstream = torch.linspace(-1, 2, rows, device=device)
     torch.testing.assert_close([g.double() for g in got], list(exact), rtol=1e-5, atol=1e-5)
     for a, b in zip(
         torch.autograd.grad(got[0] + 2 * got[1], inputs, upstream),
@@ -175,7 +178,41 @@ def test_kernel_over_several_tiles(device, triton_backend):
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
 
 
-def test_strided_inputs_and_needed_gradients(device, triton_backend):
+def test_threads_change_no_bit(fast_backend):
+    if fast_backend != "native":
+        pytest.skip("of the compiled operator")
+    inputs = posteriors("cpu", 2, 300, 3)
+    found, threads = [], torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        try:
+            joint, product = aggregate_log_density(*inputs, dataset_size=5000)
+            found.append([joint, product, *torch.autograd.grad((joint - 2 * product).sum(), inputs)])
+        finally:
+            torch.set_num_threads(threads)
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_densities_far_apart(device, fast_backend):
+    """Posteriors thousands of nats apart: what is 0 beside another is no infinity, and the nearest one decides."""
+    z = torch.tensor([[0.0, 0.0], [200.0, -150.0], [1e4, 1e4]], device=device)
+    inputs = tuple(x.requires_grad_() for x in (z + 0.5, z.clone(), torch.full_like(z, -2.0)))
+    exact_inputs = tuple(x.detach().double().requires_grad_() for x in inputs)
+    got = aggregate_log_density(*inputs, dataset_size=30)
+    exact = reference.aggregate_log_density(*exact_inputs, dataset_size=30)
+    for a, b in zip(got, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-3)
+    for a, b in zip(
+        torch.autograd.grad(sum(x.sum() for x in got), inputs),
+        torch.autograd.grad(sum(x.sum() for x in exact), exact_inputs),
+        strict=True,
+    ):
+        torch.testing.assert_close(a.double(), b, rtol=1e-2, atol=1e-2)
+
+
+def test_strided_inputs_and_needed_gradients(device, fast_backend):
     z, mu, logvar = posteriors(device, 6, 4)
     halves = torch.cat([mu, logvar], 1).detach().requires_grad_()
     got = aggregate_log_density(z.detach(), *halves.chunk(2, 1), dataset_size=60)
@@ -186,7 +223,7 @@ def test_strided_inputs_and_needed_gradients(device, triton_backend):
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
+@pytest.mark.parametrize("backend", ["reference", "triton", "native"])
 def test_registered_operator(device, monkeypatch, backend):
     monkeypatch.setenv("PYVAE_BACKEND", backend)
     inputs = posteriors(device, 3, 2)

@@ -62,16 +62,28 @@ def _backend(z: Tensor) -> str:
 
 
 def _forward(z: Tensor, mu: Tensor, logvar: Tensor, *weights: float) -> Tensor:
-    if _backend(z) == "reference":
+    backend = _backend(z)
+    if backend == "reference":
         return reference.aggregate_log_density_table(z, mu, logvar, cast(Weights, weights))
+    if backend == "native":
+        table: Tensor = torch.ops.pyvae_native.aggregate_log_density_fwd.default(
+            z.float(), mu.float(), logvar.float(), *weights
+        )
+        return table
     return _launch_forward(z, mu, logvar, cast(Weights, weights))
 
 
 def _backward(
     grad: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, *weights: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _backend(z) == "reference":
+    backend = _backend(z)
+    if backend == "reference":
         return reference.aggregate_log_density_backward(grad, z, mu, logvar, log_q, cast(Weights, weights))
+    if backend == "native":
+        one, two, three = torch.ops.pyvae_native.aggregate_log_density_bwd.default(
+            grad, z.float(), mu.float(), logvar.float(), log_q, *weights
+        )
+        return one.to(z.dtype), two.to(z.dtype), three.to(z.dtype)
     return _launch_backward(grad, z, mu, logvar, log_q, cast(Weights, weights))
 
 
@@ -101,7 +113,7 @@ def _gradient(
 
 
 _WEIGHTS = "float own, float successor, float other"
-_AggregateLogDensity = register_differentiable(
+register_differentiable(
     "aggregate_log_density",
     Operator(f"(Tensor z, Tensor mu, Tensor logvar, {_WEIGHTS}) -> Tensor", _forward, _fake),
     Operator(
@@ -112,6 +124,28 @@ _AggregateLogDensity = register_differentiable(
     _setup_context,
     _gradient,
 )
+
+
+def _split(table: Tensor) -> tuple[Tensor, Tensor]:
+    return table[..., -1], table[..., :-1].sum(-1)
+
+
+class _AggregateLogDensity(torch.autograd.Function):
+    """In eager mode, of both results at once: every slice of the table would be a node of the graph and a kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, mu: Tensor, logvar: Tensor, *weights: float) -> tuple[Tensor, Tensor]:
+        table = _forward(z, mu, logvar, *weights)
+        _setup_context(ctx, (z, mu, logvar, *weights), table)
+        return _split(table)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        joint, product = (grad.unsqueeze(-1) for grad in grads)
+        table = torch.cat([product.expand(ctx.saved_tensors[0].shape), joint], -1)
+        # under create_graph=True the slower operator, which refuses gradients of gradients
+        op = torch.ops.pyvae.aggregate_log_density_backward if torch.is_grad_enabled() else _backward
+        return _gradient(op, ctx, table)
 
 
 def aggregate_log_density(
@@ -152,7 +186,8 @@ def aggregate_log_density(
     elif _backend(z) == "reference":
         table = reference.aggregate_log_density_table(z, mu, logvar, weights)
     elif torch.is_grad_enabled() and (z.requires_grad or mu.requires_grad or logvar.requires_grad):
-        table = _AggregateLogDensity.apply(z, mu, logvar, *weights)
+        joint, product = _AggregateLogDensity.apply(z, mu, logvar, *weights)
+        return joint, product
     else:
         table = _forward(z, mu, logvar, *weights)
-    return table[..., -1], table[..., :-1].sum(-1)
+    return _split(table)

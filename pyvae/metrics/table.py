@@ -153,7 +153,7 @@ def encode(
     dataset: Dataset,
     *,
     device: torch.device | str,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
     index: Index | None = None,
     images: Callable[[Tensor], Tensor] | None = None,
     progress: bool = True,
@@ -165,7 +165,8 @@ def encode(
             it was.
         dataset: images, on the full grid of their factors where these are known.
         device: where the encoder runs.
-        batch_size: of the encoder; results may differ in the last bits between batch sizes.
+        batch_size: of the encoder; results may differ in the last bits between batch sizes. None: 1024, but 64 on a
+            CPU, whose caches then hold what a convolution leaves to the next: more than twice as fast.
         index: images to encode, ``[N]``, instead of all; the table then holds the factor classes of each row.
         images: gives the images of an int64 index on the device; ``dataset.images``, copied there, by default.
         progress: whether to show a progress bar.
@@ -176,6 +177,8 @@ def encode(
     """
     from tqdm import tqdm
 
+    if batch_size is None:
+        batch_size = 64 if torch.device(device).type == "cpu" else 1024
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
     known = cast("FactorDataset", dataset) if hasattr(dataset, "factor_names") else None

@@ -15,8 +15,9 @@ namespace {
 using namespace pyvae;
 
 constexpr float kHalfLog2Pi = 0.9189385332046727f;
-// Rows whose gradients of the posteriors are summed together: fixed, so that sums do not depend on the threads.
-constexpr int64_t kRows = 128;
+// Blocks of rows, each with sums of its own for the gradients of the posteriors: of fixed size, so that nothing depends
+// on the threads, and few, so that the sums stay small beside B x B.
+constexpr int64_t kRows = 128, kBlocks = 32;
 
 // 1 / sigma and the constant of the log-density of one latent, of all posteriors.
 PYVAE_CLONES void constants(const float* __restrict logvar, float* __restrict precise, float* __restrict constant,
@@ -134,7 +135,8 @@ struct Inputs {
     STD_TORCH_CHECK(shape.batch > 0 && shape.latents > 0, "z: empty");
   }
 
-  int64_t blocks() const { return (shape.batch + kRows - 1) / kRows; }
+  int64_t rows() const { return std::max(kRows, (shape.batch + kBlocks - 1) / kBlocks); }
+  int64_t blocks() const { return (shape.batch + rows() - 1) / rows(); }
 
   std::vector<Posteriors> posteriors() const {
     std::vector<Posteriors> all;
@@ -146,14 +148,14 @@ struct Inputs {
     return all;
   }
 
-  // Calls work(member, first row, last row) on blocks of rows in parallel.
+  // Calls work(member, block, first row, last row) on blocks of rows in parallel.
   template <class Work>
   void over_blocks(const Work& work) const {
-    const int64_t each = std::min(shape.batch, kRows) * shape.batch * shape.latents;
+    const int64_t each = std::min(shape.batch, rows()) * shape.batch * shape.latents;
     const auto run = [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
-        const int64_t first = task % blocks() * kRows;
-        work(task / blocks(), first, std::min(first + kRows, shape.batch));
+        const int64_t block = task % blocks(), first = block * rows();
+        work(task / blocks(), block, first, std::min(first + rows(), shape.batch));
       }
     };
     torch::stable::parallel_for(0, shape.members * blocks(), std::max<int64_t>(1, 65536 / each), run);
@@ -172,7 +174,7 @@ Tensor forward(const Tensor& given_z, const Tensor& given_mu, const Tensor& give
   const auto* zs = given.z.const_data_ptr<float>();
   const std::vector<Posteriors> posteriors = given.posteriors();
   const int n = static_cast<int>(batch);
-  given.over_blocks([&, batch = batch, latents = latents](int64_t member, int64_t first, int64_t last) {
+  given.over_blocks([&, batch = batch, latents = latents](int64_t member, int64_t, int64_t first, int64_t last) {
     const Posteriors& q = posteriors[static_cast<size_t>(member)];
     std::vector<float> density(static_cast<size_t>(batch)), joint(static_cast<size_t>(batch));
     for (int64_t i = first; i < last; ++i) {
@@ -220,9 +222,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& given_grad, const Tens
   const int n = static_cast<int>(batch);
   // gradients of mu, then of logvar, latent by latent, of each block of rows
   std::vector<std::vector<float>> partial(static_cast<size_t>(members * blocks));
-  given.over_blocks([&, batch = batch, latents = latents](int64_t member, int64_t first, int64_t last) {
+  given.over_blocks([&, batch = batch, latents = latents](int64_t member, int64_t block, int64_t first, int64_t last) {
     const Posteriors& q = posteriors[static_cast<size_t>(member)];
-    std::vector<float>& sums = partial[static_cast<size_t>(member * blocks + first / kRows)];
+    std::vector<float>& sums = partial[static_cast<size_t>(member * blocks + block)];
     sums.assign(static_cast<size_t>(2 * size), 0.0f);
     std::vector<float> density(static_cast<size_t>(size)), joint(static_cast<size_t>(batch)), share(joint);
     for (int64_t i = first; i < last; ++i) {

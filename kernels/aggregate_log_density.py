@@ -74,7 +74,9 @@ def aggregate_log_density_fwd_kernel(
         term = density + _log_weight(i, m, B, own, successor, other)
         term = tl.where((m < B)[None, :], term, float("-inf"))
         raised = tl.maximum(highest, tl.max(term, 1))
-        total = total * tl.exp(highest - raised) + tl.sum(tl.exp(term - raised[:, None]), 1)
+        # where all densities overflow, exp(-inf) and not the NaN of -inf less itself
+        shift = tl.where(raised == float("-inf"), 0.0, raised)
+        total = total * tl.exp(highest - shift) + tl.sum(tl.exp(term - shift[:, None]), 1)
         highest = raised
         start += COLUMNS
     out = log_q_ptr + (member * B + i) * (D + 1) + d

@@ -212,6 +212,50 @@ def test_densities_far_apart(device, fast_backend):
         torch.testing.assert_close(a.double(), b, rtol=1e-2, atol=1e-2)
 
 
+def test_samples_far_from_every_posterior(device, fast_backend):
+    """Densities near -2^26 nats, where float32 steps from 4 to 8: the nearest posterior has weight 1, not e^4."""
+    z = (2**13.5 + torch.arange(-16, 16) / 1024).reshape(-1, 1).to(device)
+    mu = -4 * torch.arange(32.0, device=device).reshape(-1, 1)
+    inputs = tuple(x.requires_grad_() for x in (z, mu, torch.zeros_like(z)))
+    exact_inputs = tuple(x.detach().double().requires_grad_() for x in inputs)
+    got = aggregate_log_density(*inputs, dataset_size=737_280)
+    exact = reference.aggregate_log_density(*exact_inputs, dataset_size=737_280)
+    for one, other in zip(got, exact, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=0)
+        gradients = torch.autograd.grad(one.sum(), inputs, retain_graph=True)
+        expected = torch.autograd.grad(other.sum(), exact_inputs, retain_graph=True)
+        for a, b in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
+
+
+def test_densities_beyond_float32(device, fast_backend):
+    z = torch.tensor([[0.5, 0.0], [1e25, 0.0], [0.5, -1e30]], device=device)
+    got = aggregate_log_density(z, torch.zeros_like(z), torch.zeros_like(z), dataset_size=30)
+    expected = reference.aggregate_log_density(z, torch.zeros_like(z), torch.zeros_like(z), dataset_size=30)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.isfinite(b).tolist() == [True, False, False]
+        torch.testing.assert_close(a, b)
+
+
+def test_blocks_longer_than_the_shortest(fast_backend):
+    if fast_backend != "native":
+        pytest.skip("of the compiled operator")
+    z, mu, logvar = (x.detach() for x in posteriors("cpu", 4133, 1))
+    weights = reference.aggregate_log_weights(4133, 10_000, "mss")
+    leaves = tuple(x.clone().requires_grad_() for x in (z, mu, logvar))
+    joint, product = aggregate_log_density(*leaves, dataset_size=10_000, weighting="mss")
+    upstream = torch.linspace(-1, 2, 4133)
+    gradients = torch.autograd.grad(joint + 2 * product, leaves, upstream)
+    exact_inputs = tuple(x.double() for x in (z, mu, logvar))
+    table = reference.aggregate_log_density_table(*exact_inputs, weights)
+    exact = reference.aggregate_log_density_backward(
+        upstream.double()[:, None] * torch.tensor([2.0, 1.0]), *exact_inputs, table, weights
+    )
+    torch.testing.assert_close(joint.double(), table[:, 1], rtol=1e-5, atol=1e-5)
+    for a, b in zip(gradients, exact, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+
+
 def test_strided_inputs_and_needed_gradients(device, fast_backend):
     z, mu, logvar = posteriors(device, 6, 4)
     halves = torch.cat([mu, logvar], 1).detach().requires_grad_()

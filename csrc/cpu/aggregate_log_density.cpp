@@ -29,16 +29,19 @@ PYVAE_CLONES void constants(const float* __restrict logvar, float* __restrict pr
   }
 }
 
-// Log-densities of one latent of one sample under all posteriors, added to joint; returns the largest.
+// Log-densities of one latent of one sample under all posteriors, added to joint; returns the largest. Density and
+// joint hold the weight `other` besides, and both passes make them alike: a gradient is exp of a term less the sum of
+// all, whose roundings would else be those of two orders, of nats where the terms are of 1e8.
 PYVAE_CLONES float densities(float z, const float* __restrict mu, const float* __restrict precise,
-                             const float* __restrict constant, float* __restrict density, float* __restrict joint,
-                             int n) {
+                             const float* __restrict constant, float other, float* __restrict density,
+                             float* __restrict joint, int n) {
   float highest = -std::numeric_limits<float>::infinity();
 #pragma omp simd reduction(max : highest)
   for (int m = 0; m < n; ++m) {
     const float distance = (z - mu[m]) * precise[m];
-    density[m] = constant[m] - 0.5f * distance * distance;
-    joint[m] += density[m];
+    const float own = constant[m] - 0.5f * distance * distance;
+    density[m] = own + other;
+    joint[m] += own;
     highest = density[m] > highest ? density[m] : highest;
   }
   return highest;
@@ -81,11 +84,11 @@ PYVAE_CLONES float pulls(float z, const float* __restrict mu, const float* __res
   return sum;
 }
 
-// log W of the image itself, of the one after it, and of the others; the last is common to all terms of a sum.
+// log W of the image itself, of the one after it, and of the others.
 struct Weights {
   float own, successor, other;
 
-  // Terms of image i without `other`; returns an upper bound of them that is near.
+  // Terms of image i, given with the weight of the others; returns an upper bound of them that is near.
   float apply(float* term, float highest, int64_t i, int64_t batch) const {
     const int64_t after = (i + 1) % batch;
     if (after != i) {
@@ -180,15 +183,16 @@ Tensor forward(const Tensor& given_z, const Tensor& given_mu, const Tensor& give
     for (int64_t i = first; i < last; ++i) {
       const float* z = zs + (member * batch + i) * latents;
       float* row = to + (member * batch + i) * (latents + 1);
-      std::fill(joint.begin(), joint.end(), 0.0f);
+      std::fill(joint.begin(), joint.end(), weights.other);
       const auto reduce = [&](float* term, float highest) {
         highest = weights.apply(term, highest, i, batch);
-        return weights.other + highest + std::log(sum_exp(term, highest, n));
+        return highest == -std::numeric_limits<float>::infinity() ? highest
+                                                                  : highest + std::log(sum_exp(term, highest, n));
       };
       for (int64_t d = 0; d < latents; ++d) {
         const size_t at = q.at(d, 0, batch);
         const float highest =
-            densities(z[d], &q.mu[at], &q.precise[at], &q.constant[at], density.data(), joint.data(), n);
+            densities(z[d], &q.mu[at], &q.precise[at], &q.constant[at], weights.other, density.data(), joint.data(), n);
         row[d] = reduce(density.data(), highest);
       }
       row[latents] = reduce(joint.data(), largest(joint.data(), n));
@@ -231,18 +235,18 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& given_grad, const Tens
       const float* z = zs + (member * batch + i) * latents;
       const float* g = grads + (member * batch + i) * (latents + 1);
       const float* reached = log_q + (member * batch + i) * (latents + 1);
-      std::fill(joint.begin(), joint.end(), 0.0f);
+      std::fill(joint.begin(), joint.end(), weights.other);
       for (int64_t d = 0; d < latents; ++d) {
         const size_t at = q.at(d, 0, batch);
-        densities(z[d], &q.mu[at], &q.precise[at], &q.constant[at], &density[at], joint.data(), n);
+        densities(z[d], &q.mu[at], &q.precise[at], &q.constant[at], weights.other, &density[at], joint.data(), n);
       }
       weights.apply(joint.data(), 0.0f, i, batch);
-      shares(joint.data(), weights.other - reached[latents], g[latents], share.data(), n);
+      shares(joint.data(), -reached[latents], g[latents], share.data(), n);
       for (int64_t d = 0; d < latents; ++d) {
         const size_t at = q.at(d, 0, batch);
         weights.apply(&density[at], 0.0f, i, batch);
         to_z[(member * batch + i) * latents + d] =
-            -pulls(z[d], &q.mu[at], &q.precise[at], &density[at], share.data(), weights.other - reached[d], g[d],
+            -pulls(z[d], &q.mu[at], &q.precise[at], &density[at], share.data(), -reached[d], g[d],
                    &sums[at], &sums[at + static_cast<size_t>(size)], n);
       }
     }

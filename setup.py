@@ -13,6 +13,7 @@ CXX = [
     "-std=c++17",
     "-O3",
     "-g0",
+    "-fno-wrapv",  # Python's own flags say -fwrapv, which leaves loops with sums for indices scalar
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fno-signed-zeros",

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -244,6 +245,65 @@ def test_the_library_needs_no_python():
     if names.returncode:
         pytest.skip(f"nm: {names.stderr}")
     assert not re.search(r"\bPy[A-Z_]", names.stdout)
+
+
+@built
+def test_loops_are_vector_loops_without_avx512_too():
+    """Flags that the interpreter was built with are the compiler's as well, and once made these loops scalar."""
+    (library,) = (ROOT / "pyvae").glob("_C*.so")
+    if shutil.which("objdump") is None:
+        pytest.skip("no objdump")
+    code = subprocess.run(["objdump", "-dC", library], capture_output=True, text=True, check=True).stdout
+    clones = re.findall(r"^\w+ <(\S+ )?(\S+)\(.*arch_x86_64_v3\]>:\n((?:.+\n)*)", code, re.M)
+    if not clones:
+        pytest.skip("not built by g++ for x86-64")
+    bodies = [(re.split(r"::|\(", name.rstrip("("))[-1], body) for _, name, body in clones]
+    assert {"to_normal", "loss_and_grad", "unpack"} <= {name for name, _ in bodies}
+    # whose counts each wait for the one before
+    assert {name for name, body in bodies if "%ymm" not in body} <= {"bin_column"}
+
+
+def test_every_way_to_draw(tmp_path):
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++")
+    (tmp_path / "draw.cpp").write_text(DRAW)
+    program = tmp_path / "draw"
+    command = [compiler, "-std=c++17", "-O1", f"-I{ROOT}", tmp_path / "draw.cpp", "-o", program]
+    subprocess.run(command, check=True)
+    found = subprocess.run([program], capture_output=True, text=True, check=True).stdout.split()
+    assert "draw_portably" in found
+    assert not [name for name in found if name.startswith("wrong:")]
+
+
+DRAW = """
+#include <cstdio>
+#include <initializer_list>
+#include "csrc/cpu/draw.h"
+using namespace pyvae;
+void check(decltype(&draw_portably) way, const char* name) {
+  bool right = true;
+  for (int count : {1, 8, 13, 16, 200, kDraw}) {
+    alignas(64) uint32_t words[4 * kDraw];
+    const uint64_t seed = 0xFEDCBA9876543210, step = 0x1122334455667788;
+    const uint32_t stream = 0x89ABCDEF, first = 0xFFFFFFF0;
+    way(seed, step, stream, first, count, words);
+    for (int i = 0; i < count; ++i) {
+      const Words expected = philox(seed, first + i, stream, step);
+      right = right && words[i] == expected.x && words[i + kDraw] == expected.y &&
+              words[i + 2 * kDraw] == expected.z && words[i + 3 * kDraw] == expected.w;
+    }
+  }
+  std::printf("%s%s\\n", right ? "" : "wrong:", name);
+}
+int main() {
+  check(draw_portably, "draw_portably");
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) check(draw_avx2, "draw_avx2");
+  if (__builtin_cpu_supports("avx512f")) check(draw_avx512, "draw_avx512");
+#endif
+}
+"""
 
 
 @built

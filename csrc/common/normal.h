@@ -15,8 +15,8 @@ PYVAE_HD Pair box_muller(uint32_t for_radius, uint32_t for_angle) {
   const float radius = sqrtf(-2.0f * log(uniform(for_radius)));
   const float t = uniform(for_angle) - 0.5f;  // exact; in turns, half a turn behind the angle
   const float far = t < 0.0f ? -t : t;
-  const float folded = far > 0.25f ? (t > 0.0f ? 0.5f - t : -0.5f - t) : t;
-  return {radius * sin_turns(far - 0.25f), -radius * sin_turns(folded)};
+  const float near = far > 0.25f ? 0.5f - far : far;
+  return {radius * sin_turns(far - 0.25f), -radius * sin_turns(t < 0.0f ? -near : near)};
 }
 
 }  // namespace pyvae

@@ -30,6 +30,41 @@ PYVAE_CLONES void draw_portably(uint64_t seed, uint64_t step, uint32_t stream, u
 #if defined(__x86_64__)
 // One 32-bit word to a 64-bit lane, its upper half ignored: both halves of a product in one instruction, for which
 // compilers emit five. A quarter of the time of reparameterize_kl.
+__attribute__((target("avx2"))) void draw_avx2(uint64_t seed, uint64_t step, uint32_t stream, uint32_t first, int count,
+                                               uint32_t* out) {
+  const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
+  // as a shuffle of the two wants them to leave its words in order
+  const __m256i order[2] = {_mm256_set_epi64x(5, 4, 1, 0), _mm256_set_epi64x(7, 6, 3, 2)};
+  for (int start = 0; start < count; start += 8) {
+    const __m256i lanes = _mm256_set1_epi64x(first + static_cast<uint32_t>(start));
+    __m256i c0[2], c1[2], c2[2], c3[2];
+    for (int h = 0; h < 2; ++h) {
+      c0[h] = _mm256_add_epi32(lanes, order[h]);
+      c1[h] = _mm256_set1_epi64x(stream);
+      c2[h] = _mm256_set1_epi64x(static_cast<int64_t>(step));
+      c3[h] = _mm256_set1_epi64x(static_cast<int64_t>(step >> 32));
+    }
+    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      const __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1);
+      for (int h = 0; h < 2; ++h) {
+        const __m256i p0 = _mm256_mul_epu32(c0[h], m0), p1 = _mm256_mul_epu32(c2[h], m1);
+        c0[h] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1[h]), key0);
+        c2[h] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3[h]), key1);
+        c1[h] = p1;
+        c3[h] = p0;
+      }
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
+    }
+    const __m256i* words[4] = {c0, c1, c2, c3};
+    for (int k = 0; k < 4; ++k) {
+      _mm256_storeu_ps(reinterpret_cast<float*>(out + k * kDraw + start),
+                       _mm256_shuffle_ps(_mm256_castsi256_ps(words[k][0]), _mm256_castsi256_ps(words[k][1]), 0x88));
+    }
+  }
+}
+
 __attribute__((target("avx512f"))) void draw_avx512(uint64_t seed, uint64_t step, uint32_t stream, uint32_t first,
                                                     int count, uint32_t* out) {
   const __m512i m0 = _mm512_set1_epi64(0xD2511F53), m1 = _mm512_set1_epi64(0xCD9E8D57);
@@ -73,10 +108,13 @@ __attribute__((target("avx512f"))) void draw_avx512(uint64_t seed, uint64_t step
 // At most kDraw counters; what lies behind out[k * kDraw + count] may be overwritten.
 inline void draw(uint64_t seed, uint64_t step, uint32_t stream, uint32_t first, int count, uint32_t* out) {
 #if defined(__x86_64__)
-  static const bool wide = __builtin_cpu_supports("avx512f");
-  if (wide) return draw_avx512(seed, step, stream, first, count, out);
-#endif
+  static const auto best = __builtin_cpu_supports("avx512f") ? draw_avx512
+                           : __builtin_cpu_supports("avx2")  ? draw_avx2
+                                                             : draw_portably;
+  best(seed, step, stream, first, count, out);
+#else
   draw_portably(seed, step, stream, first, count, out);
+#endif
 }
 
 }  // namespace pyvae

@@ -16,7 +16,7 @@ import torch
 
 from interleaved import Case, measure
 from machine import describe
-from pyvae.engine.allocator import keep_large_buffers
+from pyvae.allocator import keep_large_buffers
 
 OPS = (
     "bernoulli_nll",

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from bench_train import DEVICE, RECIPE, STRIDE, Step, ours, steps_per_second
 from interleaved import Spread
 from machine import ROOT, describe
+from pyvae.allocator import keep_large_buffers
 from pyvae.data import load
-from pyvae.engine.allocator import keep_large_buffers
 from pyvae.engine.stepper import BURST
 from pyvae.nets import build, count_weights
 from pyvae.objectives import DIPVAE, IWAE, TCVAE, BetaVAE, CapacityVAE, FactorVAE

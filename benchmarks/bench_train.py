@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from interleaved import Spread
 from machine import ROOT, describe
 from pyvae import bernoulli_nll, reparameterize_kl
+from pyvae.allocator import keep_large_buffers
 from pyvae.data import load
-from pyvae.engine.allocator import keep_large_buffers
 from pyvae.engine.loop import settle_arithmetic
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.stepper import BURST

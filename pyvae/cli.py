@@ -58,7 +58,7 @@ class Train:
 
         if self.log_every < 1:
             raise PyvaeError(f"--log-every must be at least 1, got {self.log_every}")
-        device = _device(self.device)
+        device = _device(self.device, self.recipe.precision)
         dataset = _load(self.recipe)
         if self.in_memory and isinstance(dataset, Shapes3D):
             dataset.to_memory()
@@ -241,7 +241,7 @@ class Reproduce:
                     self.name,
                     study,
                     dataset,
-                    _device(self.device),
+                    _device(self.device, self.precision),
                     out,
                     seeds=seeds,
                     scale=scale,
@@ -343,11 +343,11 @@ def _open(path: Path) -> tuple["Run", "Dataset"]:
     return run, _load(run.recipe)
 
 
-def _device(name: str) -> "torch.device":
+def _device(name: str, precision: str = "fp32") -> "torch.device":
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -355,6 +355,12 @@ def _device(name: str) -> "torch.device":
         raise PyvaeError(
             f"--device {name} cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
         ) from error
+    # not in every torch, and of x86 alone
+    cpu: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if precision == "bf16" and name == "cpu" and not (cpu.get("avx512_bf16", True) or cpu.get("amx_bf16")):
+        _LOG.warning(
+            "this CPU has no instructions for bfloat16, and is many times faster with --precision fp32"
+        )
     return device
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyvae.allocator import keep_large_buffers
 from pyvae.functional import importance_log_weight
 from pyvae.nets import Autoencoder
 from pyvae.objectives.importance import sample_posterior
@@ -114,6 +115,7 @@ def marginal_likelihood(
         ValueError: fewer samples than ``GROUP``, or images that are not black and white, of which Bernoulli pixels
             have no likelihood.
     """
+    keep_large_buffers()
     parts, means = [], []
     with tqdm(total=len(index), desc="likelihood", unit="img", disable=not progress) as bar:
         for rows in index.split(_ROWS[device.type] // GROUP):

@@ -16,9 +16,9 @@ import torch
 from tqdm import tqdm
 
 import pyvae
+from pyvae.allocator import keep_large_buffers
 from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
-from pyvae.engine.allocator import keep_large_buffers
 from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.run import Run
 from pyvae.engine.stepper import BURST, Stepper

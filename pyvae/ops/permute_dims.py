@@ -22,12 +22,15 @@ def _native(z: Tensor) -> bool:
     return z.numel() > 0 and take("permute_dims", z) == "native"
 
 
+def _join(first: Tensor | None, permuted: Tensor) -> Tensor:
+    return permuted if first is None else torch.cat([first, permuted], -2)
+
+
 def _forward(first: Tensor | None, z: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
     """The permuted batch, behind ``first`` if it is given, and the order that makes it."""
     if not _native(z):
         order = reference.permutations(z, key, stream)
-        permuted = z.gather(-2, order)
-        return permuted if first is None else torch.cat([first, permuted], -2), order
+        return _join(first, z.gather(-2, order)), order
     expanded, _ = expand_key(key, z.shape[:-2])
     return torch.ops.pyvae_native.permute_dims.default(first, z, expanded, stream)
 
@@ -89,7 +92,11 @@ def _apply(first: Tensor | None, z: Tensor, key: Tensor | None, stream: int) -> 
     if torch._C._are_functorch_transforms_active():
         return _forward(first, z, key, stream)[0]  # the reference, which they differentiate
     if torch.is_grad_enabled() and (z.requires_grad or (first is not None and first.requires_grad)):
-        return _PermuteDims.apply(first, z, key, stream)
+        if z.is_cuda:
+            return _PermuteDims.apply(first, z, key, stream)
+        # torch's nodes cost less time than one in Python, and more kernels, which count on a GPU
+        _, order = _forward(None, z.detach(), key, stream)
+        return _join(first, z.gather(-2, order))
     return _forward(first, z, key, stream)[0]
 
 

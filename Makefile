@@ -23,8 +23,9 @@ demo: $(VENV)/.installed
 	$(BIN)/pyvae report $(RUN)
 	@echo "open $(RUN)/report.html"
 
+# two at a time, each of one thread
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

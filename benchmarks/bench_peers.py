@@ -296,6 +296,13 @@ def check_weights(weights: dict[tuple[str, str], int]) -> None:
             )
 
 
+def commit_of(checkout: Path) -> str:
+    """Of a git checkout."""
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else "no git checkout"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -366,6 +373,8 @@ def main() -> None:
         versions = {
             name: version(has.needs) for name, has in LIBRARIES.items() if has.needs and not reasons[name]
         }
+        if checkout and not reasons["disentangling-vae"]:
+            versions["disentangling-vae"] = commit_of(checkout)
         content = {
             "machine": describe(),
             "versions": versions,

@@ -16,6 +16,12 @@ def argsort(z, z2, *_):
     return torch.cat([z, z2.gather(0, torch.rand_like(z2).argsort(0))])
 
 
+def apart(z2, bottom):
+    """Whether the first two dimensions were permuted each by itself."""
+    order = torch.empty_like(z2, dtype=torch.int64).scatter_(0, bottom.argsort(0), z2.argsort(0))
+    return ((order[:, 0] != order[:, 1]).double().mean() > 0.5).double()
+
+
 FUNCTIONS = {
     "eager": popular,
     "eager, argsort": argsort,
@@ -33,7 +39,8 @@ def unlearnt(size: tuple[int, int]) -> Case:
 
     def derive(inputs, outputs):
         top, bottom = outputs[0].chunk(2)
-        return [top, bottom.sort(0).values, (bottom != inputs[1]).double().mean() > 0.5]
+        moved = (bottom != inputs[1]).double().mean() > 0.5
+        return [top, bottom.sort(0).values, moved, apart(inputs[1], bottom)]
 
     return Case(
         op="permute_dims",
@@ -44,7 +51,7 @@ def unlearnt(size: tuple[int, int]) -> Case:
         compiled="eager, argsort",
         evaluate=lambda function, inputs: (function(*inputs),),
         derive=derive,
-        expect=lambda z, z2, *_: [z, z2.sort(0).values, torch.tensor(True)],
+        expect=lambda z, z2, *_: [z, z2.sort(0).values, torch.tensor(True), torch.ones(())],
         # two in, both halves out
         moved=4 * 4 * size[0] * size[1],
     )
@@ -68,11 +75,11 @@ def case(size: tuple[int, int]) -> Case:
         # elements and their gradients, both in the order of the elements
         strayed = grad_z2.gather(0, z2.argsort(0)) - upstream.gather(0, bottom.argsort(0))
         moved = (bottom != z2).double().mean() > 0.5
-        return [top, bottom.sort(0).values, grad_z, strayed, moved.double()]
+        return [top, bottom.sort(0).values, grad_z, strayed, moved.double(), apart(z2.detach(), bottom)]
 
     def expect(z, z2, upstream, _):
         kept = z2.detach().sort(0).values
-        return [z.detach(), kept, upstream[: size[0]], torch.zeros_like(kept), torch.ones(())]
+        return [z.detach(), kept, upstream[: size[0]], torch.zeros_like(kept), torch.ones(()), torch.ones(())]
 
     return Case(
         op="permute_dims",

@@ -1,13 +1,14 @@
 """Did anything become slower? ``python benchmarks/compare.py OLD.json NEW.json``: ratios with their noise.
 
-Both are files of the same benchmark. A ratio below 1 is a gain. The band is what the quartiles of both files allow:
-from the new lower over the old upper quartile to the new upper over the old lower one. Slower by more than the band,
-and by 5% at least, is a regression: it is marked, and the exit status is 1.
+Both are files of the same benchmark. A ratio below 1 is a gain. The band is what the quartiles of both files allow
+(of fewer than eight rounds, the least and the greatest): from the new lower over the old upper one to the new upper
+over the old lower one. Slower by more than the band,
+and by 5% at least, is a regression: it is marked, and the exit status is 1. What was measured once has no band, and is
+not judged.
 """
 
 import argparse
 import json
-import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,12 @@ class Change:
     ratio: float
     low: float
     high: float
+    judged: bool = True
 
     @property
     def verdict(self) -> str:
+        if not self.judged:
+            return "measured once"
         if self.low > 1 and self.ratio > LEAST:
             return "SLOWER"
         return "faster" if self.high < 1 and self.ratio < 1 / LEAST else ""
@@ -58,8 +62,7 @@ def times(result: dict[str, Any]) -> dict[str, Quartiles]:
             for row in result["rates"]
         }
     if "steps_per_second" in result:
-        quartiles = result.get("quartiles") or {n: _quartiles(r) for n, r in result["rounds"].items()}
-        return {name: _inverse(three) for name, three in quartiles.items()}
+        return {name: _inverse(three) for name, three in result["quartiles"].items()}
     raise ValueError("holds no results of bench_ops, bench_metrics, bench_train or bench_peers")
 
 
@@ -73,19 +76,14 @@ def _inverse(rates: Any) -> Quartiles:
     return 1 / high, 1 / median, 1 / low
 
 
-def _quartiles(values: list[float]) -> Quartiles:
-    if len(values) < 2:
-        return values[0], values[0], values[0]
-    return _three(statistics.quantiles(values, n=4, method="inclusive"))
-
-
 def compare(old: dict[str, Any], new: dict[str, Any]) -> tuple[list[Change], list[str]]:
     """Changes of what both files hold, and names that stand in one alone."""
     before, after = times(old), times(new)
     changes = []
     for name in before.keys() & after.keys():
         (low, median, high), (new_low, new_median, new_high) = before[name], after[name]
-        changes.append(Change(name, new_median / median, new_low / high, new_high / low))
+        judged = low < high and new_low < new_high
+        changes.append(Change(name, new_median / median, new_low / high, new_high / low, judged))
     order = {name: place for place, name in enumerate(after)}
     return sorted(changes, key=lambda c: order[c.name]), sorted(before.keys() ^ after.keys())
 

@@ -21,6 +21,7 @@ Outputs = tuple[Any, ...]
 COPY = "copy"
 GRAPH_CALLS = 16
 _SETS = 16
+_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ def copy_runner(moved: int, device: torch.device) -> Callable[[], Runner]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles."""
+    """Median and quartiles; of a few values, the least and the greatest."""
 
     median: float
     low: float
@@ -207,6 +208,8 @@ class Spread:
         if len(values) < 2:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        if len(values) < _FEW:
+            low, high = min(values), max(values)
         return cls(median, low, high)
 
     @classmethod

@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks/results"
+_GIVEN_MORE = {"pyvae, named noise", "pyvae, bits", "pyvae, grid"}
 _SLOT = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -26,9 +27,10 @@ def train_table(result: dict[str, Any]) -> str:
 
 
 def ops_table(result: dict[str, Any]) -> str:
-    """Microseconds of each op, the best of pyvae beside eager and torch.compile; in graphs where there are graphs.
+    """Microseconds of each op, called by pyvae as it stands, beside the best of eager and of torch.compile.
 
-    Bold is the fastest, whoever it is.
+    In graphs where there are graphs. Bold is the fastest, whoever it is. What is given more than the others (packed
+    bits, a key that is drawn already) is in the file alone.
     """
     cases: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in result["cases"]:
@@ -64,7 +66,7 @@ def ops_table(result: dict[str, Any]) -> str:
 
 
 def _fastest(rows: list[dict[str, Any]], kind: str) -> dict[str, Any] | None:
-    mine = [row for row in rows if kind_of(row["provider"]) == kind]
+    mine = [row for row in rows if kind_of(row["provider"]) == kind and row["provider"] not in _GIVEN_MORE]
     return min(mine, key=lambda row: row["us"][1], default=None)
 
 

@@ -115,7 +115,8 @@ def marginal_likelihood(
         ValueError: fewer samples than ``GROUP``, or images that are not black and white, of which Bernoulli pixels
             have no likelihood.
     """
-    keep_large_buffers()
+    if device.type == "cpu":
+        keep_large_buffers()
     parts, means = [], []
     with tqdm(total=len(index), desc="likelihood", unit="img", disable=not progress) as bar:
         for rows in index.split(_ROWS[device.type] // GROUP):

@@ -167,11 +167,12 @@ class TestTiming:
 
     def test_quartiles(self):
         spread = script("interleaved").Spread
-        assert spread.of([5.0, 1.0, 2.0, 4.0, 3.0]) == spread(3, 2, 4)
+        assert spread.of([9.0, 1.0, 2.0, 8.0, 3.0, 4.0, 7.0, 6.0, 5.0]) == spread(5, 3, 7)
+        assert spread.of([5.0, 1.0, 2.0, 4.0, 3.0]) == spread(3, 1, 5)
         assert spread.of([7.0]) == spread(7, 7, 7)
-        assert spread.of([5.0, 1.0, 2.0, 4.0, 3.0]).rounded() == [2, 3, 4]
+        assert spread.of([5.0, 1.0, 2.0, 4.0, 3.0]).rounded() == [1, 3, 5]
         assert spread.of_rounds([spread(2, 1, 3), spread(4, 2, 7)]) == spread(3, 1.5, 5)
-        assert spread.of_rounds([spread(m, 0, 9) for m in (5.0, 1.0, 2.0, 4.0, 3.0)]) == spread(3, 2, 4)
+        assert spread.of_rounds([spread(m, 0, 9) for m in (5.0, 1.0, 2.0, 4.0, 3.0)]) == spread(3, 1, 5)
 
 
 class TestGraph:
@@ -304,8 +305,9 @@ class TestCompare:
             ((9, 10, 11), (9, 10, 11), ""),
             ((9, 10, 11), (14, 15, 16), "SLOWER"),
             ((9, 10, 11), (10.5, 12, 13), ""),  # within the noise of either
-            ((10, 10, 10), (10.3, 10.3, 10.3), ""),  # beyond the noise, but too little to matter
+            ((9.9, 10, 10.1), (10.2, 10.3, 10.4), ""),  # beyond the noise, but too little to matter
             ((9, 10, 11), (5, 6, 7), "faster"),
+            ((9, 10, 11), (20, 20, 20), "measured once"),
         ],
     )
     def test_verdict(self, old, new, verdict):
@@ -317,8 +319,8 @@ class TestCompare:
         assert alone == []
 
     def test_rates_are_turned_round(self):
-        old = {"machine": MACHINE, "steps_per_second": {"pyvae": 20.0}, "rounds": {"pyvae": [20.0, 20.0]}}
-        new = {"machine": MACHINE, "steps_per_second": {"pyvae": 10.0}, "quartiles": {"pyvae": [10, 10, 10]}}
+        old = {"machine": MACHINE, "steps_per_second": {"pyvae": 20.0}, "quartiles": {"pyvae": [19, 20, 21]}}
+        new = {"machine": MACHINE, "steps_per_second": {"pyvae": 10.0}, "quartiles": {"pyvae": [9, 10, 11]}}
         (change,) = script("compare").compare(old, new)[0]
         assert change.ratio == 2
         assert change.verdict == "SLOWER"

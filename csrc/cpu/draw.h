@@ -103,8 +103,6 @@ __attribute__((target("avx512f"))) void draw_avx512(uint64_t seed, uint64_t step
 #pragma GCC diagnostic pop
 #endif
 
-}  // namespace
-
 // At most kDraw counters; what lies behind out[k * kDraw + count] may be overwritten.
 inline void draw(uint64_t seed, uint64_t step, uint32_t stream, uint32_t first, int count, uint32_t* out) {
 #if defined(__x86_64__)
@@ -117,4 +115,5 @@ inline void draw(uint64_t seed, uint64_t step, uint32_t stream, uint32_t first, 
 #endif
 }
 
+}  // namespace
 }  // namespace pyvae

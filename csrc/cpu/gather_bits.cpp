@@ -52,6 +52,7 @@ std::tuple<Tensor, Tensor> gather(const Tensor& store, const Tensor& given_index
   STD_TORCH_CHECK(given_index.scalar_type() == ScalarType::Long, "index: wrong dtype");
   const Tensor index = dense(given_index);
   const int64_t width = store.size(1), rows = index.numel(), images = store.size(0);
+  STD_TORCH_CHECK(width > 0, "store: no pixels");
   STD_TORCH_CHECK(8 * width - 8 < pixels && pixels <= 8 * width, "pixels: ", pixels, " for ", width, " bytes an image");
   const auto* at = index.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < rows; ++i) {

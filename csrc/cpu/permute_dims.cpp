@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "../check.h"
-#include "../common/permutation.h"
 #include "clones.h"
 #include "draw.h"
 

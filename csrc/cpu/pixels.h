@@ -41,8 +41,6 @@ PYVAE_CLONES void unpack(const uint8_t* __restrict packed, uint8_t* __restrict b
   }
 }
 
-}  // namespace
-
 // The target's rows: floats, bytes, or eight pixels to a byte.
 struct Images {
   const void* data;
@@ -68,4 +66,5 @@ struct Images {
   }
 };
 
+}  // namespace
 }  // namespace pyvae

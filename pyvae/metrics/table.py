@@ -189,7 +189,8 @@ def encode(
     if rows.ndim != 1:
         raise ValueError(f"index: expected shape [N], got {list(rows.shape)}")
     training = net.training
-    keep_large_buffers()
+    if torch.device(device).type == "cpu":
+        keep_large_buffers()
     net.to(device).eval()
     try:
         batches = tqdm(rows.split(batch_size), desc="encode", unit="batch", disable=not progress)

@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from pyvae.allocator import keep_large_buffers
+
 Estimator = Literal["total", "stl", "dreg", "rws-dreg"]
 ESTIMATORS: tuple[Estimator, ...] = ("total", "stl", "dreg", "rws-dreg")
 """Of the inference parameters' gradient; see :func:`pyvae.objectives.importance.importance_bounds`."""
@@ -64,6 +66,11 @@ class Ratio(NamedTuple):
     """What would be measured without taking it out if E g were 0: ``1 / sqrt(draws)``, since the mean of so many draws
     has this ratio to their deviation. Nothing below it can be told from 0 by the plain ratio."""
 
+    @property
+    def known(self) -> bool:
+        """Whether it is finite and above the floor: below, and near it half, what is found is chance."""
+        return self.floor < self.snr < math.inf
+
 
 class Curve(NamedTuple):
     """Ratios against the number of samples."""
@@ -74,7 +81,7 @@ class Curve(NamedTuple):
     samples: tuple[int, ...]
     ratios: tuple[Ratio, ...]
     slope: float
-    """Of log SNR against log samples from 3 on, by least squares."""
+    """Of log SNR against log samples from 3 on, by least squares over what is above the floor."""
     theory: float | None
     """What it tends to; None where the paper says nothing of the estimator."""
 
@@ -169,6 +176,7 @@ def measure(toy: Toy, *, scale: float = 1.0) -> list[Curve]:
         toy: data, parameters, and the seed of the draws.
         scale: part of the draws to make; at 1, some minutes on a CPU.
     """
+    keep_large_buffers()
     problem = make_problem(toy)
     by_samples, by_bounds = (
         [
@@ -209,10 +217,8 @@ def _curve(
 
 
 def slope(samples: Sequence[int], ratios: Sequence[Ratio]) -> float:
-    """Least squares of log SNR against log samples, over ratios neither 0 nor infinite; NaN for fewer than two."""
-    points = [
-        (math.log(s), math.log(r.snr)) for s, r in zip(samples, ratios, strict=True) if 0 < r.snr < math.inf
-    ]
+    """Least squares of log SNR against log samples, over the known ratios; NaN for fewer than two."""
+    points = [(math.log(s), math.log(r.snr)) for s, r in zip(samples, ratios, strict=True) if r.known]
     if len(points) < 2:
         return math.nan
     x, y = (torch.tensor(values, dtype=torch.float64) for values in zip(*points, strict=True))

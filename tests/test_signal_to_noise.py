@@ -108,6 +108,7 @@ def test_slope():
     ratios = [Ratio(3 * n**-0.5, 0.0) for n in (1, 10, 100)]
     assert slope((1, 10, 100), ratios) == pytest.approx(-0.5)
     assert slope((1, 10, 100), [*ratios[:2], Ratio(0.0, 0.0)]) == pytest.approx(-0.5)
+    assert slope((1, 10, 100), [*ratios[:2], Ratio(1e-4, 0.01)]) == pytest.approx(-0.5)  # below its floor
     assert math.isnan(slope((1, 10), [Ratio(0.0, 0.0)] * 2))
 
 

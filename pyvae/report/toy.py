@@ -54,7 +54,7 @@ def write_report(
             save(_draw(curves[seeds[0]]), out / "figures/snr.png"),
             f"Signal-to-noise ratio of gradients, seed {seeds[0]}, with the slope fitted from 3 samples on; dashed, "
             "the slope of the theory through the middle of the points. Dotted: what noise alone would look like "
-            "without the correction for the number of draws.",
+            "without the correction for the number of draws; nothing below it is drawn or fitted.",
         ),
         rows="".join(rows),
         caption=html.escape(
@@ -107,11 +107,9 @@ def _draw(curves: Sequence[Curve]) -> Figure:
         for curve in curves:
             if curve.against != against:
                 continue
-            points = [
-                (s, r.snr) for s, r in zip(curve.samples, curve.ratios, strict=True) if 0 < r.snr < math.inf
-            ]
+            points = [(s, r.snr) for s, r in zip(curve.samples, curve.ratios, strict=True) if r.known]
             label = f"{_NAMES[curve.parameter]}, {curve.estimator}: slope {curve.slope:+.2f}"
-            (line,) = axes.plot(*zip(*points, strict=True), ".-", lw=1.2, label=label)
+            (line,) = axes.plot([s for s, _ in points], [snr for _, snr in points], ".-", lw=1.2, label=label)
             if curve.theory is not None and points:
                 middle = [sum(map(math.log, values)) / len(points) for values in zip(*points, strict=True)]
                 ends = [curve.samples[0], curve.samples[-1]]

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from bench_train import DEVICE, RECIPE, STRIDE, Step, ours, steps_per_second
 from interleaved import Spread
-from machine import ROOT, describe
+from machine import ROOT, commit_of, describe
 from pyvae.allocator import keep_large_buffers
 from pyvae.data import load
 from pyvae.engine.stepper import BURST
@@ -294,13 +294,6 @@ def check_weights(weights: dict[tuple[str, str], int]) -> None:
             raise ValueError(
                 f"{objective}: {library} trains {count:,} weights and pyvae {right:,}: not the same network"
             )
-
-
-def commit_of(checkout: Path) -> str:
-    """Of a git checkout."""
-    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else "no git checkout"
 
 
 def main() -> None:

@@ -2,9 +2,8 @@
 
 Both are files of the same benchmark. A ratio below 1 is a gain. The band is what the quartiles of both files allow
 (of fewer than eight rounds, the least and the greatest): from the new lower over the old upper one to the new upper
-over the old lower one. Slower by more than the band,
-and by 5% at least, is a regression: it is marked, and the exit status is 1. What was measured once has no band, and is
-not judged.
+over the old lower one. Slower by more than the band, and by 5% at least, is a regression: it is marked, and the exit
+status is 1. What was measured once has no band, and is not judged.
 """
 
 import argparse

@@ -22,7 +22,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "pyvae": pyvae.__version__,
-        "commit": _commit(),
+        "commit": commit_of(ROOT),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
 
@@ -37,10 +37,12 @@ def _cpu_name() -> str:
     )
 
 
-def _commit() -> str:
+def commit_of(checkout: Path) -> str:
+    """Short name of the commit, "-dirty" behind it where files differ; empty for a folder that is no git checkout."""
+
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+            ["git", *arguments], cwd=checkout, capture_output=True, text=True, check=False
         ).stdout.strip()
 
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")

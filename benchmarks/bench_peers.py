@@ -367,7 +367,7 @@ def main() -> None:
             name: version(has.needs) for name, has in LIBRARIES.items() if has.needs and not reasons[name]
         }
         if checkout and not reasons["disentangling-vae"]:
-            versions["disentangling-vae"] = commit_of(checkout)
+            versions["disentangling-vae"] = commit_of(checkout) or "no git checkout"
         content = {
             "machine": describe(),
             "versions": versions,

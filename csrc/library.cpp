@@ -15,6 +15,12 @@ STABLE_TORCH_LIBRARY(pyvae_native, m) {
       "reparameterize_kl_bwd(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor key, int stream)"
       " -> (Tensor, Tensor)");
   m.def(
+      "reparameterize_kl_fwd_keeping(Tensor mu, Tensor logvar, Tensor key, int stream)"
+      " -> (Tensor z, Tensor kl, Tensor shift)");
+  m.def(
+      "reparameterize_kl_bwd_kept(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor logvar, Tensor shift)"
+      " -> (Tensor, Tensor)");
+  m.def(
       "aggregate_log_density_fwd(Tensor z, Tensor mu, Tensor logvar, float own, float successor, float other)"
       " -> Tensor");
   m.def(

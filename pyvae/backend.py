@@ -38,7 +38,7 @@ OPS = {
     "importance_log_weight": Kernels(triton=True, native="importance_log_weight_fwd"),
     "permute_dims": Kernels(native="permute_dims", float64=True),
     "posterior_entropy": Kernels(native="posterior_density"),
-    "reparameterize_kl": Kernels(triton=True, native="reparameterize_kl_fwd"),
+    "reparameterize_kl": Kernels(triton=True, native="reparameterize_kl_fwd_keeping"),
 }
 
 

@@ -50,7 +50,7 @@ def fresh_key(device: torch.device | str | None = None) -> Tensor:
 
     ``torch.manual_seed`` therefore governs it, and a captured CUDA graph gets a new key at every replay.
     """
-    return torch.randint(0, 2**63 - 1, (2,), dtype=torch.int64, device=device)
+    return torch.randint(2**63 - 1, (2,), device=device)
 
 
 def philox(

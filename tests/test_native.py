@@ -169,6 +169,22 @@ class TestReparameterize:
         _, grad = ops().reparameterize_kl_bwd(torch.ones_like(mu), None, mu, logvar, KEYS[:1], 0)
         assert bool(torch.isfinite(grad).all())
 
+    @pytest.mark.parametrize("shape", [(2, 65, 10), (1, 64, 256), (2, 33, 257), (1, 5, 4096), (2, 0, 3)])
+    @pytest.mark.parametrize("used", ["z", "kl", "both"])
+    def test_what_is_kept_gives_the_gradients_of_drawing_again(self, shape, used):
+        mu, logvar = latents(*shape)
+        z, kl = ops().reparameterize_kl_fwd(mu, logvar, KEYS[: shape[0]], 2)
+        kept_z, kept_kl, shift = ops().reparameterize_kl_fwd_keeping(mu, logvar, KEYS[: shape[0]], 2)
+        assert torch.equal(kept_z, z)
+        torch.testing.assert_close(kept_kl, kl, rtol=0, atol=0, equal_nan=True)
+        generator = torch.Generator().manual_seed(1)
+        grad_z = torch.randn(z.shape, generator=generator) if used != "kl" else None
+        grad_kl = torch.randn(kl.shape, generator=generator) if used != "z" else None
+        again = ops().reparameterize_kl_bwd(grad_z, grad_kl, mu, logvar, KEYS[: shape[0]], 2)
+        kept = ops().reparameterize_kl_bwd_kept(grad_z, grad_kl, mu, logvar, shift)
+        for one, two in zip(kept, again, strict=True):
+            assert torch.equal(one, two)
+
     def test_an_empty_batch(self):
         mu = torch.zeros(2, 0, 3)
         z, kl = ops().reparameterize_kl_fwd(mu, mu, KEYS[:2], 0)

@@ -254,6 +254,14 @@ class TestKernels:
         assert torch.equal(returned[learned], expected)
         assert returned[1 - learned] is None
 
+    def test_a_graph_that_is_kept_gives_its_gradients_twice(self, device):
+        mu, logvar = latents(7, 6, device=device)
+        z, kl = pyvae.reparameterize_kl(mu, logvar, key=KEY.to(device))
+        first, second = (
+            torch.autograd.grad((z, kl), (mu, logvar), upstream(z, kl), retain_graph=True) for _ in range(2)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
     def test_no_graph_where_none_is_asked_for(self, device):
         mu, logvar = latents(7, 6, device=device)
         with torch.no_grad():

@@ -31,12 +31,21 @@ PYVAE_CLONES void to_normal(const uint32_t* __restrict words, int count, float* 
   }
 }
 
-PYVAE_CLONES void sample(const float* __restrict mu, const float* __restrict logvar, const float* __restrict noise,
-                         float* __restrict z, float* __restrict kl, int n) {
+struct SampleTile {
+  const float *mu, *logvar, *noise;
+  float *z, *kl, *shift;
+};
+
+// shift = z - mu is written whether or not it is kept: without the store a compiler would contract z to one rounding, and
+// a sample would depend on whether its gradient is wanted.
+PYVAE_CLONES void sample(const SampleTile& t, int n) {
+  const float *mu = t.mu, *logvar = t.logvar, *noise = t.noise;
+  float *__restrict z = t.z, *__restrict kl = t.kl, *__restrict shift = t.shift;
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
     const float deviation = pyvae::exp(0.5f * logvar[i]);
-    z[i] = mu[i] + deviation * noise[i];
+    shift[i] = deviation * noise[i];
+    z[i] = mu[i] + shift[i];
     kl[i] = 0.5f * (mu[i] * mu[i] + pyvae::expm1(logvar[i], deviation * deviation).minus_one_minus_x);
   }
 }
@@ -52,14 +61,14 @@ PYVAE_CLONES void scale(const float* __restrict x, float by, float* __restrict s
 }
 
 struct GradientTile {
-  const float *grad_z, *grad_kl, *noise, *mu, *logvar;
+  const float *grad_z, *grad_kl, *mu, *logvar, *noise_or_shift;
   float *grad_mu, *grad_logvar;
 };
 
 // An absent gradient is not one of zero: zero times an overflowed exponential would be NaN.
-template <bool kZ, bool kKl>
+template <bool kZ, bool kKl, bool kKept>
 PYVAE_HD void gradients(const GradientTile& t, int n) {
-  const float *gz = t.grad_z, *gk = t.grad_kl, *noise = t.noise, *mu = t.mu, *logvar = t.logvar;
+  const float *gz = t.grad_z, *gk = t.grad_kl, *mu = t.mu, *logvar = t.logvar, *noise_or_shift = t.noise_or_shift;
   float *__restrict grad_mu = t.grad_mu, *__restrict grad_logvar = t.grad_logvar;
 #pragma omp simd
   for (int i = 0; i < n; ++i) {
@@ -67,7 +76,7 @@ PYVAE_HD void gradients(const GradientTile& t, int n) {
     float to_mu = 0.0f, to_logvar = 0.0f;
     if (kZ) {
       to_mu = gz[i];
-      to_logvar = gz[i] * (deviation * noise[i]);
+      to_logvar = gz[i] * (kKept ? noise_or_shift[i] : deviation * noise_or_shift[i]);
     }
     if (kKl) {
       to_mu += gk[i] * mu[i];
@@ -79,9 +88,11 @@ PYVAE_HD void gradients(const GradientTile& t, int n) {
 }
 
 // target_clones does not go with templates
-PYVAE_CLONES void gradients_of_z(const GradientTile& t, int n) { gradients<true, false>(t, n); }
-PYVAE_CLONES void gradients_of_kl(const GradientTile& t, int n) { gradients<false, true>(t, n); }
-PYVAE_CLONES void gradients_of_both(const GradientTile& t, int n) { gradients<true, true>(t, n); }
+PYVAE_CLONES void gradients_of_kl(const GradientTile& t, int n) { gradients<false, true, false>(t, n); }
+PYVAE_CLONES void gradients_of_z(const GradientTile& t, int n) { gradients<true, false, false>(t, n); }
+PYVAE_CLONES void gradients_of_both(const GradientTile& t, int n) { gradients<true, true, false>(t, n); }
+PYVAE_CLONES void kept_gradients_of_z(const GradientTile& t, int n) { gradients<true, false, true>(t, n); }
+PYVAE_CLONES void kept_gradients_of_both(const GradientTile& t, int n) { gradients<true, true, true>(t, n); }
 
 // How [..., batch, latents] is cut: tiles of whole rows where rows are narrow, else of a part of one row. Blocks of
 // tiles are the unit of work and of partial sums; they depend on the shape alone, and so do the results.
@@ -109,6 +120,11 @@ struct Noise {
   const int64_t* key;
   int64_t sharing;
   uint32_t stream;
+
+  Noise(const Tensor& key, const Shape& shape, int64_t stream)
+      : key(key.const_data_ptr<int64_t>()),
+        sharing(pyvae::sharing(key, shape.members)),
+        stream(static_cast<uint32_t>(stream)) {}
 
   void operator()(const Shape& shape, const Tile& tile, float* noise) const {
     const int64_t* own = key + 2 * (tile.member / sharing);
@@ -146,27 +162,21 @@ void check_posteriors(const Tensor& mu, const Tensor& logvar) {
   check_same_shape(logvar, "logvar", mu);
 }
 
-std::tuple<Tensor, Tensor> forward(const Tensor& given_mu, const Tensor& given_logvar, const Tensor& given_key,
-                                   int64_t stream) {
-  check_posteriors(given_mu, given_logvar);
-  const Tensor mu = dense(given_mu), logvar = dense(given_logvar), key = dense(given_key);
-  const Shape shape(mu);
-  const Noise noise{key.const_data_ptr<int64_t>(), sharing(key, shape.members), static_cast<uint32_t>(stream)};
-  Tensor z = torch::stable::new_empty(mu, mu.sizes());
-  std::vector<int64_t> kl_sizes(mu.sizes().begin(), mu.sizes().end() - 2);
-  kl_sizes.push_back(shape.latents);
-  Tensor kl = torch::stable::new_empty(mu, kl_sizes);
+// Writes z, kl and, if it is given, shift.
+void draw_samples(const Shape& shape, const Noise& noise, const Tensor& mu, const Tensor& logvar, Tensor& z,
+                  Tensor& kl, float* shift) {
   std::vector<float> partial(static_cast<size_t>(shape.members * shape.row_blocks * shape.latents), 0.0f);
   const float *m = mu.const_data_ptr<float>(), *lv = logvar.const_data_ptr<float>();
   float* out = z.mutable_data_ptr<float>();
   float* sums = partial.data();
   torch::stable::parallel_for(0, shape.blocks(), 8, [&](int64_t begin, int64_t end) {
-    alignas(64) float drawn[kTile], terms[kTile];
+    alignas(64) float drawn[kTile], terms[kTile], scratch[kTile];
     for (int64_t block = begin; block < end; ++block) {
       float* sum = sums + block / shape.column_blocks * shape.latents;
       for_each_tile(shape, block, [&](const Tile& tile) {
+        const int64_t at = tile.offset;
         noise(shape, tile, drawn);
-        sample(m + tile.offset, lv + tile.offset, drawn, out + tile.offset, terms, tile.size());
+        sample({m + at, lv + at, drawn, out + at, terms, shift ? shift + at : scratch}, tile.size());
         for (int64_t r = 0; r < tile.rows; ++r) {
           add(sum + tile.column, terms + r * tile.columns, static_cast<int>(tile.columns));
         }
@@ -180,16 +190,40 @@ std::tuple<Tensor, Tensor> forward(const Tensor& given_mu, const Tensor& given_l
     for (int64_t b = 0; b < shape.row_blocks; ++b) sum += own[b * shape.latents];
     mean[i] = shape.batch ? static_cast<float>(sum / shape.batch) : std::numeric_limits<float>::quiet_NaN();
   }
-  return {z, kl};
 }
 
-std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& given_grad_z,
-                                    const std::optional<Tensor>& given_grad_kl, const Tensor& given_mu,
-                                    const Tensor& given_logvar, const Tensor& given_key, int64_t stream) {
+Tensor empty_kl(const Tensor& mu) {
+  std::vector<int64_t> sizes(mu.sizes().begin(), mu.sizes().end() - 2);
+  sizes.push_back(mu.size(mu.dim() - 1));
+  return torch::stable::new_empty(mu, sizes);
+}
+
+std::tuple<Tensor, Tensor> forward(const Tensor& given_mu, const Tensor& given_logvar, const Tensor& given_key,
+                                   int64_t stream) {
   check_posteriors(given_mu, given_logvar);
   const Tensor mu = dense(given_mu), logvar = dense(given_logvar), key = dense(given_key);
   const Shape shape(mu);
-  const Noise noise{key.const_data_ptr<int64_t>(), sharing(key, shape.members), static_cast<uint32_t>(stream)};
+  Tensor z = torch::stable::new_empty(mu, mu.sizes()), kl = empty_kl(mu);
+  draw_samples(shape, Noise(key, shape, stream), mu, logvar, z, kl, nullptr);
+  return {z, kl};
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_keeping(const Tensor& given_mu, const Tensor& given_logvar,
+                                                   const Tensor& given_key, int64_t stream) {
+  check_posteriors(given_mu, given_logvar);
+  const Tensor mu = dense(given_mu), logvar = dense(given_logvar), key = dense(given_key);
+  const Shape shape(mu);
+  Tensor z = torch::stable::new_empty(mu, mu.sizes()), kl = empty_kl(mu);
+  Tensor shift = torch::stable::new_empty(mu, mu.sizes());
+  draw_samples(shape, Noise(key, shape, stream), mu, logvar, z, kl, shift.mutable_data_ptr<float>());
+  return {z, kl, shift};
+}
+
+// Gradients of z and kl to mu and logvar. get(tile, buffer) returns the tile's shift, if that is kept, or its noise.
+template <class Get>
+std::tuple<Tensor, Tensor> differentiate(const std::optional<Tensor>& given_grad_z,
+                                         const std::optional<Tensor>& given_grad_kl, const Shape& shape,
+                                         const Tensor& mu, const Tensor& logvar, bool kept, const Get& get) {
   std::optional<Tensor> grad_z, grad_kl;
   if (given_grad_z) {
     check(*given_grad_z, "grad_z", ScalarType::Float, mu.dim());
@@ -203,30 +237,57 @@ std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& given_grad_z,
                     "grad_kl: expected [..., latents]");
     grad_kl = dense(*given_grad_kl);
   }
+  STD_TORCH_CHECK(grad_z || grad_kl, "grad_z, grad_kl: one of them must be given");
   Tensor grad_mu = torch::stable::new_empty(mu, mu.sizes());
   Tensor grad_logvar = torch::stable::new_empty(mu, mu.sizes());
   const float *m = mu.const_data_ptr<float>(), *lv = logvar.const_data_ptr<float>();
   const float* gz = grad_z ? grad_z->const_data_ptr<float>() : nullptr;
   const float* gk = grad_kl ? grad_kl->const_data_ptr<float>() : nullptr;
   float *gm = grad_mu.mutable_data_ptr<float>(), *gl = grad_logvar.mutable_data_ptr<float>();
-  STD_TORCH_CHECK(gz || gk, "grad_z, grad_kl: one of them must be given");
+  const auto compute = !gz  ? gradients_of_kl
+                       : gk ? (kept ? kept_gradients_of_both : gradients_of_both)
+                            : (kept ? kept_gradients_of_z : gradients_of_z);
   const float per_row = shape.batch ? 1.0f / static_cast<float>(shape.batch) : 0.0f;
   torch::stable::parallel_for(0, shape.blocks(), 8, [&](int64_t begin, int64_t end) {
-    alignas(64) float drawn[kTile], spread[kTile];
+    alignas(64) float buffer[kTile], repeated[kTile];
     for (int64_t block = begin; block < end; ++block) {
       for_each_tile(shape, block, [&](const Tile& tile) {
         const int64_t at = tile.offset;
-        const GradientTile work{gz + (gz ? at : 0), spread, drawn, m + at, lv + at, gm + at, gl + at};
-        if (gz) noise(shape, tile, drawn);
+        const float* noise_or_shift = gz ? get(tile, buffer) : nullptr;
         for (int64_t r = 0; gk && r < tile.rows; ++r) {
-          scale(gk + tile.member * shape.latents + tile.column, per_row, spread + r * tile.columns,
+          scale(gk + tile.member * shape.latents + tile.column, per_row, repeated + r * tile.columns,
                 static_cast<int>(tile.columns));
         }
-        (gz && gk ? gradients_of_both : gz ? gradients_of_z : gradients_of_kl)(work, tile.size());
+        compute({gz + (gz ? at : 0), repeated, m + at, lv + at, noise_or_shift, gm + at, gl + at}, tile.size());
       });
     }
   });
   return {grad_mu, grad_logvar};
+}
+
+std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_kl,
+                                    const Tensor& given_mu, const Tensor& given_logvar, const Tensor& given_key,
+                                    int64_t stream) {
+  check_posteriors(given_mu, given_logvar);
+  const Tensor mu = dense(given_mu), logvar = dense(given_logvar), key = dense(given_key);
+  const Shape shape(mu);
+  const Noise noise(key, shape, stream);
+  return differentiate(grad_z, grad_kl, shape, mu, logvar, false, [&](const Tile& tile, float* buffer) {
+    noise(shape, tile, buffer);
+    return static_cast<const float*>(buffer);
+  });
+}
+
+std::tuple<Tensor, Tensor> backward_kept(const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_kl,
+                                         const Tensor& given_mu, const Tensor& given_logvar,
+                                         const Tensor& given_shift) {
+  check_posteriors(given_mu, given_logvar);
+  check(given_shift, "shift", ScalarType::Float, given_mu.dim());
+  check_same_shape(given_shift, "shift", given_mu);
+  const Tensor mu = dense(given_mu), logvar = dense(given_logvar), shift = dense(given_shift);
+  const float* from = shift.const_data_ptr<float>();
+  return differentiate(grad_z, grad_kl, Shape(mu), mu, logvar, true,
+                       [&](const Tile& tile, float*) { return from + tile.offset; });
 }
 
 }  // namespace
@@ -234,4 +295,6 @@ std::tuple<Tensor, Tensor> backward(const std::optional<Tensor>& given_grad_z,
 STABLE_TORCH_LIBRARY_IMPL(pyvae_native, CPU, m) {
   m.impl("reparameterize_kl_fwd", TORCH_BOX(&forward));
   m.impl("reparameterize_kl_bwd", TORCH_BOX(&backward));
+  m.impl("reparameterize_kl_fwd_keeping", TORCH_BOX(&forward_keeping));
+  m.impl("reparameterize_kl_bwd_kept", TORCH_BOX(&backward_kept));
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyvae import reference
 from pyvae.backend import device_of, take
 from pyvae.checks import accumulation_dtype, check_aggregate
-from pyvae.ops.library import Operator, next_power_of_two, register_differentiable
+from pyvae.ops.library import Operator, as_dtype, next_power_of_two, register_differentiable
 
 Weights = tuple[float, float, float]
 
@@ -67,7 +67,7 @@ def _forward(z: Tensor, mu: Tensor, logvar: Tensor, *weights: float) -> Tensor:
         return reference.aggregate_log_density_table(z, mu, logvar, cast(Weights, weights))
     if backend == "native":
         table: Tensor = torch.ops.pyvae_native.aggregate_log_density_fwd.default(
-            z.float(), mu.float(), logvar.float(), *weights
+            as_dtype(z), as_dtype(mu), as_dtype(logvar), *weights
         )
         return table
     return _launch_forward(z, mu, logvar, cast(Weights, weights))
@@ -81,9 +81,9 @@ def _backward(
         return reference.aggregate_log_density_backward(grad, z, mu, logvar, log_q, cast(Weights, weights))
     if backend == "native":
         one, two, three = torch.ops.pyvae_native.aggregate_log_density_bwd.default(
-            grad, z.float(), mu.float(), logvar.float(), log_q, *weights
+            grad, as_dtype(z), as_dtype(mu), as_dtype(logvar), log_q, *weights
         )
-        return one.to(z.dtype), two.to(z.dtype), three.to(z.dtype)
+        return as_dtype(one, z.dtype), as_dtype(two, z.dtype), as_dtype(three, z.dtype)
     return _launch_backward(grad, z, mu, logvar, log_q, cast(Weights, weights))
 
 

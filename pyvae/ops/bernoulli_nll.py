@@ -9,7 +9,7 @@ from torch import Tensor
 from pyvae import reference
 from pyvae.backend import device_of, take
 from pyvae.checks import PixelLayout, accumulation_dtype, flatten_pixels, pixel_layout
-from pyvae.ops.library import Operator, next_power_of_two, register_differentiable
+from pyvae.ops.library import Operator, as_dtype, next_power_of_two, register_differentiable
 
 
 def block(pixels: int) -> int:
@@ -81,11 +81,9 @@ def _native(
         target = flatten_pixels(logits, target, layout)[1]
     if target.dtype not in (torch.float32, torch.uint8):
         target = target.view(torch.uint8) if target.dtype == torch.bool else target.float()
-    if logits.dtype != torch.float32:
-        logits = logits.float()
     scale = 1.0 / layout.batch if reduction == "batchmean" else 1.0
     images = 1 if reduction == "none" else layout.batch
-    inputs = (logits, target, 1.0 / layout.target_max, layout.packed, scale, rows, images)
+    inputs = (as_dtype(logits), target, 1.0 / layout.target_max, layout.packed, scale, rows, images)
     if with_grad:
         loss, unit = torch.ops.pyvae_native.bernoulli_nll_fwd_bwd.default(*inputs)
     else:
@@ -97,7 +95,7 @@ def _scaled(unit: Tensor, grad_loss: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient for an upstream one of 1, times the upstream one; on a CPU, where reading it costs nothing."""
     if grad_loss.ndim or grad_loss.item() != 1.0:
         unit = unit * grad_loss.reshape(*grad_loss.shape, *[1] * (unit.ndim - grad_loss.ndim))
-    return unit if unit.dtype == dtype else unit.to(dtype)
+    return as_dtype(unit, dtype)
 
 
 def _forward(

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyvae import reference
 from pyvae.backend import device_of, take
 from pyvae.checks import PixelLayout, accumulation_dtype, flatten_importance, importance_layout
-from pyvae.ops.library import Operator, next_power_of_two, register_differentiable
+from pyvae.ops.library import Operator, as_dtype, next_power_of_two, register_differentiable
 
 _TILE = 1024
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -99,8 +99,13 @@ def _launch_backward(
             samples, latents, m.stride(0), lv.stride(0), ROWS=rows, COLUMNS=wide,
         )  # fmt: skip
     if sample_blocks == 1:
-        return grad_logits, grad_z, grad_mu.squeeze(-2).to(mu.dtype), grad_logvar.squeeze(-2).to(mu.dtype)
-    return grad_logits, grad_z, grad_mu.sum(-2).to(mu.dtype), grad_logvar.sum(-2).to(mu.dtype)
+        return (
+            grad_logits,
+            grad_z,
+            as_dtype(grad_mu.squeeze(-2), mu.dtype),
+            as_dtype(grad_logvar.squeeze(-2), mu.dtype),
+        )
+    return grad_logits, grad_z, as_dtype(grad_mu.sum(-2), mu.dtype), as_dtype(grad_logvar.sum(-2), mu.dtype)
 
 
 def _native_inputs(
@@ -111,7 +116,7 @@ def _native_inputs(
     if flat_target.dtype not in (torch.float32, torch.uint8):
         flat_target = flat_target.float()
     rows = (flat_logits.reshape(-1, layout.pixels), z.reshape(-1, z.shape[-1]), *_posteriors(mu, logvar))
-    x, sampled, m, lv = (row if row.dtype == torch.float32 else row.float() for row in rows)
+    x, sampled, m, lv = (as_dtype(row) for row in rows)
     target_rows = flat_target.reshape(len(m), -1)
     return x, target_rows, sampled, m, lv, 1.0 / layout.target_max, layout.packed
 
@@ -132,7 +137,9 @@ def _native_backward(
         *_native_inputs(logits, target, z, mu, logvar, layout),
     )
     inputs = (logits, z, mu, logvar)
-    one, two, three, four = (g.view(x.shape).to(x.dtype) for g, x in zip(gradients, inputs, strict=True))
+    one, two, three, four = (
+        as_dtype(g.view(x.shape), x.dtype) for g, x in zip(gradients, inputs, strict=True)
+    )
     return one, two, three, four
 
 

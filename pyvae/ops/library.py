@@ -66,6 +66,11 @@ def register_differentiable(
     return Eager
 
 
+def as_dtype(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """``x.to(dtype)``, but for tensors of that dtype already, where the call alone costs half as much as an op."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def next_power_of_two(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(n - 1, 0).bit_length()

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyvae import reference
 from pyvae.backend import device_of, take
 from pyvae.checks import accumulation_dtype, check_device, check_finite, check_latents, expand_key
-from pyvae.ops.library import Operator, next_power_of_two, register_differentiable
+from pyvae.ops.library import Operator, as_dtype, next_power_of_two, register_differentiable
 from pyvae.random import Stream, check_counters, check_key, fresh_key
 
 _TILE = 1024
@@ -70,19 +70,19 @@ def _launch_backward(
 def _native_forward(mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
     check_finite(mu, logvar)
     key, _ = expand_key(key, mu.shape[:-2])
-    z, kl = torch.ops.pyvae_native.reparameterize_kl_fwd.default(mu.float(), logvar.float(), key, stream)
-    return z.to(mu.dtype), kl
+    z, kl = torch.ops.pyvae_native.reparameterize_kl_fwd.default(as_dtype(mu), as_dtype(logvar), key, stream)
+    return as_dtype(z, mu.dtype), kl
 
 
 def _native_backward(
     grad_z: Tensor | None, grad_kl: Tensor | None, mu: Tensor, logvar: Tensor, key: Tensor, stream: int
 ) -> tuple[Tensor, Tensor]:
     key, _ = expand_key(key, mu.shape[:-2])
-    grad_z = None if grad_z is None else grad_z.float()
+    grad_z = None if grad_z is None else as_dtype(grad_z)
     grad_mu, grad_logvar = torch.ops.pyvae_native.reparameterize_kl_bwd.default(
-        grad_z, grad_kl, mu.float(), logvar.float(), key, stream
+        grad_z, grad_kl, as_dtype(mu), as_dtype(logvar), key, stream
     )
-    return grad_mu.to(mu.dtype), grad_logvar.to(mu.dtype)
+    return as_dtype(grad_mu, mu.dtype), as_dtype(grad_logvar, mu.dtype)
 
 
 def _reference_forward(mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
@@ -159,6 +159,44 @@ _ReparameterizeKL = register_differentiable(
 )
 
 
+class _KeptReparameterizeKL(torch.autograd.Function):
+    """On a CPU, where arithmetic and not memory is the limit: ``z - mu`` is kept for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+        check_finite(mu, logvar)
+        expanded, _ = expand_key(key, mu.shape[:-2])
+        z, kl, shift = torch.ops.pyvae_native.reparameterize_kl_fwd_keeping.default(
+            as_dtype(mu), as_dtype(logvar), expanded, stream
+        )
+        ctx.save_for_backward(mu, logvar, key, shift)
+        ctx.stream = stream
+        ctx.set_materialize_grads(False)
+        return as_dtype(z, mu.dtype), kl
+
+    @staticmethod
+    def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _gradient(_backward_kept, ctx, grad_z, grad_kl)
+
+
+def _backward_kept(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    logvar: Tensor,
+    key: Tensor,
+    shift: Tensor,
+    stream: int,
+) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled():  # under create_graph=True, the operator that refuses gradients of gradients
+        return torch.ops.pyvae.reparameterize_kl_backward(grad_z, grad_kl, mu, logvar, key, stream)
+    grad_z = None if grad_z is None else as_dtype(grad_z)
+    grad_mu, grad_logvar = torch.ops.pyvae_native.reparameterize_kl_bwd_kept.default(
+        grad_z, grad_kl, as_dtype(mu), as_dtype(logvar), shift
+    )
+    return as_dtype(grad_mu, mu.dtype), as_dtype(grad_logvar, mu.dtype)
+
+
 def reparameterize_kl(
     mu: Tensor, logvar: Tensor, *, key: Tensor | None = None, stream: int = Stream.POSTERIOR
 ) -> tuple[Tensor, Tensor]:
@@ -166,7 +204,7 @@ def reparameterize_kl(
 
     ``z = mu + exp(logvar / 2) * eps`` and ``kl_j = mean_B 1/2 (mu_j^2 + exp(logvar_j) - 1 - logvar_j)``
     (Kingma & Welling 2014, appendix B). The noise is a function of (key, stream, row, dimension) alone; the backward
-    pass draws it again instead of storing it.
+    pass draws it again instead of storing it, but for eager calls on a CPU, where memory is cheaper than arithmetic.
 
     Args:
         mu: ``[..., B, D]``, float32, bfloat16, float16 or float64, any strides. Leading dimensions are ensemble
@@ -199,10 +237,9 @@ def reparameterize_kl(
     stream = int(stream)
     if torch.compiler.is_compiling():
         return torch.ops.pyvae.reparameterize_kl(mu, logvar, key, stream)
-    if (
-        torch.is_grad_enabled()
-        and (mu.requires_grad or logvar.requires_grad)
-        and _backend(mu) != "reference"  # whose own graph is differentiable any number of times
-    ):
-        return _ReparameterizeKL.apply(mu, logvar, key, stream)
-    return _forward(mu, logvar, key, stream)
+    backend = _backend(mu)
+    # the reference's own graph is differentiable any number of times
+    if backend != "reference" and torch.is_grad_enabled() and (mu.requires_grad or logvar.requires_grad):
+        function = _KeptReparameterizeKL if backend == "native" else _ReparameterizeKL
+        return function.apply(mu, logvar, key, stream)
+    return _FORWARD[backend](mu, logvar, key, stream)

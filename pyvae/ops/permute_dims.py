@@ -83,8 +83,9 @@ def _apply(first: Tensor | None, z: Tensor, key: Tensor | None, stream: int) -> 
     stream = int(stream)
     if key is None:
         key = fresh_key(z.device)
-    check_key(key)
-    check_device("key", key, "z", z)
+    else:
+        check_key(key)
+        check_device("key", key, "z", z)
     _, sharing = expand_key(key, z.shape[:-2])
     check_counters(sharing * z.shape[-2] * math.ceil(z.shape[-1] / 4))
     if torch.compiler.is_compiling():

@@ -230,8 +230,9 @@ def reparameterize_kl(
     check_latents(mu, logvar)
     if key is None:
         key = fresh_key(mu.device)
-    check_key(key)
-    check_device("key", key, "mu", mu)
+    else:
+        check_key(key)
+        check_device("key", key, "mu", mu)
     _, sharing = expand_key(key, mu.shape[:-2])
     check_counters(sharing * mu.shape[-2] * math.ceil(mu.shape[-1] / 4))
     stream = int(stream)

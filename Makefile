@@ -47,10 +47,10 @@ bench: $(VENV)/.installed-test
 bench-gpu: $(VENV)/.installed-test
 	$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'bench-gpu: no CUDA GPU here')"
 	failed=0; \
-	timeout 210 $(BENCH)/bench_ops.py --minutes 3 --limit 3 --out $(RESULTS)/ops-$(GPU).json || failed=1; \
-	timeout 75 $(BENCH)/bench_metrics.py --rounds 2 --out $(RESULTS)/metrics-$(GPU).json || failed=1; \
-	timeout 160 $(BENCH)/bench_train.py --rounds 2 --seconds 1 --minutes 2.5 --out $(RESULTS)/train-$(GPU).json || failed=1; \
-	timeout 95 $(BENCH)/bench_peers.py $(PEERS) --rounds 1 --seconds 2 --minutes 1.2 --out $(RESULTS)/peers-$(GPU).json || failed=1; \
+	timeout 230 $(BENCH)/bench_ops.py --minutes 3.5 --limit 1.5 --out $(RESULTS)/ops-$(GPU).json || failed=1; \
+	timeout 70 $(BENCH)/bench_metrics.py --rounds 2 --out $(RESULTS)/metrics-$(GPU).json || failed=1; \
+	timeout 140 $(BENCH)/bench_train.py --rounds 2 --seconds .6 --minutes 2.2 --out $(RESULTS)/train-$(GPU).json || failed=1; \
+	timeout 90 $(BENCH)/bench_peers.py $(PEERS) --rounds 1 --seconds 1 --minutes 1.2 --out $(RESULTS)/peers-$(GPU).json || failed=1; \
 	exit $$failed
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)

@@ -42,6 +42,7 @@ def case(size: tuple[int, int]) -> Case:
             "pyvae": lambda *inputs: pyvae.aggregate_log_density(*inputs, dataset_size=DATASET),
         },
         compiled="eager",
+        autotuned=size == (1024, 10),
         evaluate=evaluate,
         expect=expect,
         # the inputs twice, the gradients once: the pairs themselves need not touch memory

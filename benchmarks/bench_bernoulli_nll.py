@@ -42,6 +42,7 @@ def case(size: tuple[int, int]) -> Case:
             "pyvae, bits": lambda logits, image, bits: pyvae.bernoulli_nll(logits, bits),
         },
         compiled="eager",
+        autotuned=size == (64, 4096),
         evaluate=evaluate,
         expect=expect,
         moved={"eager": eager, "pyvae": floats, "pyvae, bits": bits},

@@ -50,6 +50,7 @@ def case(batch: int) -> Case:
             "pyvae": lambda index, bits, bytes_: pyvae.gather_bits(bits, index),
         },
         compiled="eager, bits",
+        autotuned=batch == 64,
         derive=derive,
         expect=lambda index, bits, bytes_: [bytes_[index], bits[index]],
         moved={"eager": of_bytes, "eager, bits": of_bits, "pyvae": of_bits},

@@ -13,7 +13,7 @@ def popular(logits, z, mu, logvar, target, bits):
     scale = torch.exp(0.5 * logvar)[:, None, None]
     image = target[:, None, None].expand_as(logits)
     log_p_x = -F.binary_cross_entropy_with_logits(logits, image, reduction="none").sum(-1)
-    log_p_z = Normal(torch.zeros_like(z), 1.0, validate_args=False).log_prob(z).sum(-1)
+    log_p_z = Normal(torch.zeros_like(z), torch.ones_like(z), validate_args=False).log_prob(z).sum(-1)
     posterior = Normal(mu[:, None, None].expand_as(z), scale.expand_as(z), validate_args=False)
     return log_p_x + log_p_z - posterior.log_prob(z).sum(-1)
 
@@ -56,6 +56,7 @@ def case(size: tuple[int, int, int, int, int]) -> Case:
             ),
         },
         compiled="eager",
+        autotuned=pixels == 4096,
         evaluate=evaluate,
         expect=expect,
         moved={

@@ -17,6 +17,7 @@ import torch
 from interleaved import Case, measure
 from machine import describe
 from pyvae.allocator import keep_large_buffers
+from pyvae.backend import choose
 
 OPS = (
     "bernoulli_nll",
@@ -53,7 +54,21 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     end = time.monotonic() + 60 * (options.minutes or float("inf"))
+    slow = {
+        op: choice.reason
+        for op in options.ops
+        if (choice := choose(op, device, torch.float32)).backend == "reference"
+    }
+    if slow:
+        sys.exit("\n".join(f"{op} would be timed as its reference: {reason}" for op, reason in slow.items()))
     rows, wrong, left = [], [], []
+
+    def write() -> None:
+        if options.out:
+            content = {"machine": describe(), "cases": rows, "left_out": left, "failed": wrong}
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(content, indent=1) + "\n")
+
     for case in cases(tuple(options.ops)):
         if device.type not in case.devices:
             continue
@@ -64,7 +79,7 @@ def main() -> None:
             measured, refused = measure(
                 case, device, rounds=options.rounds, block_seconds=options.block, limit_seconds=options.limit
             )
-        except RuntimeError as error:
+        except Exception as error:
             # the other cases have their times all the same
             wrong.append(f"{case.op} {case.label}: failed: {' '.join(str(error).split())[:200]}")
             print(wrong[-1], flush=True)
@@ -73,10 +88,9 @@ def main() -> None:
             print(line(row), flush=True)
         rows += measured
         wrong += refused
-        if options.out:
-            content = {"machine": describe(), "cases": rows, "left_out": left}
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(content, indent=1) + "\n")
+        write()
+    if rows:
+        write()
     if left:
         print(f"no time left for {', '.join(left)}")
     if wrong:

@@ -40,6 +40,8 @@ from pyvae.reference import unpack_bits
 from without_torchvision import stand_in
 
 IMAGES = 737_280
+SETTLING = 240
+"""Seconds after which a process hangs, beyond ten times what it measures for."""
 SAMPLES = 5
 """Of IWAE."""
 OBJECTIVES: dict[str, Any] = {
@@ -296,6 +298,16 @@ def check_weights(weights: dict[tuple[str, str], int]) -> None:
             )
 
 
+def versions_of(reasons: dict[str, str | None], checkout: Path | None) -> dict[str, str]:
+    """Of the libraries that are there."""
+    versions = {
+        name: version(has.needs) for name, has in LIBRARIES.items() if has.needs and not reasons[name]
+    }
+    if checkout and not reasons["disentangling-vae"]:
+        versions["disentangling-vae"] = commit_of(checkout) or "no git checkout"
+    return versions
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -329,54 +341,67 @@ def main() -> None:
     ]
     rates: dict[tuple[str, str], list[Spread]] = {pair: [] for pair in pairs}
     weights: dict[tuple[str, str], int] = {}
+    failed = False
+
+    def write() -> list[dict[str, Any]]:
+        rows = [
+            {
+                "library": library,
+                "objective": objective,
+                "steps_per_second": Spread.of_rounds(found).rounded(),
+            }
+            for (library, objective), found in rates.items()
+            if found
+        ]
+        if options.out and rows:
+            content = {
+                "machine": describe(),
+                "versions": versions_of(reasons, checkout),
+                "setting": f"{RECIPE.architecture}, batch {RECIPE.batch_size}",
+                "rates": rows,
+                "skipped": skipped,
+            }
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(content, indent=1) + "\n")
+        return rows
+
     end = time.monotonic() + 60 * (options.minutes or float("inf"))
     for _ in range(options.rounds):
         for pair in pairs:
-            if time.monotonic() > end or pair[0] in skipped:
+            name = " ".join(pair)
+            if time.monotonic() > end or name in skipped:
                 continue
             command = [sys.executable, __file__, "--one", *pair, "--seconds", str(options.seconds)]
             command += ["--threads", str(options.threads)]
             if checkout:
                 command += ["--disentangling-vae", str(checkout)]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, cwd=ROOT, timeout=SETTLING + 10 * options.seconds
+                )
+            except subprocess.TimeoutExpired as late:
+                skipped[name] = f"failed: no result within {late.timeout:.0f} s"
+                continue
             if done.returncode:
                 # another's library may not run with this torch: that is a result, not the end
                 last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-                if pair[0].startswith("pyvae"):
-                    sys.exit(done.stderr)
-                skipped[f"{pair[0]} {pair[1]}"] = f"failed: {last}"
+                skipped[name] = f"failed: {last}"
+                failed = failed or pair[0].startswith("pyvae")
                 continue
             row = json.loads(done.stdout.splitlines()[-1])
-            rates[pair].append(Spread(**row["rate"]))
             weights[pair] = row["weights"]
-    try:
-        check_weights(weights)
-    except ValueError as error:
-        sys.exit(f"refused: {error}")
-    rows = [
-        {"library": library, "objective": objective, "steps_per_second": Spread.of_rounds(found).rounded()}
-        for (library, objective), found in rates.items()
-        if found
-    ]
-    for row in rows:
+            try:
+                check_weights(weights)
+            except ValueError as error:
+                sys.exit(f"refused: {error}")
+            rates[pair].append(Spread(**row["rate"]))
+            write()
+    skipped |= {" ".join(p): "no time left" for p in pairs if not rates[p] and " ".join(p) not in skipped}
+    for row in write():
         print(f"{row['objective']:14s} {row['library']:20s} {row['steps_per_second'][1]:8.4g} steps/s")
     for name, reason in skipped.items():
         print(f"{name}: {reason}")
-    if options.out:
-        versions = {
-            name: version(has.needs) for name, has in LIBRARIES.items() if has.needs and not reasons[name]
-        }
-        if checkout and not reasons["disentangling-vae"]:
-            versions["disentangling-vae"] = commit_of(checkout) or "no git checkout"
-        content = {
-            "machine": describe(),
-            "versions": versions,
-            "setting": f"{RECIPE.architecture}, batch {RECIPE.batch_size}",
-            "rates": rows,
-            "skipped": skipped,
-        }
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=1) + "\n")
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def case(size: tuple[int, int]) -> Case:
         make=make,
         functions=FUNCTIONS,
         compiled="eager, argsort",
+        autotuned=size == (64, 10),
         evaluate=evaluate,
         derive=derive,
         expect=expect,

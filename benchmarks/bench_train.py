@@ -11,7 +11,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from pyvae.reference import unpack_bits
 RECIPE = Recipe(objective=BetaVAE(), architecture="burgess", init="kaiming", lr=5e-4)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STRIDE = 700
-Step = Callable[[], object]
+Step = Callable[..., object]
 Losses = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor], Tensor], Tensor]
 
 
@@ -47,10 +48,10 @@ class Variant:
     """A way of making a step, for which devices, and whether the allocator is tuned for it."""
 
     make: Callable[[], Step]
+    """Of a call that makes ``steps`` steps, or as many as it is told to if it makes several."""
     tuned: bool = True
     devices: tuple[str, ...] = ("cpu", "cuda")
     steps: int = 1
-    """That a call makes."""
     arithmetic: str = "as torch has it"
 
 
@@ -127,7 +128,7 @@ def ours(steps: int = 1, *, capture: bool = False, compiled: bool = False, **cha
     recipe = recipe_of(**changes)
     settle_arithmetic(recipe.precision)
     trainer = training(recipe, load("dsprites"), DEVICE, log_every=100, capture=capture, compile=compiled)
-    return lambda: trainer.advance(steps)
+    return lambda count=steps: trainer.advance(count)
 
 
 def captured(**changes: Any) -> Variant:
@@ -191,7 +192,7 @@ def measure(name: str, seconds: float) -> Measured:
         keep_large_buffers()
     step = variant.make()
     rate = steps_per_second(step, variant.steps, seconds)
-    return Measured(rate, _kernels(step) / variant.steps if DEVICE.type == "cuda" else None)
+    return Measured(rate, _kernels(step, min(variant.steps, BURST)) if DEVICE.type == "cuda" else None)
 
 
 def steps_per_second(step: Step, steps: int, seconds: float) -> Spread:
@@ -202,7 +203,7 @@ def steps_per_second(step: Step, steps: int, seconds: float) -> Spread:
         if done and time.perf_counter() - start > seconds:
             break
         step()
-    _synchronise()
+        _synchronise()  # else the clock would be that of the queue
     # a GPU is timed over portions of a tenth of the time, a CPU step by step
     portion = 1
     if DEVICE.type == "cuda":
@@ -221,23 +222,42 @@ def steps_per_second(step: Step, steps: int, seconds: float) -> Spread:
     return Spread.of(rates)
 
 
-def _kernels(step: Step) -> int:
-    """Kernels, copies and fills that a call runs on the GPU."""
+def _kernels(step: Step, steps: int) -> float:
+    """Kernels, copies and fills that a step runs on the GPU, from a call of so many."""
     activity = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[activity.CPU, activity.CUDA]) as profiler:
-        step()
+        step(*([steps] if steps > 1 else []))
         _synchronise()
-    return sum(event.device_type.name == "CUDA" for event in profiler.events() or ())
+    return count_kernels(profiler.events() or ()) / steps
+
+
+def count_kernels(events: Iterable[Any]) -> int:
+    """Of a profile; not the ranges that optimisers and torch.compile mark, which stand among them."""
+    return sum(
+        event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False)
+        for event in events
+    )
+
+
+def measured_here(name: str, seconds: float) -> bool:
+    """Measure one variant in this process and print a line of JSON; a failure is told, and the next may run."""
+    try:
+        measured = measure(name, seconds)
+    except Exception:
+        traceback.print_exc()
+        return False
+    print(json.dumps({"name": name, **asdict(measured)}), flush=True)
+    return True
 
 
 def processes(names: list[str]) -> list[list[str]]:
-    """Variants of each process."""
+    """Variants of each process; on a GPU the smallest group is first, should the time not be enough for all."""
     if DEVICE.type == "cpu":
         return [[name] for name in names]
     together: dict[str, list[str]] = {}
     for name in names:
         together.setdefault(VARIANTS[name].arithmetic, []).append(name)
-    return list(together.values())
+    return sorted(together.values(), key=len)
 
 
 def run_process(names: list[str], seconds: float, threads: int, left: float | None) -> dict[str, Measured]:
@@ -274,13 +294,29 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.variant:
-        for name in options.variant:
-            measured = measure(name, options.seconds)
-            print(json.dumps({"name": name, **asdict(measured)}), flush=True)
-        return
+        done = [measured_here(name, options.seconds) for name in options.variant]
+        sys.exit(not all(done))
     names = options.only or HERE
     rounds: dict[str, list[Spread]] = {name: [] for name in names}
     kernels: dict[str, float] = {}
+    results: dict[str, float] = {}
+
+    def write() -> None:
+        rates = {name: values for name, values in rounds.items() if values}
+        results.update({n: float(f"{Spread.of_rounds(values).median:.4g}") for n, values in rates.items()})
+        if not options.out or not results:
+            return
+        content: dict[str, Any] = {
+            "machine": describe(),
+            "setting": f"{RECIPE.architecture}, batch {RECIPE.batch_size}",
+            "steps_per_second": {name: results[name] for name in rates},
+            "quartiles": {name: Spread.of_rounds(values).rounded() for name, values in rates.items()},
+        }
+        if kernels:
+            content["kernels_per_step"] = kernels
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(content, indent=2) + "\n")
+
     end = time.monotonic() + 60 * options.minutes if options.minutes else None
     for _ in range(options.rounds):
         for group in processes(names):
@@ -291,25 +327,14 @@ def main() -> None:
                 rounds[name].append(measured.rate)
                 if measured.kernels is not None:
                     kernels[name] = measured.kernels
-    rates = {name: values for name, values in rounds.items() if values}
-    missed = [name for name in names if name not in rates]
-    results = {name: float(f"{Spread.of_rounds(values).median:.4g}") for name, values in rates.items()}
-    base = next(iter(results.values()), 1.0)
-    for name, rate in results.items():
-        print(f"{name:40s} {rate:8.4g} steps/s  {rate / base:.2f}x")
+            write()
+    missed = [name for name in names if name not in results]
+    base = next((results[name] for name in names if name in results), 1.0)
+    for name in names:
+        if name in results:
+            print(f"{name:40s} {results[name]:8.4g} steps/s  {results[name] / base:.2f}x")
     if missed:
         print(f"not measured: {', '.join(missed)}")
-    if options.out and results:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        content: dict[str, Any] = {
-            "machine": describe(),
-            "setting": f"{RECIPE.architecture}, batch {RECIPE.batch_size}",
-            "steps_per_second": results,
-            "quartiles": {name: Spread.of_rounds(values).rounded() for name, values in rates.items()},
-        }
-        if kernels:
-            content["kernels_per_step"] = kernels
-        options.out.write_text(json.dumps(content, indent=2) + "\n")
     if missed and not options.minutes:
         sys.exit(1)
 

@@ -45,6 +45,8 @@ class Case:
     """What of a call's outputs is compared."""
     compiled: str | None = None
     """The function that torch.compile is tried on."""
+    autotuned: bool = False
+    """Whether it is tried on a GPU with max-autotune too, which takes half a minute to compile: at one size an op."""
     tolerance: float = 1e-4
     """Largest error, as a share of the largest value of the result."""
     tolerances: dict[str, float] = field(default_factory=dict)
@@ -61,7 +63,7 @@ class Case:
     def names(self, device: torch.device) -> list[str]:
         """Of the functions that are timed on a device."""
         tried = ["compile"] if self.compiled else []
-        if self.compiled and device.type == "cuda":
+        if self.compiled and self.autotuned and device.type == "cuda":
             tried.append("compile, max-autotune")
         return [*self.functions, *tried]
 
@@ -94,7 +96,8 @@ class Case:
         actual, expected = self.derive(inputs, outputs), self.expect(*inputs)
         assert len(actual) == len(expected), f"{len(actual)} results where {len(expected)} are due"
         for result, right in zip(actual, expected, strict=True):
-            x, y = result.double().cpu(), right.double().cpu()
+            # where the result lies: the largest would take seconds on a CPU
+            x, y = result.double(), right.to(result.device).double()
             torch.testing.assert_close(x, y, rtol=0, atol=tolerance * float(y.abs().max()))
 
 
@@ -154,38 +157,50 @@ def prepare(case: Case, name: str, sets: list[Inputs]) -> Runner:
 def capture(case: Case, name: str, sets: list[Inputs]) -> Runner:
     """As :func:`prepare`, as one CUDA graph of calls in a row."""
     function = case.function(name)
-    calls = max(GRAPH_CALLS, len(sets))
+    calls = _in_a_graph(len(sets))
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
             case.evaluate(function, sets[0])
-    torch.cuda.current_stream().wait_stream(side)
+    stream = torch.cuda.current_stream()
+    stream.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     outputs: Outputs = ()
-    with torch.cuda.graph(graph):
-        for i in range(calls):
-            outputs = ()  # the memory of the last call is free for the next
-            outputs = case.evaluate(function, sets[i % len(sets)])
+    try:
+        with torch.cuda.graph(graph):
+            for i in range(calls):
+                outputs = ()  # the memory of the last call is free for the next
+                outputs = case.evaluate(function, sets[i % len(sets)])
+    except Exception:
+        torch.cuda.set_stream(stream)  # a capture that breaks off leaves its own
+        raise
     graph.replay()
     torch.cuda.synchronize()
-    case.gate(name, sets[(calls - 1) % len(sets)], outputs)
+    case.gate(name, sets[-1], outputs)
     return Runner(lambda _: graph.replay(), calls)
 
 
+def _in_a_graph(sets: int) -> int:
+    """Calls: every set as often as the others, so that a replay never begins with what the last one left cached."""
+    return sets * -(-GRAPH_CALLS // sets)
+
+
 def copy_runner(moved: int, device: torch.device) -> Callable[[], Runner]:
-    """A copy that reads and writes ``moved`` bytes together, rotated as the inputs are."""
+    """A copy that reads and writes ``moved`` bytes together: from sources that rotate as the inputs do to one target,
+    since the outputs of a function lie where those of its last call lay.
+    """
     floats = max(1, moved // 8)
     count = rotation(moved, cache_bytes(device))
-    # both written once: the first touch of a page is no part of a copy
-    pairs = [(torch.rand(floats, device=device), torch.rand(floats, device=device)) for _ in range(count)]
+    # all written once: the first touch of a page is no part of a copy
+    sources = [torch.ones(floats, device=device) for _ in range(count)]
+    target = torch.zeros(floats, device=device)
 
     def run(i: int) -> Tensor:
-        source, target = pairs[i % count]
-        return target.copy_(source)
+        return target.copy_(sources[i % count])
 
     def captured() -> Runner:
-        calls = max(GRAPH_CALLS, count)
+        calls = _in_a_graph(count)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for i in range(calls):
@@ -313,7 +328,7 @@ def measure(case: Case, device: torch.device, **timing: Any) -> tuple[list[dict[
                 rows[key]["refused"] = f"wrong result: {' '.join(str(error).split())[:200]}"
                 wrong.append(f"{case.op} {case.label}, {key}: {rows[key]['refused']}")
                 break
-            except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as error:
+            except Exception as error:  # a compiler of Triton's raises what derives from no other
                 rows[key]["refused"] = f"failed: {' '.join(str(error).split())[:200]}"
     copies = {name: f"{COPY} {moved}" for name in case.names(device) if (moved := case.bytes_of(name))}
     for moved in {case.bytes_of(name) for name in copies}:

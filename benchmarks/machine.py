@@ -41,8 +41,12 @@ def commit_of(checkout: Path) -> str:
     """Short name of the commit, "-dirty" behind it where files differ; empty for a folder that is no git checkout."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=checkout, capture_output=True, text=True, check=False
-        ).stdout.strip()
+        command = ["git", *arguments]
+        try:
+            return subprocess.run(
+                command, cwd=checkout, capture_output=True, text=True, check=False
+            ).stdout.strip()
+        except OSError:  # no git
+            return ""
 
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from waiting import OnlyKernels
 
 import pyvae
 
@@ -100,16 +101,35 @@ class TestGate:
         good = double_case()
         bad = double_case(op="triple", expect=lambda x: [3 * x])
         monkeypatch.setattr(bench_ops, "cases", lambda ops: [bad, good])
-        out = tmp_path / "ops.json"
-        monkeypatch.setattr(sys, "argv", ["bench_ops.py", "--rounds", "3", "--block", "0", "--out", str(out)])
+        with pytest.raises(SystemExit, match="triple 1000, eager: wrong result"):
+            self.drive(tmp_path / "ops.json", monkeypatch)
+        result = json.loads((tmp_path / "ops.json").read_text())
+        assert [row["op"] for row in result["cases"] if "us" in row] == ["double", "double"]
+        assert any("triple 1000, eager: wrong result" in line for line in result["failed"])
+
+    def test_the_driver_tells_what_it_had_no_time_for(self, tmp_path, monkeypatch, capsys):
+        bench_ops = script("bench_ops")
+        monkeypatch.setattr(bench_ops, "cases", lambda ops: [double_case(), double_case(op="triple")])
+        clock = iter([0.0, 1.0, 1e9])
+        monkeypatch.setattr(bench_ops, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        self.drive(tmp_path / "ops.json", monkeypatch, "--minutes", "1")
+        assert json.loads((tmp_path / "ops.json").read_text())["left_out"] == ["triple 1000"]
+        assert "no time left for triple 1000" in capsys.readouterr().out
+
+    def test_the_reference_is_not_timed_as_pyvae(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("PYVAE_BACKEND", "reference")
+        with pytest.raises(SystemExit, match="gather_bits would be timed as its reference: PYVAE_BACKEND"):
+            self.drive(tmp_path / "ops.json", monkeypatch)
+        assert not (tmp_path / "ops.json").exists()
+
+    def drive(self, out, monkeypatch, *more):
+        arguments = ["bench_ops.py", "--rounds", "3", "--block", "0", "--out", str(out), *more]
+        monkeypatch.setattr(sys, "argv", arguments)
         threads = torch.get_num_threads()
         try:
-            with pytest.raises(SystemExit, match="triple 1000, eager: wrong result"):
-                bench_ops.main()
+            script("bench_ops").main()
         finally:
             torch.set_num_threads(threads)
-        timed = [row["op"] for row in json.loads(out.read_text())["cases"] if "us" in row]
-        assert timed == ["double", "double"]
 
 
 class TestTiming:
@@ -228,9 +248,35 @@ class TestGraph:
         assert "speedup" not in rows[2]  # its rival is in no graph
 
     def test_max_autotune_on_a_gpu_alone(self):
-        case = double_case(compiled="eager")
+        case = double_case(compiled="eager", autotuned=True)
         assert case.names(CPU) == ["eager", "pyvae", "compile"]
         assert case.names(torch.device("cuda"))[-1] == "compile, max-autotune"
+        assert double_case(compiled="eager").names(torch.device("cuda"))[-1] == "compile"
+
+    def test_every_compiled_op_is_tuned_at_one_size(self):
+        cases = script("bench_ops").cases()
+        for op in {c.op for c in cases if c.compiled}:
+            assert sum(c.autotuned for c in cases if c.op == op) == 1, op
+
+    @pytest.mark.parametrize("sets", [1, 3, 5, 12, 16, 20])
+    def test_a_graph_holds_every_set_as_often(self, sets):
+        case = double_case(sets=sets)
+        runner = script("interleaved").capture(case, "pyvae", case.inputs(CPU))
+        assert runner.calls % sets == 0
+        assert 16 <= runner.calls < 16 + sets
+        assert script("interleaved").copy_runner(8000, torch.device("cpu"))().calls == 1
+
+    def test_a_capture_that_breaks_off_gives_the_stream_back(self, monkeypatch):
+        restored = []
+        monkeypatch.setattr(torch.cuda, "set_stream", restored.append)
+        case = double_case()
+        sets = case.inputs(CPU)
+        monkeypatch.setattr(
+            torch.cuda, "graph", lambda _: pytest.raises(ZeroDivisionError)
+        )  # exits by raising
+        with pytest.raises(pytest.fail.Exception):
+            script("interleaved").capture(case, "pyvae", sets)
+        assert restored == [torch.cuda.current_stream()]
 
 
 class TestCases:
@@ -269,6 +315,32 @@ class TestCases:
                 with pytest.raises(AssertionError):
                     case.gate(name, inputs, tuple(wrong))
 
+    @pytest.mark.parametrize("op", ["bernoulli_nll", "reparameterize_kl"])
+    def test_batches_that_a_gpu_alone_has_pass_the_gate(self, op):
+        case = script(f"bench_{op}").case((8192, 16))
+        inputs = case.inputs(CPU)[0]
+        for name, function in case.functions.items():
+            case.gate(name, inputs, case.evaluate(function, inputs))
+
+    @pytest.mark.parametrize("op", OPS)
+    def test_a_graph_can_hold_what_it_is_to_hold(self, op):
+        case = script(f"bench_{op}").CASES[0]
+        inputs = case.inputs(CPU)[0]
+        for name, function in case.functions.items():
+            # pyvae's kernels on a GPU are others than here
+            if name not in case.uncaptured and not name.startswith("pyvae"):
+                with OnlyKernels():
+                    case.evaluate(function, inputs)
+
+    @pytest.mark.parametrize("op", ["code_histogram", "posterior_entropy"])
+    def test_what_waits_is_in_no_graph(self, op):
+        for case in script(f"bench_{op}").CASES:
+            assert set(case.uncaptured) == set(case.functions)
+        case = script(f"bench_{op}").CASES[0]
+        inputs = case.inputs(CPU)[0]
+        with pytest.raises(AssertionError, match="waits for the device"), OnlyKernels():
+            case.evaluate(case.functions["pyvae"], inputs)
+
     def test_training_has_every_objective(self):
         from pyvae.objectives import OBJECTIVES
 
@@ -291,6 +363,26 @@ class TestCases:
             ["popular code", "+ fused Adam"],
             ["pyvae --precision fp32", "pyvae --no-capture"],
         ]
+        assert bench_train.processes([*names, "popular code, our two losses"])[0] == names[1:3]
+
+    def test_marks_are_no_kernels(self):
+        def event(kind, **mark):
+            return SimpleNamespace(device_type=SimpleNamespace(name=kind), **mark)
+
+        events = [event("CUDA"), event("CPU"), event("CUDA", is_user_annotation=True)]
+        events.append(event("CUDA", is_user_annotation=False))
+        assert script("bench_train").count_kernels(events) == 2
+
+    def test_a_variant_that_fails_does_not_end_the_next(self, monkeypatch, capsys):
+        bench_train = script("bench_train")
+        monkeypatch.setattr(bench_train, "measure", lambda name, seconds: 1 / 0)
+        assert not bench_train.measured_here("popular code", 1.0)
+        spread = script("interleaved").Spread(2.0, 1.0, 3.0)
+        monkeypatch.setattr(bench_train, "measure", lambda name, seconds: bench_train.Measured(spread))
+        assert bench_train.measured_here("popular code", 1.0)
+        out, err = capsys.readouterr()
+        assert "ZeroDivisionError" in err
+        assert json.loads(out)["rate"]["median"] == 2
 
 
 class TestCompare:
@@ -384,6 +476,9 @@ class TestReport:
         rows += [op_row("pyvae", 20.0), op_row("pyvae", 2.0, graph=True)]
         table = script("report").ops_table({"cases": rows})
         assert "| 3.0 | - | **2.0** | 1.50x | - |" in table
+        # in a graph against outside of one is no comparison
+        table = script("report").ops_table({"cases": [*rows, op_row("compile", 25.0)]})
+        assert "| 30.0 | 25.0 | **20.0** | 1.50x | 1.25x |" in table
 
     def test_a_refused_function_has_no_time(self):
         refused = {**op_row("compile", 1.0), "refused": "wrong result"}

@@ -4,8 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from waiting import NoSynchronisation
 
 from pyvae import reference
 from pyvae.engine import checkpoint
@@ -119,26 +118,6 @@ def test_several_steps_at_once_are_the_same_steps():
     assert many.ledger.ring.copy(0, 7).wait() == rows
     assert many.key.tolist() == [7, 7]
     assert all(torch.equal(t, many.tensors()[name]) for name, t in one.tensors().items())
-
-
-class NoSynchronisation(TorchDispatchMode):
-    """Refuses what would wait for a GPU: values that go to the host, and shapes that depend on them."""
-
-    REFUSED = frozenset({"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique"})
-
-    def __init__(self):
-        super().__init__()
-        self.calls = 0
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        name = op.overloadpacket.__name__
-        by_mask = name.startswith("index") and any(
-            isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in tree_leaves(args[1:])
-        )
-        waits = name in self.REFUSED or by_mask
-        assert not waits, f"{name} waits for the device"
-        self.calls += 1
-        return op(*args, **(kwargs or {}))
 
 
 def test_the_mode_sees_what_waits():

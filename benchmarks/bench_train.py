@@ -27,7 +27,7 @@ from machine import ROOT, describe
 from pyvae import bernoulli_nll, reparameterize_kl
 from pyvae.allocator import keep_large_buffers
 from pyvae.data import load
-from pyvae.engine.loop import settle_arithmetic
+from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.stepper import BURST
 from pyvae.engine.training import training

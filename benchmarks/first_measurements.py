@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from machine import describe
-from pyvae.engine.loop import settle_arithmetic
+from pyvae.engine.arithmetic import settle_arithmetic
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 BATCH = 64

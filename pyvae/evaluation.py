@@ -11,6 +11,7 @@ import torch
 from pyvae.adversarial_nets import AdversarialPair
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.data.subset import subset
+from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.batches import ImageSource
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
@@ -70,6 +71,7 @@ def score(
     if run.adversarial:
         _check_variance(run, names)
     net, steps = run.pair_of(newest) if run.adversarial else run.net_of(newest), newest.step
+    settle_arithmetic(run.recipe.precision)
     dataset = run.shown(dataset)
     images = ImageSource(dataset, device).images
     table = encode(net.to(device), dataset, device=device, images=images)
@@ -160,6 +162,7 @@ def score_likelihood(
         )
     if net.reads_factors and held_out is not None:
         raise PyvaeError(f"the code of {run.path} is its true factors, which held-out images do not have")
+    settle_arithmetic(run.recipe.precision)
     try:
         found, means = marginal_likelihood(
             net.to(device),

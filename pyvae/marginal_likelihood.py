@@ -68,8 +68,9 @@ def estimate(
     elbo, iwae = torch.zeros_like(log_sum), torch.zeros_like(log_sum)
     for group, first in enumerate(range(0, samples, GROUP)):
         count = min(GROUP, samples - first)
-        offset = torch.tensor([0, group << 32], device=key.device)
-        z, _ = sample_posterior(mu, logvar, 1, count, key=key + offset, stream=Stream.METRIC)
+        own = key.clone()
+        own[:, 1] += group << 32
+        z, _ = sample_posterior(mu, logvar, 1, count, key=own, stream=Stream.METRIC)
         logits = decode(z.flatten(0, -2)).unflatten(0, z.shape[:-1])
         log_w = importance_log_weight(logits, target, z, mu, logvar).double().flatten(1)
         of_group = torch.logsumexp(log_w, 1)

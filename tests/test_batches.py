@@ -1,4 +1,5 @@
 import math
+import time
 
 import pytest
 import torch
@@ -104,6 +105,23 @@ def test_what_is_read_ahead_is_what_the_step_needs(window):
         streamed.prepare(step)
         assert torch.equal(streamed.batch(torch.tensor(step)).images, data.images(order.draw(step, 1)[0]))
     assert all(len(rows) == 5 * window for rows in read)
+
+
+def test_a_window_that_is_not_the_next_waits_for_the_reader():
+    """They share pinned memory on a GPU."""
+    data, reading, together = TinyData(), [], []
+
+    def reader(rows):
+        reading.append(rows)
+        time.sleep(0.05)
+        together.append(len(reading))
+        reading.pop()
+        return data.images(rows)
+
+    streamed = Streamed(reader, BatchOrder(9, len(data), 5, CPU, window=1), CPU, 1)
+    for step in (0, 7, 3):
+        streamed.prepare(step)
+    assert set(together) == {1}
 
 
 def test_a_reader_that_fails_is_heard():

@@ -271,10 +271,14 @@ class TestGraph:
         monkeypatch.setattr(torch.cuda, "set_stream", restored.append)
         case = double_case()
         sets = case.inputs(CPU)
-        monkeypatch.setattr(
-            torch.cuda, "graph", lambda _: pytest.raises(ZeroDivisionError)
-        )  # exits by raising
-        with pytest.raises(pytest.fail.Exception):
+
+        @contextlib.contextmanager
+        def broken(_):
+            yield
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        monkeypatch.setattr(torch.cuda, "graph", broken)
+        with pytest.raises(RuntimeError, match="not permitted"):
             script("interleaved").capture(case, "pyvae", sets)
         assert restored == [torch.cuda.current_stream()]
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pyvae import evaluation
 from pyvae.engine.loop import train
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError
@@ -51,6 +52,13 @@ def test_scores_and_report_keep_each_other_until_the_weights_change(run):
     report(longer, TinyData())
     assert "scores" not in saved(run)
     assert saved(run)["steps"] == 8
+
+
+def test_the_arithmetic_is_that_of_the_run(run, monkeypatch):
+    settled = []
+    monkeypatch.setattr(evaluation, "settle_arithmetic", settled.append)
+    score(run, TinyData(), ["mig"], device=CPU)
+    assert settled == ["fp32"]
 
 
 def test_what_cannot_be_computed_is_one_line(run):

@@ -85,12 +85,13 @@ class TestGradientPenalty:
             trainer = training(replace(WGAN, precision=precision), TinyData(), CPU)
             images = TinyData().images(torch.arange(8))
             codes = Codes(*(x[:8] for x in trainer._objective.draw(trainer.key, 8)))
+            at = uniform(trainer.key, 8, 1, Stream.INTERPOLATION)
             with torch.no_grad():
                 # of larger weights, a slope that is neither 0 nor 1
                 for parameter in trainer.net.critic.parameters():
                     parameter.mul_(2)
-            _, (penalty,), _ = trainer._critic_loss(images, codes, 0)
-            loss = trainer._critic_loss(images, codes, 0)[0]
+            _, (penalty,), _ = trainer._critic_loss(images, codes, at)
+            loss = trainer._critic_loss(images, codes, at)[0]
             loss.backward()
             slopes = torch.cat([p.grad.flatten() for p in trainer.net.critic.parameters()])
             found[precision] = float(penalty), slopes
@@ -130,10 +131,9 @@ class TestCodes:
         assert made.tolist() == [[7.0] * 5 + [0.5] * 4 + [0, 0, 1], [7.0] * 5 + [0.5] * 4 + [1, 0, 0]]
 
     def test_points_between(self):
-        real, fake, key = torch.ones(6, 1, 2, 2), torch.zeros(6, 1, 2, 2), make_key(3, 4)
-        at = uniform(key, 9, 1, Stream.INTERPOLATION)
-        assert torch.equal(between(real, fake, key, first_row=3)[:, 0, 0, :1], at[3:])
-        assert torch.equal(between(real, fake, key)[:, 0, 0, 0], between(real, fake, key)[:, 0, 1, 1])
+        real, fake, at = torch.full((6, 1, 2, 2), 3.0), torch.ones(6, 1, 2, 2), torch.linspace(0, 1, 6)
+        points = between(real, fake, at)
+        torch.testing.assert_close(points, (1 + 2 * at).view(6, 1, 1, 1).expand(6, 1, 2, 2))
 
 
 class TestInformation:
@@ -242,13 +242,17 @@ class TestNetworks:
 
 def test_one_storage():
     buffers = [torch.arange(3.0), torch.tensor(7.0), torch.ones(2, 2)]
-    whole = one_storage(buffers)
+    whole = one_storage(buffers, CPU)
     assert whole.tolist() == [0, 1, 2, 7, 1, 1, 1, 1]
     whole.mul_(2)
     buffers[2][0, 0] = 9
     assert buffers[1].item() == 14
     assert whole.tolist() == [0, 2, 4, 14, 9, 2, 2, 2]
-    assert one_storage([]).shape == (0,)
+    nothing = one_storage([], torch.device("meta"))
+    assert (nothing.shape, nothing.device.type) == (
+        (0,),
+        "meta",
+    )  # where a step joins it with what lies there
 
 
 def plain_steps(recipe, data, steps):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pyvae.control import Control
+from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.controller import controller
 from pyvae.engine.ledger import Ledger
 from pyvae.engine.recipe import Recipe
@@ -157,6 +158,7 @@ def test_the_controllers_kernel_is_its_reference(objective, device, monkeypatch,
 def test_a_trainer_on_kernels(objective, device, monkeypatch):
     pytest.importorskip("triton")
     recipe = Recipe(objective=objective, data="tiny", architecture="kim", batch_size=4, latents=4, lr=1e-3)
+    settle_arithmetic("fp32")
     rows = {}
     for backend in ("reference", "triton"):
         monkeypatch.setenv("PYVAE_BACKEND", backend)

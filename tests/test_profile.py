@@ -1,8 +1,9 @@
 import json
+from types import SimpleNamespace
 
 import torch
 
-from pyvae.engine.profile import profile_steps
+from pyvae.engine.profile import _table, profile_steps
 from pyvae.engine.recipe import Recipe
 from tiny import TinyData
 
@@ -23,3 +24,21 @@ def test_a_profile_names_what_a_step_runs(tmp_path):
     assert any("convolution" in event.get("name", "") for event in events)
     # the profile is of a trainer of its own
     assert not (tmp_path / "recipe.json").exists()
+
+
+def test_marks_are_no_kernels():
+    def event(name, kind, **more):
+        return SimpleNamespace(
+            name=name, device_type=SimpleNamespace(name=kind), device_time_total=6.0, **more
+        )
+
+    events = [
+        event("gemm", "CUDA"),
+        event("Optimizer.step#Adam.step", "CUDA", is_user_annotation=True),
+        event("aten::mm", "CPU"),
+    ]
+    table = _table(SimpleNamespace(events=lambda: events), torch.device("cuda"), 2)
+    assert [line.split() for line in table.splitlines()[1:]] == [
+        ["3.0", "0.50", "gemm"],
+        ["3.0", "0.50", "all"],
+    ]

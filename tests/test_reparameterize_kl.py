@@ -211,7 +211,8 @@ class TestKernels:
         for member in (0, 3):
             alone = pyvae.reparameterize_kl(mu[member], logvar[member], key=keys[member])
             assert torch.equal(z[member], alone[0])
-            assert torch.equal(kl[member], alone[1])
+            # torch adds the partial sums, and may cut so many otherwise for another number of columns
+            torch.testing.assert_close(kl[member], alone[1], rtol=1e-5, atol=1e-6)
         rows = 2**20
         expected, _ = reference.reparameterize_kl(mu[3, :rows], logvar[3, :rows], key=keys[3])
         torch.testing.assert_close(z[3, :rows], expected, rtol=2e-3, atol=2e-3)

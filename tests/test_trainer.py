@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from waiting import NoSynchronisation
 
 from pyvae import reference
 from pyvae.engine import checkpoint
+from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.batches import BatchOrder
-from pyvae.engine.loop import settle_arithmetic, train
+from pyvae.engine.loop import _Pace, train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.engine.trace import read_trace
@@ -140,6 +142,7 @@ OBJECTIVES = {
     "piwae": PIWAE(outer=2, samples=3),
     "ciwae": CIWAE(samples=3),
     "infogan": InfoGAN(),
+    "infogan-without-buffers": InfoGAN(batch_norm=False, spectral_norm=False),
     "infowgan-gp": InfoWGANGP(critic_steps=2),
     "infowgan-gp-learned": InfoWGANGP(critic_steps=2, continuous=5, categories=0, variance="learned"),
 }
@@ -325,6 +328,7 @@ def test_images_of_another_size_are_refused():
 
 @pytest.mark.gpu
 def test_cpu_and_gpu_agree_at_first():
+    settle_arithmetic("fp32")
     cpu, gpu = (Trainer(RECIPE, TinyData(), torch.device(d)) for d in ("cpu", "cuda"))
     for _ in range(3):
         torch.testing.assert_close(advanced(gpu).cpu(), advanced(cpu), rtol=1e-3, atol=1e-4)
@@ -371,6 +375,14 @@ def assert_captured_steps_are_eager(recipe, data):
 
 
 @pytest.mark.gpu
+def test_checks_of_values_leave_steps_uncaptured(monkeypatch):
+    monkeypatch.setenv("PYVAE_CHECK", "1")
+    trainer = Trainer(RECIPE, TinyData(), torch.device("cuda"))
+    trainer.advance(64)
+    assert trainer._capture is None
+
+
+@pytest.mark.gpu
 def test_a_captured_run_resumes_bit_for_bit():
     device = torch.device("cuda")
     settle_arithmetic("fp32")
@@ -381,3 +393,12 @@ def test_a_captured_run_resumes_bit_for_bit():
     second.advance(150 - 77)
     for name, tensor in straight.tensors().items():
         assert torch.equal(tensor, second.tensors()[name]), name
+
+
+def test_the_pace_is_that_of_the_gpu_it_trains_on(monkeypatch):
+    recorded = []
+    event = SimpleNamespace(record=recorded.append, synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
+    _Pace(SimpleNamespace(device=torch.device("cuda", 1), advance=lambda steps: None)).advance(16)
+    assert recorded == ["stream of cuda:1"]

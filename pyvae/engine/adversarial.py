@@ -20,6 +20,7 @@ from pyvae.engine.trainer import batches_of, check_data
 from pyvae.errors import RecipeError
 from pyvae.objectives import InfoGAN, InfoWGANGP
 from pyvae.objectives.infogan import Codes, between, gradient_penalty
+from pyvae.random import Stream, uniform
 
 
 def check_compile(recipe: Recipe, compile: bool) -> None:
@@ -64,7 +65,7 @@ class AdversarialTrainer(Stepper):
                 ("critic", self.net.critic, objective.critic_lr),
             )
         )
-        self._statistics = one_storage([*self.net.buffers()])
+        self._statistics = one_storage([*self.net.buffers()], device)
         per_step = recipe.batch_size * objective.critic_steps
         self._batches = batches_of(recipe, ImageSource(dataset, device), dataset, device, size=per_step)
         codes = [f"information_{j}" for j in range(objective.codes)]
@@ -93,11 +94,17 @@ class AdversarialTrainer(Stepper):
         with nvtx.annotate("data"):
             images = self._batches.batch(self.key[1]).images
             codes = objective.draw(self.key, size * (objective.critic_steps + objective.generator_steps))
+            at = (
+                uniform(self.key, size * objective.critic_steps, 1, Stream.INTERPOLATION)
+                if isinstance(objective, InfoWGANGP)
+                else None
+            )
             each = [Codes(*part) for part in zip(*(x.split(size) for x in codes), strict=True)]
         judged: list[list[Tensor]] = []
         for n, own in enumerate(each[: objective.critic_steps]):
             with nvtx.annotate("critic"):
-                loss, penalty, bounds = self._critic_loss(images[n * size : (n + 1) * size], own, n * size)
+                rows = slice(n * size, (n + 1) * size)
+                loss, penalty, bounds = self._critic_loss(images[rows], own, None if at is None else at[rows])
                 norm = self._critic.backward(loss)
                 judged.append([loss.detach(), norm, *penalty])
                 self._critic.step(self.ledger.judge(_mean(judged), bounds.detach()))
@@ -115,8 +122,13 @@ class AdversarialTrainer(Stepper):
                 self._generator.step(bad)
         self._statistics.copy_(torch.where(bad > 0, before, self._statistics))
 
-    def _critic_loss(self, real: Tensor, codes: Codes, first_row: int) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Loss of critic and information head, the gradient penalty where there is one, and the bounds ``[codes]``."""
+    def _critic_loss(
+        self, real: Tensor, codes: Codes, at: Tensor | None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Loss of critic and information head, the gradient penalty where there is one, and the bounds ``[codes]``.
+
+        ``at`` says where between a real and a made image the penalty is taken.
+        """
         objective = self._objective
         with torch.no_grad():
             fake = self._generate(codes)
@@ -126,9 +138,9 @@ class AdversarialTrainer(Stepper):
             of_fake, posterior = self._judged(fake)
             bounds = objective.information(posterior, codes)
             loss = objective.critic_loss(of_real, of_fake) - objective.information_weight * bounds.sum()
-            if not isinstance(objective, InfoWGANGP):
+            if not isinstance(objective, InfoWGANGP) or at is None:
                 return loss, [], bounds
-            points = between(real, fake, self.key, first_row=first_row)
+            points = between(real, fake, at)
             penalty = gradient_penalty(lambda at: self._judged(at)[0], points)
         return loss + objective.penalty * penalty, [penalty.detach()], bounds
 
@@ -159,10 +171,10 @@ class AdversarialTrainer(Stepper):
         )
 
 
-def one_storage(buffers: Sequence[Tensor]) -> Tensor:
+def one_storage(buffers: Sequence[Tensor], device: torch.device) -> Tensor:
     """One tensor ``[N]`` that holds the float32 buffers from now on, so that all are taken back at once."""
     if not buffers:
-        return torch.empty(0)
+        return torch.empty(0, device=device)
     whole = torch.cat([buffer.flatten() for buffer in buffers])
     for buffer, part in zip(buffers, whole.split([buffer.numel() for buffer in buffers]), strict=True):
         buffer.data = part.view_as(buffer)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple, Protocol
 
 import torch
@@ -137,23 +137,25 @@ class Streamed:
         self._base = -1
         self._staged: Tensor | None = None
         self._staged_index: Tensor | None = None
-        self._pinned: list[Tensor | None] = [None, None]
+        self._pinned: list[tuple[Tensor, Tensor] | None] = [None, None]
         self._copied: list[torch.cuda.Event | None] = [None, None]
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="pyvae-read")
-        self._next: tuple[int, Future[Tensor]] | None = None
+        self._next: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
 
     def prepare(self, step: int) -> None:
         base = step - step % self._window
         if base == self._base:
             return
+        if self._next:
+            wait([self._next[1]])  # even for a window that is not wanted: it has the pinned memory
         ahead = self._next is not None and self._next[0] == base
-        host = self._next[1].result() if self._next and ahead else self._load(base)
+        host, index = self._next[1].result() if self._next and ahead else self._load(base)
         if self._staged is None:
             self._staged = torch.empty(host.shape, dtype=host.dtype, device=self._device)
-            self._staged_index = torch.empty(host.shape[:2], dtype=torch.int64, device=self._device)
+            self._staged_index = torch.empty(index.shape, dtype=index.dtype, device=self._device)
         assert self._staged_index is not None
         self._staged.copy_(host, non_blocking=True)
-        self._staged_index.copy_(self._order.draw(base, self._window))
+        self._staged_index.copy_(index, non_blocking=True)
         if self._device.type == "cuda":
             event = torch.cuda.Event()
             event.record()
@@ -169,19 +171,23 @@ class Streamed:
         rows, index = (x.index_select(0, place).squeeze(0) for x in (self._staged, self._staged_index))
         return _of_bytes(rows, index) if rows.dtype == torch.uint8 else Batch(rows, rows, None, index)
 
-    def _load(self, base: int) -> Tensor:
+    def _load(self, base: int) -> tuple[Tensor, Tensor]:
+        """Images of a window and which they are, for a GPU in pinned memory: a copy from any other would wait."""
         index = self._order.draw(base, self._window)
         rows = self._read(index.flatten())
         rows = rows.view(*index.shape, *rows.shape[1:])
         if self._device.type != "cuda":
-            return rows
+            return rows, index
         turn = base // self._window % 2
         if (copied := self._copied[turn]) is not None:
             copied.synchronize()  # the buffer's last copy to the device
         pinned = self._pinned[turn]
         if pinned is None:
-            pinned = self._pinned[turn] = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
-        return pinned.copy_(rows)
+            pinned = self._pinned[turn] = (
+                torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True),
+                torch.empty(index.shape, dtype=index.dtype, pin_memory=True),
+            )
+        return pinned[0].copy_(rows), pinned[1].copy_(index)
 
 
 class ImageSource:
@@ -211,7 +217,8 @@ class ImageSource:
         """Images float32 ``[B, C, H, W]`` on the device."""
         if self._store is None:
             return self._dataset.images(index.cpu()).to(self._device)
-        return _gathered(self._store, index.to(self._device), self._dataset.image_shape).images
+        index = index.to(self._device, non_blocking=True)
+        return _gathered(self._store, index, self._dataset.image_shape).images
 
 
 def _resident(dataset: Dataset, device: torch.device) -> Tensor | None:

@@ -19,6 +19,7 @@ import pyvae
 from pyvae.allocator import keep_large_buffers
 from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
+from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.run import Run
 from pyvae.engine.stepper import BURST, Stepper
@@ -211,7 +212,8 @@ class _Pace:
         self._trainer.advance(min(most, self._portion))
         if self._trainer.device.type == "cuda":
             end = torch.cuda.Event(blocking=True)
-            end.record()
+            # not the current stream, which is that of the first GPU
+            end.record(torch.cuda.current_stream(self._trainer.device))
             self._ends.append(end)
             if len(self._ends) > 2:
                 self._ends.popleft().synchronize()
@@ -281,15 +283,6 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def settle_arithmetic(precision: str) -> None:
-    """Fix what libraries would otherwise choose by timing, so that two runs are equal bit for bit."""
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    products = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = products
 
 
 def _device_name(device: torch.device) -> str:

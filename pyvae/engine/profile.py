@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pyvae.data.dataset import Dataset
-from pyvae.engine.loop import settle_arithmetic
+from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.training import training
 
@@ -54,7 +54,9 @@ def _table(profiler: profile, device: torch.device, steps: int) -> str:
     time: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in profiler.events() or ():
-        if (event.device_type.name == "CUDA") == kernels:
+        # marks of optimisers and of torch.compile stand among the kernels
+        mark = kernels and getattr(event, "is_user_annotation", False)
+        if (event.device_type.name == "CUDA") == kernels and not mark:
             spent = event.device_time_total if kernels else event.self_cpu_time_total
             time[event.name] += spent / steps
             calls[event.name] += 1

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from pyvae.checks import value_checks
 from pyvae.control import Control
 from pyvae.engine.capture import Capture
 from pyvae.engine.ledger import Ledger
@@ -47,7 +48,12 @@ class Stepper(ABC):
         )
         self.key = self.ledger.key
         # torch's Adagrad counts its steps on the host
-        self._capturable = capture and device.type == "cuda" and recipe.optimizer == "adam"
+        self._capturable = (
+            capture
+            and device.type == "cuda"
+            and recipe.optimizer == "adam"
+            and not value_checks()  # which read the device
+        )
         self._capture: Capture | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._uncaptured_steps = 0

@@ -155,16 +155,14 @@ class InfoWGANGP(InfoGAN):
         return fake.mean() - real.mean()
 
 
-def between(real: Tensor, fake: Tensor, key: Tensor, *, first_row: int = 0) -> Tensor:
-    """Points on the lines from generated images to real ones, each at a uniform place of its own.
+def between(real: Tensor, fake: Tensor, at: Tensor) -> Tensor:
+    """Points on the lines from generated images to real ones, each at a place of its own.
 
     Args:
         real: ``[B, C, H, W]``.
         fake: of that shape.
-        key: int64 ``[2]`` of (seed, step).
-        first_row: rows of the key's draws that other points have taken.
+        at: ``[B]`` or ``[B, 1]``, 0 at the generated image and 1 at the real one.
     """
-    at = uniform(key, first_row + len(real), 1, Stream.INTERPOLATION)[first_row:]
     return torch.lerp(fake, real, at.view(-1, *[1] * (real.ndim - 1)))
 
 

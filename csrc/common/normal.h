@@ -14,9 +14,9 @@ struct Pair {
 PYVAE_HD Pair box_muller(uint32_t for_radius, uint32_t for_angle) {
   const float radius = sqrtf(-2.0f * log(uniform(for_radius)));
   const float t = uniform(for_angle) - 0.5f;  // exact; in turns, half a turn behind the angle
-  const float far = t < 0.0f ? -t : t;
-  const float near = far > 0.25f ? 0.5f - far : far;
-  return {radius * sin_turns(far - 0.25f), -radius * sin_turns(t < 0.0f ? -near : near)};
+  const float far = fabsf(t), rest = 0.5f - far;
+  const float near = far < rest ? far : rest;
+  return {radius * sin_turns(far - 0.25f), -radius * sin_turns(copysignf(near, t))};
 }
 
 }  // namespace pyvae

@@ -35,6 +35,14 @@ __attribute__((target("avx2"))) void draw_avx2(uint64_t seed, uint64_t step, uin
   const __m256i m0 = _mm256_set1_epi64x(0xD2511F53), m1 = _mm256_set1_epi64x(0xCD9E8D57);
   // as a shuffle of the two wants them to leave its words in order
   const __m256i order[2] = {_mm256_set_epi64x(5, 4, 1, 0), _mm256_set_epi64x(7, 6, 3, 2)};
+  __m256i keys[10][2];
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  for (auto& key : keys) {
+    key[0] = _mm256_set1_epi64x(k0);
+    key[1] = _mm256_set1_epi64x(k1);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
   for (int start = 0; start < count; start += 8) {
     const __m256i lanes = _mm256_set1_epi64x(first + static_cast<uint32_t>(start));
     __m256i c0[2], c1[2], c2[2], c3[2];
@@ -44,18 +52,14 @@ __attribute__((target("avx2"))) void draw_avx2(uint64_t seed, uint64_t step, uin
       c2[h] = _mm256_set1_epi64x(static_cast<int64_t>(step));
       c3[h] = _mm256_set1_epi64x(static_cast<int64_t>(step >> 32));
     }
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-    for (int round = 0; round < 10; ++round) {
-      const __m256i key0 = _mm256_set1_epi64x(k0), key1 = _mm256_set1_epi64x(k1);
+    for (const auto& key : keys) {
       for (int h = 0; h < 2; ++h) {
         const __m256i p0 = _mm256_mul_epu32(c0[h], m0), p1 = _mm256_mul_epu32(c2[h], m1);
-        c0[h] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1[h]), key0);
-        c2[h] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3[h]), key1);
+        c0[h] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p1, 32), c1[h]), key[0]);
+        c2[h] = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(p0, 32), c3[h]), key[1]);
         c1[h] = p1;
         c3[h] = p0;
       }
-      k0 += 0x9E3779B9u;
-      k1 += 0xBB67AE85u;
     }
     const __m256i* words[4] = {c0, c1, c2, c3};
     for (int k = 0; k < 4; ++k) {

@@ -46,7 +46,7 @@ PYVAE_CLONES void sample(const SampleTile& t, int n) {
     const float deviation = pyvae::exp(0.5f * logvar[i]);
     shift[i] = deviation * noise[i];
     z[i] = mu[i] + shift[i];
-    kl[i] = 0.5f * (mu[i] * mu[i] + pyvae::expm1(logvar[i], deviation * deviation).minus_one_minus_x);
+    kl[i] += 0.5f * (mu[i] * mu[i] + pyvae::expm1(logvar[i], deviation * deviation).minus_one_minus_x);
   }
 }
 
@@ -55,13 +55,9 @@ PYVAE_CLONES void add(float* __restrict sum, const float* __restrict row, int n)
   for (int i = 0; i < n; ++i) sum[i] += row[i];
 }
 
-PYVAE_CLONES void scale(const float* __restrict x, float by, float* __restrict scaled, int n) {
-#pragma omp simd
-  for (int i = 0; i < n; ++i) scaled[i] = x[i] * by;
-}
-
 struct GradientTile {
   const float *grad_z, *grad_kl, *mu, *logvar, *noise_or_shift;
+  float per_row;  // share of a row in the mean that kl is
   float *grad_mu, *grad_logvar;
 };
 
@@ -79,8 +75,9 @@ PYVAE_HD void gradients(const GradientTile& t, int n) {
       to_logvar = gz[i] * (kKept ? noise_or_shift[i] : deviation * noise_or_shift[i]);
     }
     if (kKl) {
-      to_mu += gk[i] * mu[i];
-      to_logvar += gk[i] * pyvae::expm1(logvar[i], deviation * deviation).minus_one;
+      const float own = gk[i] * t.per_row;
+      to_mu += own * mu[i];
+      to_logvar += own * pyvae::expm1(logvar[i], deviation * deviation).minus_one;
     }
     grad_mu[i] = to_mu;
     grad_logvar[i] = 0.5f * to_logvar;
@@ -175,9 +172,12 @@ void draw_samples(const Shape& shape, const Noise& noise, const Tensor& mu, cons
       float* sum = sums + block / shape.column_blocks * shape.latents;
       for_each_tile(shape, block, [&](const Tile& tile) {
         const int64_t at = tile.offset;
+        const bool narrow = tile.rows > 1;
+        if (narrow) std::fill_n(terms, tile.size(), 0.0f);
         noise(shape, tile, drawn);
-        sample({m + at, lv + at, drawn, out + at, terms, shift ? shift + at : scratch}, tile.size());
-        for (int64_t r = 0; r < tile.rows; ++r) {
+        sample({m + at, lv + at, drawn, out + at, narrow ? terms : sum + tile.column, shift ? shift + at : scratch},
+               tile.size());
+        for (int64_t r = 0; narrow && r < tile.rows; ++r) {
           add(sum + tile.column, terms + r * tile.columns, static_cast<int>(tile.columns));
         }
       });
@@ -254,11 +254,13 @@ std::tuple<Tensor, Tensor> differentiate(const std::optional<Tensor>& given_grad
       for_each_tile(shape, block, [&](const Tile& tile) {
         const int64_t at = tile.offset;
         const float* noise_or_shift = gz ? get(tile, buffer) : nullptr;
-        for (int64_t r = 0; gk && r < tile.rows; ++r) {
-          scale(gk + tile.member * shape.latents + tile.column, per_row, repeated + r * tile.columns,
-                static_cast<int>(tile.columns));
+        const float* of_row = gk ? gk + tile.member * shape.latents + tile.column : nullptr;
+        for (int64_t r = 0; of_row && tile.rows > 1 && r < tile.rows; ++r) {
+          std::memcpy(repeated + r * tile.columns, of_row, static_cast<size_t>(tile.columns) * sizeof(float));
         }
-        compute({gz + (gz ? at : 0), repeated, m + at, lv + at, noise_or_shift, gm + at, gl + at}, tile.size());
+        compute({gz ? gz + at : nullptr, tile.rows > 1 ? repeated : of_row, m + at, lv + at, noise_or_shift, per_row,
+                 gm + at, gl + at},
+                tile.size());
       });
     }
   });

@@ -16,14 +16,26 @@ using namespace pyvae;
 
 constexpr int64_t kCounted = 128;
 
+// A loop over these keeps its counters in registers; of one over integers g++ stores them in every round.
+typedef int32_t Lanes __attribute__((vector_size(32)));
+constexpr int kLanes = sizeof(Lanes) / sizeof(int32_t);
+static_assert(kCounted % (2 * kLanes) == 0, "ranks are counted two vectors at a time");
+
 // Rank of every row by counting those before it: n^2 comparisons, vectorised, beat sorting a small batch. False where
-// two words are equal, which is so in one batch of millions.
+// two words are equal, which is so in one batch of millions. Writes up to kCounted ranks, of which n mean something.
 PYVAE_CLONES bool count_ranks(const uint32_t* __restrict words, int32_t* __restrict rank, int n) {
-  for (int i = 0; i < n; ++i) rank[i] = 0;
-  for (int j = 0; j < n; ++j) {
-    const uint32_t word = words[j];
-#pragma omp simd
-    for (int i = 0; i < n; ++i) rank[i] += word < words[i];
+  alignas(Lanes) int32_t ordered[kCounted] = {};
+  for (int i = 0; i < n; ++i) ordered[i] = static_cast<int32_t>(words[i] ^ 0x80000000u);  // signed, in the same order
+  for (int i = 0; i < n; i += 2 * kLanes) {
+    Lanes first, second, before_first = {}, before_second = {};
+    std::memcpy(&first, ordered + i, sizeof first);
+    std::memcpy(&second, ordered + i + kLanes, sizeof second);
+    for (int j = 0; j < n; ++j) {
+      before_first -= ordered[j] < first;
+      before_second -= ordered[j] < second;
+    }
+    std::memcpy(rank + i, &before_first, sizeof before_first);
+    std::memcpy(rank + i + kLanes, &before_second, sizeof before_second);
   }
   int sum = 0;
   for (int i = 0; i < n; ++i) sum += rank[i];
@@ -36,7 +48,7 @@ struct Sorter {
   std::vector<int32_t> rank, place;
 
   void operator()(const uint32_t* words, int64_t n, int64_t* order) {
-    rank.resize(static_cast<size_t>(std::min(n, kCounted)));
+    rank.resize(static_cast<size_t>(kCounted));
     if (n <= kCounted && count_ranks(words, rank.data(), static_cast<int>(n))) {
       for (int64_t i = 0; i < n; ++i) order[rank[i]] = i;
       return;

@@ -5,7 +5,6 @@ need. What would take hours is timed on a slice and multiplied, and marked so. W
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -21,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench_code_histogram import popular as numpy_counts
 from interleaved import Spread, synchronise
-from machine import describe
+from machine import save
 from pyvae import code_histogram, posterior_entropy
 from pyvae.allocator import keep_large_buffers
 from pyvae.data import load
@@ -320,10 +319,7 @@ def main() -> None:
         for row in results[metric]:
             about = "  extrapolated" if row["extrapolated"] else ""
             print(f"{metric:34s} {row['way']:60s} {row['seconds'][1]:12.5g} s{about}", flush=True)
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            content = {"machine": describe(), "metrics": results}
-            options.out.write_text(json.dumps(content, indent=1) + "\n")
+        save(options.out, metrics=results)
     if wrong:
         sys.exit("\n".join(wrong))
 

@@ -7,7 +7,6 @@ share of the speed of a copy of as many bytes in the same run. A result that is 
 
 import argparse
 import importlib
-import json
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 from interleaved import Case, measure
-from machine import describe
+from machine import save
 from pyvae.allocator import keep_large_buffers
 from pyvae.backend import choose
 
@@ -62,13 +61,6 @@ def main() -> None:
     if slow:
         sys.exit("\n".join(f"{op} would be timed as its reference: {reason}" for op, reason in slow.items()))
     rows, wrong, left = [], [], []
-
-    def write() -> None:
-        if options.out:
-            content = {"machine": describe(), "cases": rows, "left_out": left, "failed": wrong}
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(content, indent=1) + "\n")
-
     for case in cases(tuple(options.ops)):
         if device.type not in case.devices:
             continue
@@ -88,9 +80,9 @@ def main() -> None:
             print(line(row), flush=True)
         rows += measured
         wrong += refused
-        write()
+        save(options.out, cases=rows, left_out=left, failed=wrong)
     if rows:
-        write()
+        save(options.out, cases=rows, left_out=left, failed=wrong)
     if left:
         print(f"no time left for {', '.join(left)}")
     if wrong:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from bench_train import DEVICE, RECIPE, STRIDE, Step, ours, steps_per_second
 from interleaved import Spread
-from machine import ROOT, commit_of, describe
+from machine import ROOT, commit_of, save
 from pyvae.allocator import keep_large_buffers
 from pyvae.data import load
 from pyvae.engine.stepper import BURST
@@ -353,16 +353,14 @@ def main() -> None:
             for (library, objective), found in rates.items()
             if found
         ]
-        if options.out and rows:
-            content = {
-                "machine": describe(),
-                "versions": versions_of(reasons, checkout),
-                "setting": f"{RECIPE.architecture}, batch {RECIPE.batch_size}",
-                "rates": rows,
-                "skipped": skipped,
-            }
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(content, indent=1) + "\n")
+        if rows:
+            save(
+                options.out,
+                versions=versions_of(reasons, checkout),
+                setting=f"{RECIPE.architecture}, batch {RECIPE.batch_size}",
+                rates=rows,
+                skipped=skipped,
+            )
         return rows
 
     end = time.monotonic() + 60 * (options.minutes or float("inf"))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from interleaved import Spread
-from machine import ROOT, describe
+from machine import ROOT, save
 from pyvae import bernoulli_nll, reparameterize_kl
 from pyvae.allocator import keep_large_buffers
 from pyvae.data import load
 from pyvae.engine.arithmetic import settle_arithmetic
+from pyvae.engine.profile import ran_on_gpu
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.stepper import BURST
 from pyvae.engine.training import training
@@ -226,17 +227,9 @@ def _kernels(step: Step, steps: int) -> float:
     """Kernels, copies and fills that a step runs on the GPU, from a call of so many."""
     activity = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[activity.CPU, activity.CUDA]) as profiler:
-        step(*([steps] if steps > 1 else []))
+        step(steps) if steps > 1 else step()
         _synchronise()
-    return count_kernels(profiler.events() or ()) / steps
-
-
-def count_kernels(events: Iterable[Any]) -> int:
-    """Of a profile; not the ranges that optimisers and torch.compile mark, which stand among them."""
-    return sum(
-        event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False)
-        for event in events
-    )
+    return sum(map(ran_on_gpu, profiler.events() or ())) / steps
 
 
 def measured_here(name: str, seconds: float) -> bool:
@@ -299,23 +292,19 @@ def main() -> None:
     names = options.only or HERE
     rounds: dict[str, list[Spread]] = {name: [] for name in names}
     kernels: dict[str, float] = {}
-    results: dict[str, float] = {}
 
-    def write() -> None:
-        rates = {name: values for name, values in rounds.items() if values}
-        results.update({n: float(f"{Spread.of_rounds(values).median:.4g}") for n, values in rates.items()})
-        if not options.out or not results:
-            return
-        content: dict[str, Any] = {
-            "machine": describe(),
-            "setting": f"{RECIPE.architecture}, batch {RECIPE.batch_size}",
-            "steps_per_second": {name: results[name] for name in rates},
-            "quartiles": {name: Spread.of_rounds(values).rounded() for name, values in rates.items()},
-        }
-        if kernels:
-            content["kernels_per_step"] = kernels
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(content, indent=2) + "\n")
+    def write() -> dict[str, float]:
+        rates = {name: Spread.of_rounds(values) for name, values in rounds.items() if values}
+        results = {name: float(f"{rate.median:.4g}") for name, rate in rates.items()}
+        if results:
+            save(
+                options.out,
+                setting=f"{RECIPE.architecture}, batch {RECIPE.batch_size}",
+                steps_per_second=results,
+                quartiles={name: rate.rounded() for name, rate in rates.items()},
+                **({"kernels_per_step": kernels} if kernels else {}),
+            )
+        return results
 
     end = time.monotonic() + 60 * options.minutes if options.minutes else None
     for _ in range(options.rounds):
@@ -328,11 +317,11 @@ def main() -> None:
                 if measured.kernels is not None:
                     kernels[name] = measured.kernels
             write()
+    results = write()
     missed = [name for name in names if name not in results]
-    base = next((results[name] for name in names if name in results), 1.0)
-    for name in names:
-        if name in results:
-            print(f"{name:40s} {results[name]:8.4g} steps/s  {results[name] / base:.2f}x")
+    base = next(iter(results.values()), 1.0)
+    for name, rate in results.items():
+        print(f"{name:40s} {rate:8.4g} steps/s  {rate / base:.2f}x")
     if missed:
         print(f"not measured: {', '.join(missed)}")
     if missed and not options.minutes:

@@ -7,7 +7,6 @@ Adam run on a CPU as well; graphs need a GPU.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from machine import describe
+from machine import save
 from pyvae.engine.arithmetic import settle_arithmetic
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -230,10 +229,7 @@ def main() -> None:
         results[part] = measure()
         for name, value in results[part].items():
             print(f"{value:10.2f} us  {name}", flush=True)
-        if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            content = {"machine": describe(), "microseconds": results}
-            options.out.write_text(json.dumps(content, indent=2) + "\n")
+        save(options.out, microseconds=results)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyvae.engine.profile import ran_on_gpu
+
 Inputs = tuple[Any, ...]
 Outputs = tuple[Any, ...]
 COPY = "copy"
@@ -295,12 +297,7 @@ def device_microseconds(runner: Runner, calls: int = 3) -> float:
         for i in range(calls):
             runner.run(i)
         torch.cuda.synchronize()
-    spent = sum(
-        event.time_range.elapsed_us()
-        for event in profiler.events() or ()
-        # the ranges that torch.compile marks would count their kernels again
-        if event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False)
-    )
+    spent = sum(event.time_range.elapsed_us() for event in profiler.events() or () if ran_on_gpu(event))
     return spent / (calls * runner.calls)
 
 

@@ -1,5 +1,6 @@
 """Where and with what a result was measured."""
 
+import json
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 import pyvae
+from pyvae.engine.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,6 +27,14 @@ def describe() -> dict[str, Any]:
         "commit": commit_of(ROOT),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
+
+
+def save(out: Path | None, **content: Any) -> None:
+    """Write what was measured, and where, if ``out`` names a file: whole, whenever the process may be killed."""
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"machine": describe(), **content}, indent=1)
+        write_atomically(out, f"{text}\n".encode())
 
 
 def _cpu_name() -> str:

@@ -49,8 +49,8 @@ def ops_table(result: dict[str, Any]) -> str:
     for (op, what, size), rows in cases.items():
         timed = [row for row in rows if "us" in row]
         captured = {row["provider"] for row in timed if row["graph"]}
-        fair = captured and captured >= {row["provider"] for row in timed}
-        usable = [row for row in timed if row["graph"] == bool(fair)]
+        fair = captured == {row["provider"] for row in timed}
+        usable = [row for row in timed if row["graph"] == fair]
         best = {kind: _fastest(usable, kind) for kind in ("other", "compile", "pyvae")}
         times = {kind: row["us"][1] for kind, row in best.items() if row}
         if "pyvae" not in times:

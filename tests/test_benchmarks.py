@@ -369,14 +369,6 @@ class TestCases:
         ]
         assert bench_train.processes([*names, "popular code, our two losses"])[0] == names[1:3]
 
-    def test_marks_are_no_kernels(self):
-        def event(kind, **mark):
-            return SimpleNamespace(device_type=SimpleNamespace(name=kind), **mark)
-
-        events = [event("CUDA"), event("CPU"), event("CUDA", is_user_annotation=True)]
-        events.append(event("CUDA", is_user_annotation=False))
-        assert script("bench_train").count_kernels(events) == 2
-
     def test_a_variant_that_fails_does_not_end_the_next(self, monkeypatch, capsys):
         bench_train = script("bench_train")
         monkeypatch.setattr(bench_train, "measure", lambda name, seconds: 1 / 0)

@@ -249,10 +249,8 @@ def test_one_storage():
     assert buffers[1].item() == 14
     assert whole.tolist() == [0, 2, 4, 14, 9, 2, 2, 2]
     nothing = one_storage([], torch.device("meta"))
-    assert (nothing.shape, nothing.device.type) == (
-        (0,),
-        "meta",
-    )  # where a step joins it with what lies there
+    # where a step joins it with what lies there
+    assert (nothing.shape, nothing.device.type) == ((0,), "meta")
 
 
 def plain_steps(recipe, data, steps):

@@ -35,10 +35,12 @@ def test_marks_are_no_kernels():
     events = [
         event("gemm", "CUDA"),
         event("Optimizer.step#Adam.step", "CUDA", is_user_annotation=True),
+        event("fill", "CUDA", is_user_annotation=False),
         event("aten::mm", "CPU"),
     ]
     table = _table(SimpleNamespace(events=lambda: events), torch.device("cuda"), 2)
     assert [line.split() for line in table.splitlines()[1:]] == [
         ["3.0", "0.50", "gemm"],
-        ["3.0", "0.50", "all"],
+        ["3.0", "0.50", "fill"],
+        ["6.0", "1.00", "all"],
     ]

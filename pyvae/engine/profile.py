@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -48,15 +49,21 @@ def profile_steps(
     return table
 
 
+def ran_on_gpu(event: Any) -> bool:
+    """Whether an event of a profile is a kernel, copy or fill.
+
+    The ranges that optimisers and torch.compile mark stand among them, and would count theirs again.
+    """
+    return event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False)
+
+
 def _table(profiler: profile, device: torch.device, steps: int) -> str:
     """Microseconds and calls a step of each kernel, or on a CPU of each operator without those it calls."""
     kernels = device.type == "cuda"
     time: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in profiler.events() or ():
-        # marks of optimisers and of torch.compile stand among the kernels
-        mark = kernels and getattr(event, "is_user_annotation", False)
-        if (event.device_type.name == "CUDA") == kernels and not mark:
+        if ran_on_gpu(event) if kernels else event.device_type.name != "CUDA":
             spent = event.device_time_total if kernels else event.self_cpu_time_total
             time[event.name] += spent / steps
             calls[event.name] += 1

@@ -31,8 +31,7 @@ def _forward(first: Tensor | None, z: Tensor, key: Tensor, stream: int) -> tuple
     if not _native(z):
         order = reference.permutations(z, key, stream)
         return _join(first, z.gather(-2, order)), order
-    if key.ndim > 1:
-        key, _ = expand_key(key, z.shape[:-2])
+    key, _ = expand_key(key, z.shape[:-2])
     return torch.ops.pyvae_native.permute_dims.default(first, z, key, stream)
 
 

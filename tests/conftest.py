@@ -36,6 +36,13 @@ def triton_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYVAE_BACKEND", "triton")
 
 
+@pytest.fixture
+def wide_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam of few programs: interpreted, each takes milliseconds, and a network has five hundred."""
+    if not GPU:
+        monkeypatch.setattr("pyvae.engine.adam._block", lambda weights: 2**16)
+
+
 @pytest.fixture(params=["triton", "native"])
 def fast_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Ops run their Triton kernels, then, on a CPU, their compiled operators."""

@@ -9,10 +9,11 @@ from torch import Tensor
 from pyvae.control import Control
 from pyvae.data.binarised import check_binarisable
 from pyvae.data.dataset import Dataset, FactorDataset
-from pyvae.engine.adam import adam
+from pyvae.engine.adam import Adam, adam
 from pyvae.engine.batches import Batch, Batches, ImageSource
 from pyvae.engine.binarise import BinarisedBatches
 from pyvae.engine.controller import controller
+from pyvae.engine.low_precision import keep_low_precision_weights
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.state import Trained
 from pyvae.engine.stepper import Stepper
@@ -59,7 +60,10 @@ class Trainer(Stepper):
         self._encoder, self._decoder = (
             _compiled(module) if compile else module for module in (self.net.encoder, self.net.decoder)
         )
-        self._trained = Trained("net", self.net, _optimizer(recipe, list(self.net.parameters()), device))
+        optimizer = _optimizer(recipe, list(self.net.parameters()), device)
+        if recipe.precision == "bf16" and isinstance(optimizer, Adam):
+            keep_low_precision_weights(self.net, optimizer)
+        self._trained = Trained("net", self.net, optimizer)
         self._size = len(dataset)
         source = ImageSource(dataset, device)
         self._batches = batches_of(recipe, source, dataset, device)

@@ -281,7 +281,8 @@ ADAM = [
     ("burgess", "float32"),
     ("burgess", "bfloat16"),
     ("discriminator", "float32"),
-    ("1-element", "float32"),
+    ("one", "float32"),
+    ("more than 2^31", "float32"),
 ]
 
 
@@ -289,7 +290,8 @@ def _launch_adam(net: str, gradients: str) -> None:
     makers = {
         "burgess": lambda: build("burgess", 1, 10).to(memory_format=torch.channels_last),
         "discriminator": lambda: build_discriminator(10, 6, 1000),
-        "1-element": lambda: torch.nn.Linear(1, 1),
+        "one": lambda: torch.nn.Linear(1, 1, bias=False),
+        "more than 2^31": lambda: torch.nn.Linear(2**16, 2**15 + 1, device="meta"),
     }
     parameters = list(makers[net]().to("meta").parameters())
     for parameter in parameters:

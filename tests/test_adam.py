@@ -228,6 +228,20 @@ def test_the_stride_of_a_single_element_says_nothing(device):
     assert address.data_ptr() == gradient.data_ptr()
 
 
+@pytest.mark.parametrize("size", [1, 1022, 1023, 1025, 2047])
+def test_what_lies_behind_a_tensor_is_neither_read_nor_written(size, device):
+    weights, gradients = (torch.full((size + 5,), math.nan, device=device) for _ in range(2))
+    weight = nn.Parameter(weights[:size])
+    with torch.no_grad():
+        weight.fill_(1.0)
+    weight.grad = gradients[:size].fill_(2.0)
+    optimizer = Adam([weight], 0.5)
+    assert float(optimizer.norm()) == pytest.approx(2 * size**0.5)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach().cpu(), torch.full((size,), 0.5))
+    assert weights[size:].isnan().all()
+
+
 def test_two_runs_are_equal_bit_for_bit(device):
     runs = []
     for _ in range(2):

@@ -62,14 +62,11 @@ def test_gathered_images_of_floats_are_written_in_128_bits(figures):
 def test_whole_blocks_of_parameters_are_read_and_written_in_128_bits(figures):
     nets = [row for row in figures if row["label"].startswith(("burgess", "discriminator"))]
     assert {row["kernel"] for row in nets} == {"norm_kernel", "adam_kernel"}
-    # elements of a thread: eight, or sixteen; of the gradient, and of a weight and two moments
-    loads = {("norm_kernel", "burgess"): 2, ("norm_kernel", "discriminator"): 4}
-    loads |= {("adam_kernel", "burgess"): 8, ("adam_kernel", "discriminator"): 16}
     for row in nets:
-        least = loads[row["kernel"], row["label"].split()[0]]
-        assert row["wide_loads"] >= least, named(row)
+        # a thread has eight elements of a gradient, and of its weight and moments
+        assert row["wide_loads"] >= (2 if row["kernel"] == "norm_kernel" else 8), named(row)
         if row["kernel"] == "adam_kernel":
-            assert row["wide_stores"] >= least * 3 // 4, named(row)
+            assert row["wide_stores"] >= 6, named(row)
             assert row["shared"] == 0, named(row)  # through which layouts are converted
 
 

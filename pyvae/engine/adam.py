@@ -318,7 +318,7 @@ def _lie_alike(a: Tensor, b: Tensor) -> bool:
 
 def _block(weights: int) -> int:
     """Elements of a program: enough programs for every multiprocessor, and few partial sums for the last of them."""
-    return 1024 if weights <= 2**21 else 4096
+    return 1024 if weights <= 2**21 else 2048
 
 
 def _warps(block: int) -> int:

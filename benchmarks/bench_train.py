@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from checkout import ROOT
 from interleaved import Spread
-from machine import ROOT, save
+from machine import save
 from pyvae import bernoulli_nll, reparameterize_kl
 from pyvae.allocator import keep_large_buffers
 from pyvae.data import load

@@ -1,0 +1,235 @@
+"""`make gpu` without a GPU: what it writes, what it repeats, what it survives."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpu_driver import CASES
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def module(name):
+    return importlib.import_module(name)
+
+
+def start(out, *stages, **environment):
+    command = [sys.executable, str(ROOT / "tests/gpu_driver.py"), str(out), *stages]
+    environment = {**os.environ, "NOTES": str(out.parent / "notes"), **environment}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def lines_of(out):
+    return module("gpu_stages.results").read(out / "results.jsonl")
+
+
+def cases_of(out):
+    newest = module("gpu_stages.results").newest(lines_of(out))
+    return {case: line for (_, case), line in newest.items() if case not in ("start", "all")}
+
+
+def test_killed_at_any_moment_it_keeps_what_is_done_and_goes_on_there(tmp_path):
+    out, notes = tmp_path / "out", tmp_path / "notes"
+    for least in (1, 4, 8):
+        call = start(out, "naps")
+        while not notes.exists() or len(notes.read_text().splitlines()) < least:
+            assert call.poll() is None
+            time.sleep(0.01)
+        call.send_signal(signal.SIGKILL)
+        call.wait()
+        time.sleep(0.5)  # its processes notice
+        done = notes.read_text().splitlines()
+        time.sleep(0.5)
+        assert notes.read_text().splitlines() == done
+        # one may have ended without time to say so
+        assert len(set(done) - cases_of(out).keys()) <= 1
+        with (out / "results.jsonl").open("ab") as file:
+            file.write(b'{"stage": "naps", "ca')  # as a kill within a write leaves it
+    call = start(out, "naps")
+    said, _ = call.communicate(timeout=60)
+    assert call.returncode == 0, said
+    assert cases_of(out).keys() == {f"nap {i}" for i in range(CASES)}
+    repeated = Counter(notes.read_text().splitlines())
+    assert sum(count - 1 for count in repeated.values()) <= 3
+    before = notes.read_text()
+    said, _ = start(out, "naps").communicate(timeout=60)
+    assert "naps: nothing is missing or stale" in said
+    assert notes.read_text() == before
+
+
+def test_a_hang_and_a_crash_cost_their_own_case(tmp_path):
+    out = tmp_path / "out"
+    said, _ = start(out, "hangs", "naps").communicate(timeout=120)
+    found = {case: line for case, line in cases_of(out).items() if line["stage"] == "hangs"}
+    good = {case for case, line in found.items() if line.get("ok") is True}
+    assert good == {"first", "between", "last"}, said
+    for case in ("hang in C", "crash", "hang"):
+        assert "its process ended with" in found[case]["error"]
+    assert "11" in found["crash"]["error"]
+    assert found["wrong"]["error"] == "is wrong"
+    assert "ZeroDivisionError" in found["raises"]["error"]
+    assert "hangs: 3 done, 5 FAILED" in said
+    assert f"naps: {CASES} done" in said
+    summary = (out / "summary.txt").read_text()
+    assert "FAILED hangs: wrong: is wrong" in summary
+    assert "mend what failed in hangs" in summary
+    assert len(summary.splitlines()) <= 20
+    assert "in hangs" in (out / "log.txt").read_text()  # where it hung
+
+
+def test_what_the_time_cuts_off_is_no_failure(tmp_path):
+    out = tmp_path / "out"
+    said, _ = start(out, "endless", SECONDS="8").communicate(timeout=60)
+    found = cases_of(out)
+    assert found["first"]["ok"] is True
+    assert found["second"]["cut"] is True
+    assert "endless: 1 done, 1 cut off, its time was over" in said
+
+
+def test_a_stage_that_fails_outside_of_its_cases_is_told(tmp_path):
+    out = tmp_path / "out"
+    said, _ = start(out, "broken", "naps").communicate(timeout=90)
+    assert "FAILED broken: start" in said
+    assert f"naps: {CASES} done" in said
+    assert "no such thing" in (out / "log.txt").read_text()
+
+
+class TestWhatIsDone:
+    GPU = "NVIDIA H100 80GB HBM3"
+
+    def line(self, stage, case="one", **changes):
+        results = module("gpu_stages.results")
+        good = {"stage": stage.name, "case": case, "code": results.code_of(stage), "gpu": self.GPU}
+        return {**good, "torch": "2.11", "time": "1", **changes}
+
+    def stage(self, **changes):
+        stage = module("gpu_stages.plan").Stage("ops_agree", "gpu_stages.agreement", 9, ("kernels/*.py",))
+        return replace(stage, **changes)
+
+    def done(self, *lines, stage=None):
+        stage = stage or self.stage()
+        return set(module("gpu_stages.results").done(lines, stage, gpu=self.GPU, torch="2.11"))
+
+    def test_right_results_of_this_code(self):
+        line = self.line(self.stage())
+        assert self.done(line) == {"one"}
+        assert self.done({**line, "ok": True}) == {"one"}
+        for change in ({"ok": False}, {"cut": True}, {"code": "old"}, {"torch": "2.12"}, {"begun": True}):
+            assert self.done({**line, **change}) == set(), change
+        assert self.done({**line, "stage": "other"}) == set()
+
+    def test_the_last_line_counts(self):
+        line = self.line(self.stage())
+        assert self.done(line, {**line, "ok": False}) == set()
+        assert self.done({**line, "ok": False}, line) == {"one"}
+        assert self.done(line, {**line, "begun": True}) == {"one"}
+
+    def test_another_card_has_other_times_and_the_same_truth(self):
+        line = {**self.line(self.stage()), "gpu": "NVIDIA H200"}
+        assert self.done(line) == {"one"}
+        assert self.done(line, stage=self.stage(per_card=True)) == set()
+        dry = {**line, "gpu": module("gpu_stages.results").DRY}
+        assert self.done(dry) == set()
+
+    def test_code_changes_with_its_files(self, tmp_path, monkeypatch):
+        results = module("gpu_stages.results")
+        monkeypatch.setattr(results, "ROOT", tmp_path)
+        (tmp_path / "kernels").mkdir()
+        file = tmp_path / "kernels/a.py"
+        file.write_text("1")
+        first = results.code_of(self.stage())
+        file.write_text("2")
+        second = results.code_of(self.stage())
+        (tmp_path / "other.py").write_text("3")
+        assert first != second == results.code_of(self.stage())
+        file.rename(tmp_path / "kernels/b.py")
+        assert results.code_of(self.stage()) != second
+
+    def test_results_of_every_folder_are_read(self, tmp_path):
+        results = module("gpu_stages.results")
+        for i, folder in enumerate(("gpu-b", "gpu-a", "other")):
+            results.append(
+                tmp_path / folder / "results.jsonl", {"stage": "s", "case": folder, "time": str(i)}
+            )
+        results.append(tmp_path / "out/results.jsonl", {"stage": "s", "case": "out", "time": "0.5"})
+        found = [line["case"] for line in results.known(tmp_path, tmp_path / "out")]
+        assert found == ["gpu-b", "out", "gpu-a"]
+
+
+class TestPlan:
+    def test_every_stage_is_a_function_that_says_what_it_does(self):
+        for stage in module("gpu_stages.plan").STAGES:
+            assert getattr(module(stage.where), stage.name).__doc__, stage.name
+
+    def test_what_it_reads_exists(self):
+        for stage in module("gpu_stages.plan").STAGES:
+            for pattern in stage.reads:
+                assert any(ROOT.glob(pattern)), (stage.name, pattern)
+
+    def test_names_are_different_and_the_first_eleven_minutes_prove_and_measure(self):
+        stages = module("gpu_stages.plan").STAGES
+        names = [stage.name for stage in stages]
+        assert len(set(names)) == len(names)
+        spent = 0
+        for stage in stages:
+            spent += 0 if stage.beside else stage.seconds
+            if spent > 660:
+                break
+        assert names.index(stage.name) > names.index("rates")
+
+    def test_every_objective_has_a_rate(self):
+        from pyvae.objectives import OBJECTIVES
+
+        measured = module("gpu_stages.rates").OBJECTIVES
+        assert {*measured, "beta-vae"} == set(OBJECTIVES)
+        variants = module("bench_train").VARIANTS
+        assert all(f"pyvae {name} --precision tf32" in variants for name in measured)
+
+
+def test_without_a_gpu_it_says_what_it_would_need(monkeypatch, capsys):
+    gpu = module("gpu")
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    monkeypatch.setattr(gpu, "gpu_name", lambda: (_ for _ in ()).throw(OSError("no NVIDIA driver")))
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main()
+    assert str(stopped.value).startswith("make gpu needs an NVIDIA GPU")
+    assert "\n" not in str(stopped.value)
+
+
+def test_a_folder_is_named_after_its_card():
+    assert module("gpu").folder_of("NVIDIA H100 80GB HBM3").name == "gpu-h100-80gb-hbm3"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be used instead")
+def test_a_dry_run_of_every_stage(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--dry", "--minutes", "14", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + (tmp_path / "log.txt").read_text()[-4000:]
+    lines = lines_of(tmp_path)
+    ended = {line["stage"] for line in lines if line.get("case") == "all"}
+    stages = module("gpu_stages.plan").STAGES
+    assert ended == {stage.name for stage in stages}
+    cases = {stage.name: 0 for stage in stages}
+    for line in lines:
+        cases[line["stage"]] += line["case"] not in ("start", "all") and "begun" not in line
+    assert all(cases.values()), cases
+    assert json.dumps(lines).count('"ok": false') == 0
+    assert {line["gpu"] for line in lines} == {module("gpu_stages.results").DRY}

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from gpu_driver import CASES
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 DEVICE_CODE = ("kernels/*.py", "csrc/**/*")
 OPS = (
     *DEVICE_CODE,
-    "pyvae/ops/*.py",
-    "pyvae/reference.py",
-    "pyvae/random.py",
-    "pyvae/backend.py",
-    "setup.py",
+    *("pyvae/ops/*.py", "pyvae/reference.py", "pyvae/random.py", "pyvae/backend.py", "setup.py"),
 )
 STEP = (*OPS, "pyvae/engine/*.py", "pyvae/objectives/*.py", "pyvae/nets.py", "pyvae/adversarial_nets.py")
-EVERYTHING = ("kernels/*.py", "csrc/**/*", "pyvae/**/*.py", "tests/*.py")
+CAPTURED = (*STEP, "tests/test_trainer.py")
+TRAINING = (*STEP, "benchmarks/bench_train.py")
+TIMED = (*OPS, "benchmarks/bench_*.py", "benchmarks/interleaved.py")
+EVERYTHING = (*DEVICE_CODE, "pyvae/**/*.py", "tests/*.py")
+TOYS = ("pyvae/signal_to_noise.py", "pyvae/toys.py")
 
 
 @dataclass(frozen=True)
@@ -40,22 +40,16 @@ STAGES = (
     Stage("data", "gpu_stages.environment", 60, ("pyvae/data/*.py",), beside=True, always=True),
     # right or wrong
     Stage("ops_agree", "gpu_stages.agreement", 100, OPS),
-    Stage("steps_agree", "gpu_stages.agreement", 30, STEP),
+    Stage("steps_agree", "gpu_stages.agreement", 60, CAPTURED),
     Stage("integers", "gpu_stages.agreement", 30, OPS),
-    Stage("captured", "gpu_stages.captured", 110, (*STEP, "tests/test_trainer.py")),
+    Stage("captured", "gpu_stages.captured", 110, CAPTURED),
     # how fast
-    Stage("gpu_stages.rates", "gpu_stages.rates", 60, (*STEP, "benchmarks/bench_train.py"), per_card=True),
+    Stage("rates", "gpu_stages.rates", 60, TRAINING, per_card=True),
     Stage("kernels", "gpu_stages.rates", 45, STEP, per_card=True),
-    Stage("objectives", "gpu_stages.rates", 100, (*STEP, "benchmarks/bench_train.py"), per_card=True),
+    Stage("objectives", "gpu_stages.rates", 100, TRAINING, per_card=True),
     Stage("popular", "gpu_stages.rates", 60, ("benchmarks/bench_train.py",), per_card=True),
-    Stage("compiled", "gpu_stages.rates", 60, (*STEP, "benchmarks/bench_train.py"), per_card=True),
-    Stage(
-        "small_ops",
-        "gpu_stages.timings",
-        90,
-        (*OPS, "benchmarks/bench_*.py", "benchmarks/interleaved.py"),
-        per_card=True,
-    ),
+    Stage("compiled", "gpu_stages.rates", 60, TRAINING, per_card=True),
+    Stage("small_ops", "gpu_stages.timings", 90, TIMED, per_card=True),
     Stage("both_migs", "gpu_stages.timings", 40, (*OPS, "benchmarks/bench_metrics.py"), per_card=True),
     # what decides designs
     Stage("launches", "gpu_stages.constants", 30, ("benchmarks/gpu_stages/barriers.py",), per_card=True),
@@ -63,22 +57,10 @@ STAGES = (
     Stage("convolutions", "gpu_stages.constants", 60, (), per_card=True),
     # the rest, as time allows
     Stage("chosen_tests", "gpu_stages.pytests", 180, EVERYTHING),
-    Stage(
-        "large_ops",
-        "gpu_stages.timings",
-        150,
-        (*OPS, "benchmarks/bench_*.py", "benchmarks/interleaved.py"),
-        per_card=True,
-    ),
-    Stage("captured_rest", "gpu_stages.captured", 240, (*STEP, "tests/test_trainer.py")),
+    Stage("large_ops", "gpu_stages.timings", 150, TIMED, per_card=True),
+    Stage("captured_rest", "gpu_stages.captured", 240, CAPTURED),
     Stage("published_tables", "gpu_stages.tables", 600, STEP),
-    Stage("toys", "gpu_stages.tables", 600, ("pyvae/signal_to_noise.py", "pyvae/toys.py"), beside=True),
+    Stage("toys", "gpu_stages.tables", 600, TOYS, beside=True),
     Stage("all_tests", "gpu_stages.pytests", 600, EVERYTHING),
-    Stage(
-        "tuned_ops",
-        "gpu_stages.timings",
-        240,
-        (*OPS, "benchmarks/bench_*.py", "benchmarks/interleaved.py"),
-        per_card=True,
-    ),
+    Stage("tuned_ops", "gpu_stages.timings", 240, TIMED, per_card=True),
 )

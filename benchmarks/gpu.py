@@ -301,6 +301,7 @@ def main() -> None:
     parser.add_argument(
         "--dry", action="store_true", help="every stage at tiny sizes on a CPU; proves nothing of a GPU"
     )
+    parser.add_argument("--check", action="store_true", help="only say whether there is a GPU")
     options = parser.parse_args()
     if options.minutes <= 0:
         parser.error("--minutes must be more than 0")
@@ -308,6 +309,8 @@ def main() -> None:
         gpu = results.DRY if options.dry else gpu_name()
     except OSError as error:
         sys.exit(NEEDS.format(why=error))
+    if options.check:
+        return
     if not options.dry and "+cpu" in version_of("torch"):
         sys.exit(NEEDS.format(why=f"torch {version_of('torch')} has no CUDA"))
     out = options.out or (Path(tempfile.mkdtemp(prefix="pyvae-dry-")) if options.dry else folder_of(gpu))

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -232,3 +234,143 @@ def test_a_dry_run_of_every_stage(tmp_path):
     assert all(cases.values()), cases
     assert json.dumps(lines).count('"ok": false') == 0
     assert {line["gpu"] for line in lines} == {module("gpu_stages.results").DRY}
+
+
+class TestRunsThatGoOn:
+    """A run of a published table that the time cuts off is packed, and unpacked by the next call."""
+
+    def run_of(self, out, monkeypatch, seed=0):
+        from pyvae.reproduce import study_of
+
+        tables = module("gpu_stages.tables")
+        monkeypatch.setattr(tables, "RUNS", out.parent / "runs")
+        monkeypatch.setattr(tables, "RESULTS", out.parent / "results")
+        study = study_of("beta-vae")
+        said = []
+        case = SimpleNamespace(out=out, dry=False, emit=lambda case, **values: said.append((case, values)))
+        out.mkdir(exist_ok=True)
+        return tables._OneRun("beta-vae", study, study.arms[0], seed, case), said
+
+    def train(self, one, step):
+        from pyvae.engine import checkpoint
+
+        recipe = replace(one._study.recipe(one._arm, "dsprites"), precision="tf32", seed=one._seed)
+        run = one._run
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "recipe.json").write_text(json.dumps(recipe.to_json()))
+        (run / "trace.csv").write_text(f"step\n{step}\n")
+        checkpoint.save(run / "checkpoints", checkpoint.Checkpoint(step, {"x": torch.arange(3.0) + step}, {}))
+
+    def test_the_newest_pack_of_this_recipe(self, tmp_path, monkeypatch):
+        one, said = self.run_of(tmp_path / "out", monkeypatch)
+        self.train(one, 500)
+        one._save()
+        home = tmp_path / "results/gpu-a-card"
+        home.mkdir(parents=True)
+        one._pack.rename(home / one._pack.name)
+        self.train(one, 700)
+        one._save()
+        assert [values["steps"] for _, values in said] == [500, 700]
+        assert said[0][0] == "beta-vae, beta-1, seed 0: so far"
+        trace = (one._run / "trace.csv").read_text()
+        for lost in (one._pack, home / one._pack.name):
+            shutil.rmtree(one._run)
+            one._unpack()
+            assert (one._run / "trace.csv").read_text() == trace
+            lost.unlink()
+            trace = "step\n500\n"
+        shutil.rmtree(one._run)
+        one._unpack()
+        assert not one._run.exists()
+
+    def test_what_lies_there_and_is_ahead_stays(self, tmp_path, monkeypatch):
+        one, _ = self.run_of(tmp_path / "out", monkeypatch)
+        self.train(one, 500)
+        one._save()
+        self.train(one, 900)
+        one._unpack()
+        assert (one._run / "trace.csv").read_text() == "step\n900\n"
+
+    def test_a_pack_of_another_recipe_or_a_torn_one_is_left_alone(self, tmp_path, monkeypatch):
+        one, _ = self.run_of(tmp_path / "out", monkeypatch)
+        self.train(one, 500)
+        recipe = json.loads((one._run / "recipe.json").read_text())
+        (one._run / "recipe.json").write_text(json.dumps({**recipe, "batch_size": 32}))
+        one._save()
+        shutil.rmtree(one._run)
+        one._unpack()
+        assert not one._run.exists()
+        one._pack.write_bytes(one._pack.read_bytes()[:100])
+        one._unpack()
+        assert not one._run.exists()
+
+    def test_a_large_one_is_not_packed(self, tmp_path, monkeypatch):
+        one, said = self.run_of(tmp_path / "out", monkeypatch)
+        monkeypatch.setattr(module("gpu_stages.tables"), "PACKED_BYTES", 100)
+        self.train(one, 500)
+        one._save()
+        assert said
+        assert list((tmp_path / "out").iterdir()) == []
+
+
+class TestTables:
+    GPU = "NVIDIA H200"
+
+    def lines(self):
+        common = {"gpu": self.GPU, "torch": "2.11", "commit": "abc", "time": "2026-01-02T"}
+        rate = {"steps_per_second": [1900, 2000, 2100], "kernels": 114.2}
+        number = {"quantity": "mig-chen", "published": {"value": 0.45, "high": 0.5}}
+        scores = {"study": "tc-vae", "arm": "tc-vae-6"}
+        found = [
+            {"stage": "ops_agree", "case": "good", "ok": True},
+            {"stage": "ops_agree", "case": "bad", "ok": False, "errors": [1e-9, 0.25]},
+            {"stage": "captured", "case": "late", "cut": True},
+            {"stage": "rates", "case": "pyvae --precision tf32", **rate},
+            {"stage": "objectives", "case": "pyvae dip-vae", "ok": False, "error": "no | such kernel"},
+            *(
+                {
+                    "stage": "published_tables",
+                    "case": f"{s}",
+                    **scores,
+                    "results": {"numbers": [{**number, "ours": {"value": v}}]},
+                }
+                for s, v in ((0, 0.40), (1, 0.44))
+            ),
+        ]
+        return [{**common, **line} for line in found]
+
+    def text(self, lines):
+        return module("gpu_stages.markdown").gpu_tables(lines, module("report").ops_table)
+
+    def test_what_failed_is_shown_as_failed(self):
+        text = self.text(self.lines())
+        assert "| every op against float64, three dtypes, forward and gradient | 1 | 1 | 0 |" in text
+        assert "| captured steps against uncaptured ones, bit for bit | 0 | 0 | 1 |" in text
+        assert "| ops_agree: bad | largest error 0.25 |" in text
+        assert "| objectives: pyvae dip-vae | no \\| such kernel |" in text
+        assert "| pyvae dip-vae | failed | - | - |" in text
+        assert "| pyvae --precision tf32 | 2,000 | 12.5 | 114 |" in text
+        assert "| tc-vae, tc-vae-6, mig-chen | 0.42, 0.4 to 0.44 of 2 seeds | 0.45 to 0.5 |" in text
+        assert text.endswith("NVIDIA H200; torch 2.11; commit abc, 2026-01-02; medians.")
+
+    def test_a_dry_run_is_no_result(self):
+        dry = [{**line, "gpu": module("gpu_stages.results").DRY} for line in self.lines()]
+        assert self.text(dry) == ""
+
+    def test_the_readme_has_them_when_their_files_are_there(self, tmp_path):
+        results, report = module("gpu_stages.results"), module("report")
+        slot = "<!-- results: gpu -->\n<!-- end -->\n"
+        assert "Nothing has been measured on a GPU yet." in report.render(slot, tmp_path)
+        for line in self.lines():
+            results.append(tmp_path / "gpu-h200/results.jsonl", line)
+        filled = report.render(slot, tmp_path)
+        assert "#### NVIDIA H200" in filled
+        assert report.render(filled, tmp_path) == filled
+
+    def test_the_summary_says_what_to_do_next(self):
+        text = module("gpu_stages.summary").summary(self.lines(), self.GPU)
+        assert "FAILED ops_agree: bad: {'errors': [1e-09, 0.25]}" in text
+        assert "pyvae --precision tf32: 2,000 steps/s, 12.5 minutes for 1.5M" in text
+        assert "next: mend what failed in ops_agree, objectives, in this order" in text
+        assert "next: the next call begins with ops_agree, steps_agree" in text
+        assert len(text.splitlines()) <= 20

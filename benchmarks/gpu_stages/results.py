@@ -49,9 +49,9 @@ def read(path: Path) -> list[Line]:
     return found
 
 
-def known(results: Path, out: Path) -> list[Line]:
-    """Lines of every ``gpu-*`` folder of results and of ``out``, oldest first."""
-    files = {path.resolve() for path in [*results.glob(f"gpu-*/{NAME}"), out / NAME]}
+def known(results: Path, *others: Path) -> list[Line]:
+    """Lines of every ``gpu-*`` folder of results and of other folders, oldest first."""
+    files = {path.resolve() for path in [*results.glob(f"gpu-*/{NAME}"), *(out / NAME for out in others)]}
     lines = [line for path in sorted(files) for line in read(path)]
     return sorted(lines, key=lambda line: str(line.get("time", "")))
 

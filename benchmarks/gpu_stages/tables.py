@@ -10,6 +10,7 @@ import shutil
 import signal
 import tarfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -126,13 +127,12 @@ class _OneRun:
 
     def _unpack(self) -> None:
         """The newest pack of this very recipe, where it is ahead of what lies there."""
-        recipe = replace(
-            self._study.recipe(self._arm, "dsprites"), precision=PRECISION, seed=self._seed
-        ).to_json()
+        recipe = replace(self._study.recipe(self._arm, "dsprites"), precision=PRECISION, seed=self._seed)
+        written = json.loads(json.dumps(recipe.to_json()))
         there = checkpoint.paths(self._run / "checkpoints")
         best, steps = None, checkpoint.step_of(there[-1]) if there else 0
         for pack in {*RESULTS.glob(f"gpu-*/{self._pack.name}"), self._pack}:
-            held = _steps_in(pack, recipe)
+            held = _steps_in(pack, written)
             if held > steps:
                 best, steps = pack, held
         if best:
@@ -150,7 +150,7 @@ def _steps_in(pack: Path, recipe: dict[str, Any]) -> int:
             if file is None or json.load(file) != recipe:
                 return 0
             return max(checkpoint.step_of(Path(n)) for n in tar.getnames() if n.endswith(".safetensors"))
-    except (OSError, tarfile.TarError, KeyError, ValueError):
+    except (OSError, EOFError, zlib.error, tarfile.TarError, KeyError, ValueError):
         return 0
 
 

@@ -370,7 +370,41 @@ class TestTables:
     def test_the_summary_says_what_to_do_next(self):
         text = module("gpu_stages.summary").summary(self.lines(), self.GPU)
         assert "FAILED ops_agree: bad: {'errors': [1e-09, 0.25]}" in text
-        assert "pyvae --precision tf32: 2,000 steps/s, 12.5 minutes for 1.5M" in text
+        assert "steps/s (minutes for 1.5M): --precision tf32 2,000 (12.5)" in text
         assert "next: mend what failed in ops_agree, objectives, in this order" in text
         assert "next: the next call begins with ops_agree, steps_agree" in text
         assert len(text.splitlines()) <= 20
+
+    def test_the_summary_is_twenty_lines_whatever_happens(self):
+        failed = [{**self.lines()[1], "case": str(i)} for i in range(30)]
+        device = {
+            **self.lines()[0],
+            "stage": "kernels",
+            "case": "tf32",
+            "us": 400.0,
+            "launches": 99.0,
+            "kernels": [],
+        }
+        us = {"forward": 1.0}
+        layouts = [
+            {**self.lines()[0], "stage": "convolutions", "case": f"x, {layout}, {p}", "us": us}
+            for layout in ("NHWC", "NCHW")
+            for p in ("tf32", "bf16")
+        ]
+        rates = [
+            {**self.lines()[3], "stage": stage, "case": case, "steps_per_second": [r, r, r]}
+            for stage, case, r in (
+                ("rates", "pyvae --precision bf16, captured", 1000),
+                ("rates", "pyvae --no-capture", 2000),
+                ("compiled", "pyvae --precision tf32 --compile", 3000),
+                ("popular", "popular code", 500),
+            )
+        ]
+        lines = [*self.lines(), *failed, device, *layouts, *rates]
+        text = module("gpu_stages.summary").summary(lines, self.GPU)
+        assert "400: 100 us lie between launches" in text
+        assert "bf16 is slower than tf32 (0.50x)" in text
+        assert "torch.compile's networks are 1.50x as fast" in text
+        assert "capture pays nothing" in text
+        assert "convolutions in tf32: 1 us in NHWC (taken), 1 in NCHW" in text
+        assert 15 < len(text.splitlines()) <= 20

@@ -231,7 +231,8 @@ class Call:
         if status is None:
             line["cut"] = True
         else:
-            line |= {"ok": False, "error": f"its process ended with {status} (hung, or killed): see log.txt"}
+            said = (self.out / "log.txt").read_text(errors="replace").split("\n-- ")[-1].split()
+            line |= {"ok": False, "error": f"its process ended with {status}: {' '.join(said)[:300]}"}
         results.append(self.path, line)
 
     def _counts(self, running: "_Running") -> str:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from test_trainer import RECIPE
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
@@ -15,6 +14,7 @@ from pyvae.engine.adam import Adam
 from pyvae.engine.low_precision import keep_low_precision_weights
 from pyvae.engine.state import Trained
 from pyvae.engine.trainer import Trainer
+from test_trainer import RECIPE
 from tiny import TinyData
 
 HALF = torch.bfloat16

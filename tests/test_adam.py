@@ -100,6 +100,7 @@ def test_corrections_are_those_of_double_precision(step, device):
     optimizer = Adam([weight], 1.0, eps=0.0)
     weight.grad = torch.tensor([1e-3, 1.0, -2.0, 1e4, 1e-6], device=device)
     moments = {"step": torch.tensor(step - 1.0), "exp_avg": torch.zeros(5), "exp_avg_sq": torch.zeros(5)}
+    optimizer.norm()  # counts from 0, but not from what is loaded
     optimizer.load_state_dict({"state": {0: moments}, "param_groups": optimizer.state_dict()["param_groups"]})
     optimizer.step()
     zero = torch.zeros(5, dtype=torch.float64)
@@ -196,9 +197,10 @@ def test_any_number_of_parameters(count, per_launch, device, monkeypatch):
     shapes = [(1 + n % 5,) for n in range(count)]
     mine, theirs = parameters(device, shapes=shapes), parameters(device, shapes=shapes)
     ours, torchs = Adam(mine, 1e-2), torch.optim.Adam(theirs, lr=1e-2)
-    for of, optimizer in ((mine, ours), (theirs, torchs)):
-        give_gradients(of, 0)
-        optimizer.step()
+    for step, but in enumerate([(0, 3, 5, count - 1), ()]):  # whose steps are fewer
+        for of, optimizer in ((mine, ours), (theirs, torchs)):
+            give_gradients(of, step, but=but)
+            optimizer.step()
     exact = torch.linalg.vector_norm(torch.cat([p.grad.double() for p in mine]))
     assert float(ours.norm()) == pytest.approx(float(exact), rel=3e-7)
     assert int(ours._arrived) == 0
@@ -382,7 +384,9 @@ def test_a_state_dict_is_torchs(before, after, device, monkeypatch):
     first.optimizer.param_groups[0]["eps"] = 1e-3
     train(first, range(3))
     second = trained(copy.deepcopy(first.module), after, device, monkeypatch)
-    second.optimizer.param_groups[0]["betas"] = (0.1, 0.2)
+    (group,) = second.optimizer.param_groups
+    group["betas"] = (0.1, 0.2)
+    group["lr"] = group["lr"].fill_(5.0) if after == "ours" else 5.0
     # a copy, since torch keeps the tensors that it is given
     second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
     train(first, range(3, 6))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-import nvtx
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -13,6 +12,7 @@ from pyvae.adversarial_nets import CodePosterior
 from pyvae.data.dataset import Dataset
 from pyvae.engine.batches import ImageSource
 from pyvae.engine.pair import pair_of
+from pyvae.engine.ranges import named
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.state import Trained
 from pyvae.engine.stepper import Stepper
@@ -91,7 +91,7 @@ class AdversarialTrainer(Stepper):
         """One step; no code here may depend on a value of the device."""
         objective, size = self._objective, self.recipe.batch_size
         before = self._statistics.clone()
-        with nvtx.annotate("data"):
+        with named("data"):
             images = self._batches.batch(self.key[1]).images
             codes = objective.draw(self.key, size * (objective.critic_steps + objective.generator_steps))
             at = (
@@ -102,7 +102,7 @@ class AdversarialTrainer(Stepper):
             each = [Codes(*part) for part in zip(*(x.split(size) for x in codes), strict=True)]
         judged: list[list[Tensor]] = []
         for n, own in enumerate(each[: objective.critic_steps]):
-            with nvtx.annotate("critic"):
+            with named("critic"):
                 rows = slice(n * size, (n + 1) * size)
                 loss, penalty, bounds = self._critic_loss(images[rows], own, None if at is None else at[rows])
                 norm = self._critic.backward(loss)
@@ -110,12 +110,12 @@ class AdversarialTrainer(Stepper):
                 self._critic.step(self.ledger.judge(_mean(judged), bounds.detach()))
         of_critic, made, informed = _mean(judged), [], []
         for own in each[objective.critic_steps :]:
-            with nvtx.annotate("generator"):
+            with named("generator"):
                 loss, bounds = self._generator_loss(own)
                 norm = self._generator.backward(loss)
                 informed.append(bounds.detach())
                 made.append([loss.detach(), informed[-1].sum(), norm])
-            with nvtx.annotate("optimizer"):
+            with named("optimizer"):
                 values, bounds = [*_mean(made), *of_critic], torch.stack(informed).mean(0)
                 last = len(made) == objective.generator_steps
                 bad = self.ledger.settle(values, bounds, None) if last else self.ledger.judge(values, bounds)

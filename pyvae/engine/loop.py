@@ -150,8 +150,9 @@ class _Loop:
         return max(time.monotonic() - self._started, 1e-9)
 
     def _most_steps(self) -> int:
-        """Steps that the ring holds before it must be copied out."""
-        return self._drained_step + self._trainer.ledger.ring.steps - self._trainer.step
+        """Steps to the last burst that the ring holds before it must be copied out."""
+        full = self._drained_step + self._trainer.ledger.ring.steps
+        return full - full % BURST - self._trainer.step
 
     def _drain(self, events: "_Events", bar: "tqdm[None]") -> None:
         """Write the rows that have been copied out, and start copying those of the steps since."""
@@ -203,25 +204,31 @@ class _Pace:
 
     def __init__(self, trainer: Stepper) -> None:
         self._trainer = trainer
-        self._portion = BURST if trainer.device.type == "cuda" else 1
-        self._ends: deque[torch.cuda.Event] = deque()
+        self._portion = BURST
+        self._ends: deque[tuple[torch.cuda.Event, int]] = deque()
         self._last_end = time.monotonic()
 
     def advance(self, most: int) -> None:
         """Make some steps, at most ``most``."""
-        self._trainer.advance(min(most, self._portion))
-        if self._trainer.device.type == "cuda":
-            end = torch.cuda.Event(blocking=True)
-            # not the current stream, which is that of the first GPU
-            end.record(torch.cuda.current_stream(self._trainer.device))
-            self._ends.append(end)
-            if len(self._ends) > 2:
-                self._ends.popleft().synchronize()
-                self._adapt()
+        if self._trainer.device.type != "cuda":
+            self._trainer.advance()
+            return
+        # to where a burst may begin: steps before that are made one by one
+        steps = min(most, self._portion - self._trainer.step % BURST)
+        self._trainer.advance(steps)
+        end = torch.cuda.Event(blocking=True)
+        # not the current stream, which is that of the first GPU
+        end.record(torch.cuda.current_stream(self._trainer.device))
+        self._ends.append((end, steps))
+        if len(self._ends) > 2:
+            end, steps = self._ends.popleft()
+            end.synchronize()
+            self._adapt(steps)
 
-    def _adapt(self) -> None:
+    def _adapt(self, steps: int) -> None:
+        """Learn from how long ``steps`` took, which may be fewer than a whole portion."""
         now = time.monotonic()
-        seconds, self._last_end = now - self._last_end, now
+        seconds, self._last_end = (now - self._last_end) * self._portion / steps, now
         shortest, longest = _PORTION_SECONDS
         if seconds < shortest:
             self._portion *= 2

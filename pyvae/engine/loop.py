@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -28,6 +28,8 @@ from pyvae.engine.training import training
 from pyvae.errors import RunError
 
 _DRAIN_SECONDS = 0.5
+# more than are drained at once, so that a thread writes them while this one goes on
+_QUEUED_ROWS = 4096
 _SHOWN = ("loss", "recon", "kl", "discriminator_loss", "information")
 # how long a GPU's work handed over at once should take: Ctrl-C waits for two such portions
 _PORTION_SECONDS = (0.05, 0.2)
@@ -113,7 +115,7 @@ class _Loop:
         trainer, total = self._trainer, self._run.recipe.steps
         self._started = self._last_save = last_drain = time.monotonic()
         with (
-            _Events(self._run, trainer.step) as events,
+            _Events(self._run, trainer.fields, trainer.step) as events,
             _signals() as signals,
             _progress(trainer.step, total) as bar,
         ):
@@ -176,7 +178,7 @@ class _Loop:
             )
         self._trace.append(rows)
         for step, row in rows:
-            events.write(step, dict(zip(self._trainer.fields, row, strict=True)))
+            events.write(step, row)
         if rows:
             named = dict(zip(self._trainer.fields, rows[-1][1], strict=True))
             bar.set_postfix({name: f"{named[name]:.2f}" for name in _SHOWN if name in named}, refresh=False)
@@ -239,10 +241,13 @@ class _Pace:
 class _Events:
     """TensorBoard scalars of every row of the trace."""
 
-    def __init__(self, run: Run, resume_at: int) -> None:
+    def __init__(self, run: Run, fields: Sequence[str], resume_at: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run.path / "events"), purge_step=resume_at)
+        self._summary = Summary
+        self._tags = [field.replace("kl_", "kl/") for field in fields]
+        self._writer = SummaryWriter(str(run.path / "events"), purge_step=resume_at, max_queue=_QUEUED_ROWS)
 
     def __enter__(self) -> "_Events":
         return self
@@ -250,9 +255,13 @@ class _Events:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name.replace("kl_", "kl/"), value, step)
+    def write(self, step: int, row: Sequence[float]) -> None:
+        # one record: add_scalar makes one of each value, which takes ten times as long
+        values = [
+            self._summary.Value(tag=tag, simple_value=value)
+            for tag, value in zip(self._tags, row, strict=True)
+        ]
+        self._writer.file_writer.add_summary(self._summary(value=values), step)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ STEPS = {
     ("factor-vae", "fp32"): 230,
     ("factor-vae", "bf16"): 310,
     ("tc-vae", "fp32"): 177,
-    ("dip-vae", "fp32"): 154,
+    ("dip-vae", "fp32"): 156,
     ("iwae", "fp32"): 151,
     ("piwae", "fp32"): 160,
     ("infogan", "fp32"): 1424,

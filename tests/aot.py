@@ -195,12 +195,15 @@ BERNOULLI_NLL = [
 ]
 
 
-# batch, latents, dtype
+# batch, latents, dtype, layout of the posteriors
 AGGREGATE_LOG_DENSITY = [
-    (64, 10, torch.float32),
-    (2048, 10, torch.bfloat16),
-    (2, 1, torch.float32),
-    (1, 3, torch.float16),
+    (64, 10, torch.float32, "dense"),
+    (64, 10, torch.float32, "chunked"),
+    (2048, 10, torch.bfloat16, "chunked"),
+    (20_000, 128, torch.float32, "dense"),
+    (63, 3, torch.float32, "transposed"),
+    (2, 1, torch.float32, "dense"),
+    (1, 3, torch.float16, "dense"),
 ]
 
 # batch, pixels, dtype of the images
@@ -295,8 +298,12 @@ def _launch_importance_log_weight(
     importance_log_weight._launch_backward(*parts, *inputs)
 
 
-def _launch_aggregate_log_density(batch: int, latents: int, dtype: torch.dtype) -> None:
+def _launch_aggregate_log_density(batch: int, latents: int, dtype: torch.dtype, layout: str) -> None:
     z, mu, logvar = (torch.empty((batch, latents), dtype=dtype, device="meta") for _ in range(3))
+    if layout == "chunked":
+        mu, logvar = torch.empty((batch, 2 * latents), dtype=dtype, device="meta").chunk(2, -1)
+    if layout == "transposed":
+        mu, logvar = (torch.empty((latents, batch), dtype=dtype, device="meta").mT for _ in range(2))
     weights = (-1.0, -2.0, -3.0)
     log_q = aggregate_log_density._launch_forward(z, mu, logvar, weights)
     aggregate_log_density._launch_backward(torch.empty_like(log_q), z, mu, logvar, log_q, weights)

@@ -20,7 +20,7 @@ STEPS = {
     ("annealed-vae", "fp32"): 123,
     ("factor-vae", "fp32"): 230,
     ("factor-vae", "bf16"): 310,
-    ("tc-vae", "fp32"): 177,
+    ("tc-vae", "fp32"): 173,
     ("dip-vae", "fp32"): 154,
     ("iwae", "fp32"): 151,
     ("piwae", "fp32"): 160,

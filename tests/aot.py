@@ -23,8 +23,8 @@ from unittest import mock
 import torch
 
 from pyvae.checks import importance_layout, pixel_layout
-from pyvae.engine import binarise, controller, ledger
-from pyvae.objectives import ControlVAE
+from pyvae.engine import binarise, controller, draw, ledger
+from pyvae.objectives import ControlVAE, InfoGAN
 from pyvae.ops import (
     aggregate_log_density,
     bernoulli_nll,
@@ -153,6 +153,9 @@ def launches() -> list[Launch]:
         for case in BINARISE:
             label(" ".join(map(str, (*case, "float32"))))
             _launch_binarise(*case)
+        for case in DRAW:
+            label(" ".join(map(str, case)))
+            _launch_draw(*case)
         for case in CONTROLLER:
             label(" ".join(map(str, case.values())) or "defaults")
             _launch_controller(**case)
@@ -229,6 +232,15 @@ BINARISE = [(20, 784), (64, 4096), (3, 25), (1, 1)]
 def _launch_binarise(batch: int, pixels: int) -> None:
     seed = torch.empty((), dtype=torch.int64, device="meta")
     binarise._launch(torch.empty((batch, pixels), device="meta"), seed, seed, Stream.BINARISATION)
+
+
+# rows, points, noise, continuous codes, categories
+DRAW = [(192, 0, 5, 4, 3), (384, 320, 5, 5, 0), (64, 64, 128, 0, 10), (7, 3, 0, 1, 0), (33, 1, 3000, 17, 0)]
+
+
+def _launch_draw(rows: int, points: int, noise: int, continuous: int, categories: int) -> None:
+    objective = InfoGAN(noise=noise, continuous=continuous, categories=categories)
+    draw._launch(objective, torch.empty(2, dtype=torch.int64, device="meta"), rows, points)
 
 
 # of the objective

@@ -24,8 +24,8 @@ STEPS = {
     ("dip-vae", "fp32"): 154,
     ("iwae", "fp32"): 151,
     ("piwae", "fp32"): 160,
-    ("infogan", "fp32"): 1424,
-    ("infowgan-gp", "fp32"): 1465,
+    ("infogan", "fp32"): 784,
+    ("infowgan-gp", "fp32"): 596,
 }
 
 

@@ -5,11 +5,11 @@ A change that adds one must say so here; one that saves some, too.
 
 import pytest
 import torch
-from test_trainer import OBJECTIVES, recipe_of
 
 from launches import launches
 from pyvae import reference
 from pyvae.engine.training import training
+from test_trainer import OBJECTIVES, recipe_of
 from tiny import TinyData
 
 STEPS = {

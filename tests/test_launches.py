@@ -20,12 +20,12 @@ STEPS = {
     ("annealed-vae", "fp32"): 123,
     ("factor-vae", "fp32"): 230,
     ("factor-vae", "bf16"): 310,
-    ("tc-vae", "fp32"): 177,
+    ("tc-vae", "fp32"): 173,
     ("dip-vae", "fp32"): 156,
     ("iwae", "fp32"): 151,
     ("piwae", "fp32"): 160,
-    ("infogan", "fp32"): 1424,
-    ("infowgan-gp", "fp32"): 1465,
+    ("infogan", "fp32"): 784,
+    ("infowgan-gp", "fp32"): 596,
 }
 
 

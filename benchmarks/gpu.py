@@ -231,9 +231,14 @@ class Call:
         if status is None:
             line["cut"] = True
         else:
-            said = (self.out / "log.txt").read_text(errors="replace").split("\n-- ")[-1].split()
-            line |= {"ok": False, "error": f"its process ended with {status}: {' '.join(said)[:300]}"}
+            line |= {"ok": False, "error": f"its process ended with {status}: {self._last_words()}"}
         results.append(self.path, line)
+
+    def _last_words(self) -> str:
+        """What the log says of the last case; of a hang, where its main thread stood."""
+        said = (self.out / "log.txt").read_text(errors="replace").split("\n-- ")[-1]
+        hung = "hung in " if "Timeout (" in said else ""
+        return hung + " ".join(said.split("most recent call first):")[-1].split())[:300]
 
     def _counts(self, running: "_Running") -> str:
         mine = [

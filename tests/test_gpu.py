@@ -93,7 +93,8 @@ def test_a_hang_and_a_crash_cost_their_own_case(tmp_path):
     assert "FAILED hangs: wrong: is wrong" in summary
     assert "mend what failed in hangs" in summary
     assert len(summary.splitlines()) <= 20
-    assert "in hangs" in (out / "log.txt").read_text()  # where it hung
+    assert "ended with 1: hung in File" in found["hang"]["error"]
+    assert "gpu_driver.py" in found["hang"]["error"]
 
 
 def test_what_the_time_cuts_off_is_no_failure(tmp_path):

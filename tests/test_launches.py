@@ -20,12 +20,12 @@ STEPS = {
     ("annealed-vae", "fp32"): 117,
     ("factor-vae", "fp32"): 218,
     ("factor-vae", "bf16"): 298,
-    ("tc-vae", "fp32"): 171,
-    ("dip-vae", "fp32"): 148,
+    ("tc-vae", "fp32"): 167,
+    ("dip-vae", "fp32"): 150,
     ("iwae", "fp32"): 145,
     ("piwae", "fp32"): 154,
-    ("infogan", "fp32"): 1406,
-    ("infowgan-gp", "fp32"): 1447,
+    ("infogan", "fp32"): 766,
+    ("infowgan-gp", "fp32"): 578,
 }
 
 

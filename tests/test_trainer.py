@@ -1,6 +1,5 @@
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from pyvae.engine import checkpoint
 from pyvae.engine.adam import Adam
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.batches import BatchOrder
-from pyvae.engine.loop import _Pace, train
+from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.engine.trace import read_trace
@@ -408,12 +407,3 @@ def test_a_captured_run_resumes_bit_for_bit():
     second.advance(150 - 77)
     for name, tensor in straight.tensors().items():
         assert torch.equal(tensor, second.tensors()[name]), name
-
-
-def test_the_pace_is_that_of_the_gpu_it_trains_on(monkeypatch):
-    recorded = []
-    event = SimpleNamespace(record=recorded.append, synchronize=lambda: None)
-    monkeypatch.setattr(torch.cuda, "Event", lambda **_: event)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
-    _Pace(SimpleNamespace(device=torch.device("cuda", 1), advance=lambda steps: None)).advance(16)
-    assert recorded == ["stream of cuda:1"]

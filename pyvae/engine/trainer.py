@@ -2,7 +2,6 @@
 
 from contextlib import AbstractContextManager
 
-import nvtx
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from pyvae.engine.batches import Batch, Batches, ImageSource
 from pyvae.engine.binarise import BinarisedBatches
 from pyvae.engine.controller import controller
 from pyvae.engine.low_precision import keep_low_precision_weights
+from pyvae.engine.ranges import named
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.state import Trained
 from pyvae.engine.stepper import Stepper
@@ -112,23 +112,23 @@ class Trainer(Stepper):
     def _step(self) -> None:
         """One step; no code here may depend on a value of the device."""
         step = self.key[1]
-        with nvtx.annotate("data"):
+        with named("data"):
             batch = self._batches.batch(step)
         if self._stages:
             self._trained.set_rate(staged(step, self._stages) * self.recipe.lr)
-        with nvtx.annotate("encoder"):
+        with named("encoder"):
             mu, logvar = self._encode(batch)
         control = None
         if isinstance(self._objective, ImportanceWeighted):
-            with nvtx.annotate("importance samples"):
+            with named("importance samples"):
                 terms, kl = self._objective.sampled_terms(
                     mu, logvar, batch.target, self._decode, key=self.key, target_max=batch.target_max
                 )
         else:
-            with nvtx.annotate("decoder"):
+            with named("decoder"):
                 z, kl = reparameterize_kl(mu, logvar, key=self.key)
                 logits = self._decode(z)
-            with nvtx.annotate("loss"):
+            with named("loss"):
                 tc = self._adversary.total_correlation(z) if self._adversary else None
                 recon = image_nll(
                     self.recipe.likelihood,
@@ -140,17 +140,17 @@ class Trainer(Stepper):
                 control = self._controlled(kl, step)
                 outputs = Outputs(recon, kl, z, mu, logvar, self._size, tc, control)
                 terms = self._objective.terms(outputs, step)
-        with nvtx.annotate("backward"):
+        with named("backward"):
             norm = self._trained.backward(terms["loss"])
         values = [*(terms[name].detach() for name in self._names), norm]
         kl = kl.detach()
         if not self._adversary:
-            with nvtx.annotate("optimizer"):
+            with named("optimizer"):
                 self._trained.step(self.ledger.settle(values, kl, control))
             return
-        with nvtx.annotate("optimizer"):
+        with named("optimizer"):
             self._trained.step(self.ledger.judge(values, kl))
-        with nvtx.annotate("adversary"):
+        with named("adversary"):
             loss = self._discriminator_loss(self._adversary, step, z.detach())
             norm = self._adversary.trained.backward(loss)
             self._adversary.trained.step(self.ledger.settle([*values, loss.detach(), norm], kl, control))

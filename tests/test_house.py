@@ -47,7 +47,7 @@ ONLY = {
     "errors": set(),
     "reference": {"checks", "random"},
 }
-ENGINE = {"binarise", "controller", "draw", "ledger"}
+ENGINE = {"adam", "binarise", "controller", "draw", "ledger"}
 """Kernels of the engine's own, each in pyvae/engine under the same name; they are no ops."""
 OPS = sorted({module for module, _ in kernels()} - ENGINE)
 

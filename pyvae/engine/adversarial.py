@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from pyvae.adversarial_nets import CodePosterior
 from pyvae.data.dataset import Dataset
+from pyvae.engine.adam import adam
 from pyvae.engine.batches import ImageSource
 from pyvae.engine.draw import Draws, draw
 from pyvae.engine.pair import pair_of
@@ -59,7 +60,7 @@ class AdversarialTrainer(Stepper):
             memory_format=torch.channels_last,  # type: ignore[call-overload]
         )
         self._generator, self._critic = (
-            Trained(name, module, _adam(module, rate, objective.betas, device))
+            Trained(name, module, adam(module.parameters(), rate, device, betas=objective.betas))
             for name, module, rate in (
                 ("generator", self.net.generator, recipe.lr),
                 ("critic", self.net.critic, objective.critic_lr),
@@ -189,12 +190,3 @@ def _added(sums: Sequence[Tensor], values: list[Tensor]) -> list[Tensor]:
 
 def _shared(sums: list[Tensor], count: int) -> list[Tensor]:
     return [total / count for total in sums] if count > 1 else sums
-
-
-def _adam(
-    module: torch.nn.Module, rate: float, betas: tuple[float, float], device: torch.device
-) -> torch.optim.Optimizer:
-    cuda = device.type == "cuda"
-    # a float would be frozen into a captured graph
-    lr = torch.tensor(rate, device=device) if cuda else rate
-    return torch.optim.Adam(module.parameters(), lr=lr, betas=betas, fused=True, capturable=cuda)

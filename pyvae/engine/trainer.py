@@ -8,9 +8,11 @@ from torch import Tensor
 from pyvae.control import Control
 from pyvae.data.binarised import check_binarisable
 from pyvae.data.dataset import Dataset, FactorDataset
+from pyvae.engine.adam import Adam, adam
 from pyvae.engine.batches import Batch, Batches, ImageSource
 from pyvae.engine.binarise import BinarisedBatches
 from pyvae.engine.controller import controller
+from pyvae.engine.low_precision import keep_low_precision_weights
 from pyvae.engine.ranges import named
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.state import Trained
@@ -58,7 +60,10 @@ class Trainer(Stepper):
         self._encoder, self._decoder = (
             _compiled(module) if compile else module for module in (self.net.encoder, self.net.decoder)
         )
-        self._trained = Trained("net", self.net, _optimizer(recipe, list(self.net.parameters()), device))
+        optimizer = _optimizer(recipe, list(self.net.parameters()), device)
+        if recipe.precision == "bf16" and isinstance(optimizer, Adam):
+            keep_low_precision_weights(self.net, optimizer)
+        self._trained = Trained("net", self.net, optimizer)
         self._size = len(dataset)
         source = ImageSource(dataset, device)
         self._batches = batches_of(recipe, source, dataset, device)
@@ -185,7 +190,9 @@ class _Adversary:
     ) -> None:
         self._objective = objective
         net = objective.discriminator(recipe.latents, seed=recipe.seed).to(device)
-        optimizer = objective.discriminator_optimizer(net, capturable=device.type == "cuda")
+        optimizer = adam(
+            net.parameters(), objective.discriminator_lr, device, betas=objective.discriminator_betas
+        )
         self.trained = Trained("discriminator", net, optimizer)
         self._net = _compiled(net) if compile else net
         self.batches = batches
@@ -251,7 +258,4 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     if recipe.optimizer == "adagrad":
         return torch.optim.Adagrad(parameters, lr=recipe.lr)
-    cuda = device.type == "cuda"
-    # a float would be frozen into a captured graph
-    lr = torch.tensor(recipe.lr, device=device) if cuda or recipe.lr_stage_steps else recipe.lr
-    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=cuda)
+    return adam(parameters, recipe.lr, device, staged=recipe.lr_stage_steps is not None)

@@ -159,7 +159,7 @@ def steps_agree(case: Cases) -> None:
     case("ledger", lambda: _ledger(case.device))
     case("controller", lambda: _controller(case.device))
     for precision in ("fp32", "bf16"):
-        case(f"norm and Adam, {precision}", lambda p=precision: _adam(case.device, p, 2 if case.dry else 40))
+        case(f"norm and Adam, {precision}", lambda p=precision: _adam(case, p))
     case("draws of a GAN", lambda: _draws(case.device))
     data = packed_data()
     settle_arithmetic("fp32")
@@ -224,9 +224,10 @@ def _controller(device: torch.device) -> Values:
     return {"ok": worst < 1e-12, "worst": worst}
 
 
-def _adam(device: torch.device, precision: str, steps: int) -> Values:
+def _adam(case: Cases, precision: str) -> Values:
     """Norms and weights of some steps against float64; twice, which must be equal bit for bit: who arrives last adds
     the partial sums of the norm."""
+    device, steps = case.device, 1 if case.dry else 40
 
     def play() -> tuple[list[Tensor], list[float]]:
         net = build("burgess", 1, 10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -248,7 +249,7 @@ def _adam(device: torch.device, precision: str, steps: int) -> Values:
                 weights[n], *moments[n] = moved(weights[n], leaf.grad.double(), *moments[n], step, lr=1e-3)
         found = [p.detach() for p in net.parameters()]
         errors = [worst, max(_relative(a, b) for a, b in zip(found, weights, strict=True))]
-        if precision == "bf16":
+        if precision == "bf16" and not case.dry:  # the interpreter cuts off where a GPU rounds
             # the copies are the rounded weights
             errors.append(float(sum((a.to(b.dtype) != b).sum() for a, b in zip(found, leaves, strict=True))))
         return [*norms, *found], errors

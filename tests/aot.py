@@ -22,6 +22,8 @@ from unittest import mock
 
 import torch
 
+from pyvae import bias_activation
+from pyvae.bias_activation import Activation
 from pyvae.checks import importance_layout, pixel_layout
 from pyvae.engine import binarise, controller, ledger
 from pyvae.objectives import ControlVAE
@@ -42,6 +44,7 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.float64: "*fp64",
     torch.uint8: "*u8",
+    torch.int32: "*i32",
     torch.int64: "*i64",
 }
 
@@ -67,6 +70,8 @@ class Figures(NamedTuple):
     spilled: int
     wide_loads: int
     wide_stores: int
+    hands_over: bool | None
+    """See :func:`hands_over`."""
 
 
 def kernels() -> list[tuple[str, str]]:
@@ -153,6 +158,9 @@ def launches() -> list[Launch]:
         for case in BINARISE:
             label(" ".join(map(str, (*case, "float32"))))
             _launch_binarise(*case)
+        for case in BIAS_ACTIVATION:
+            label(" ".join(str(x).removeprefix("torch.") for x in case))
+            _launch_bias_activation(*case)
         for case in CONTROLLER:
             label(" ".join(map(str, case.values())) or "defaults")
             _launch_controller(**case)
@@ -226,6 +234,53 @@ BINARISE = [(20, 784), (64, 4096), (3, 25), (1, 1)]
 def _launch_binarise(batch: int, pixels: int) -> None:
     seed = torch.empty((), dtype=torch.int64, device="meta")
     binarise._launch(torch.empty((batch, pixels), device="meta"), seed, seed, Stream.BINARISATION)
+
+
+# shape of a product, dtype, activation, memory order of the product, and of what is behind it
+BIAS_ACTIVATION = [
+    ((64, 32, 32, 32), torch.float32, "relu", "channels last", "channels last"),
+    ((64, 32, 32, 32), torch.bfloat16, "relu", "channels last", "channels last"),
+    ((64, 64, 8, 8), torch.float16, "leaky_relu", "channels last", "channels last"),
+    ((64, 32, 32, 32), torch.float32, "relu", "dense", "dense"),
+    ((64, 32, 4, 4), torch.float32, "relu", "channels last", "dense"),
+    ((64, 64, 4, 4), torch.bfloat16, "relu", "channels last", "dense"),
+    ((64, 512), torch.float32, "relu", "dense", "maps"),
+    ((64, 1024), torch.bfloat16, "relu", "dense", "maps"),
+    ((64, 1, 64, 64), torch.float32, "identity", "channels last", "channels last"),
+    ((64, 3, 64, 64), torch.float32, "identity", "channels last", "dense"),
+    ((64, 1, 64, 64), torch.bfloat16, "identity", "channels last", "channels last"),
+    ((64, 256), torch.float32, "relu", "dense", "dense"),
+    ((128, 1000), torch.float32, "leaky_relu", "dense", "dense"),
+    ((128, 1000), torch.bfloat16, "leaky_relu", "dense", "dense"),
+    ((64, 1200), torch.float32, "tanh", "dense", "dense"),
+    ((128, 2), torch.float32, "identity", "dense", "dense"),
+    ((2048, 256), torch.float32, "relu", "dense", "dense"),
+    ((1, 1), torch.float32, "relu", "dense", "dense"),
+]
+
+
+def _launch_bias_activation(
+    shape: tuple[int, ...], dtype: torch.dtype, kind: str, layout: str, behind: str
+) -> None:
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    y = x
+    if behind == "maps":
+        maps = (shape[0], shape[1] // 16, 4, 4)
+        x, y = x.view(maps), torch.empty(maps, dtype=dtype, device="meta", memory_format=torch.channels_last)
+    if layout == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+        y = x if behind == "channels last" else torch.empty_like(x, memory_format=torch.contiguous_format)
+    bias = torch.empty(shape[1], device="meta")
+    activation = Activation(kind, 0.2)
+    if kind != "tanh":
+        bias_activation.forward(x, bias, activation, y)
+    tickets = torch.empty(bias_activation.ticket_count(len(bias)), dtype=torch.int32, device="meta")
+    output = None if kind == "identity" else y
+    bias_activation.backward(
+        y, output, activation, x if output is not None or y is not x else None, bias, tickets
+    )
+    if output is not None:
+        bias_activation.backward(y, output, activation, x, None, None)
 
 
 # of the objective
@@ -358,6 +413,22 @@ def compiled(launch: Launch, arch: int) -> Any:
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
+def hands_over(ptx: str) -> bool | None:
+    """Whether the last program sees what the others stored: all threads wait between a program's stores and its
+    ticket, which releases and acquires, and again before they read, which is past the first cache; ``None`` without a
+    ticket."""
+    if "atom." not in ptx:
+        return None
+    ticket = re.search(r"atom\.global\.gpu\.acq_rel\.add\.u32", ptx)
+    if ticket is None or ptx.count("atom.") > 1:
+        return False
+    before, after = ptx[: ticket.start()], ptx[ticket.end() :]
+    _, stores, since = before.rpartition("st.global")
+    until, loads, reads = after.partition("ld.global")
+    cached = re.findall(r"ld\.global(?!\.cg)", loads + reads)
+    return bool(stores and loads and "bar.sync" in since and "bar.sync" in until and not cached)
+
+
 def figures(job: tuple[Launch, int]) -> Figures:
     """Resources of a launch on an architecture, as ptxas reports them."""
     from triton.backends.nvidia.compiler import get_ptxas
@@ -383,6 +454,7 @@ def figures(job: tuple[Launch, int]) -> Figures:
         spilled=int(spilled),
         wide_loads=len(re.findall(r"ld\.global\S*\.v(?:4\.b32|2\.b64)", ptx)),
         wide_stores=len(re.findall(r"st\.global\S*\.v(?:4\.b32|2\.b64)", ptx)),
+        hands_over=hands_over(ptx),
     )
 
 

@@ -45,8 +45,9 @@ def test_a_program_leaves_registers_for_others(figures):
 
 def test_rows_of_a_multiple_of_sixteen_are_read_in_128_bits(figures):
     # aggregate_log_density reads columns of tables that stay in the cache: arithmetic bounds it, not memory;
-    # gather_bits reads a byte where it writes 32; the other two have scalars
-    others = ("aggregate_log_density", "gather_bits", "controller", "ledger")
+    # gather_bits reads a byte where it writes 32; maps of bias_activation
+    # have widths of their own, see below; the other two have scalars
+    others = ("aggregate_log_density", "bias_activation", "gather_bits", "controller", "ledger")
     streaming = [row for row in figures if not row["kernel"].startswith(others)]
     wide = [row for row in streaming if row["label"].startswith(("64 128 float32 dense", "64 4096 float32"))]
     assert {row["kernel"] for row in wide} == {row["kernel"] for row in streaming}
@@ -57,3 +58,19 @@ def test_gathered_images_of_floats_are_written_in_128_bits(figures):
     images = [row for row in figures if row["kernel"] == "gather_bits_fwd_kernel" and "4096" in row["label"]]
     assert {row["arch"] for row in images} == {80, 90, 100, 120}
     assert [named(row) for row in images if "float" in row["label"] and row["wide_stores"] == 0] == []
+
+
+def test_maps_are_read_and_written_in_128_bits(figures):
+    maps = [row for row in figures if row["kernel"].startswith("bias_activation")]
+    wide = [row for row in maps if "(64, 32, 32, 32) float32" in row["label"]]
+    assert {row["kernel"] for row in wide} == {"bias_activation_fwd_kernel", "bias_activation_bwd_kernel"}
+    assert [named(row) for row in wide if not (row["wide_loads"] and row["wide_stores"])] == []
+
+
+def test_the_last_program_sees_what_the_others_stored(figures):
+    """The order of memory that shared sums rely on, in the instructions of every architecture."""
+    handed = [row for row in figures if row["hands_over"] is not None]
+    assert {(row["kernel"], row["arch"]) for row in handed} == {
+        ("bias_activation_bwd_kernel", arch) for arch in (80, 90, 100, 120)
+    }
+    assert [named(row) for row in handed if not row["hands_over"]] == []

@@ -24,6 +24,7 @@ LAYERS = [
     {"ops"},
     {"bias_activation", "functional"},
     {"product"},
+    {"product"},
     {"layers"},
     {"control", "nets", "schedules"},
     {"adversarial_nets"},

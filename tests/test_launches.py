@@ -13,17 +13,17 @@ from pyvae.engine.training import training
 from tiny import TinyData
 
 STEPS = {
-    ("beta-vae", "fp32"): 114,
-    ("beta-vae", "bf16"): 177,
-    ("capacity-vae", "fp32"): 124,
-    ("control-vae", "fp32"): 115,
-    ("annealed-vae", "fp32"): 123,
-    ("factor-vae", "fp32"): 230,
-    ("factor-vae", "bf16"): 310,
-    ("tc-vae", "fp32"): 177,
-    ("dip-vae", "fp32"): 154,
-    ("iwae", "fp32"): 151,
-    ("piwae", "fp32"): 160,
+    ("beta-vae", "fp32"): 89,
+    ("beta-vae", "bf16"): 129,
+    ("capacity-vae", "fp32"): 99,
+    ("control-vae", "fp32"): 90,
+    ("annealed-vae", "fp32"): 98,
+    ("factor-vae", "fp32"): 192,
+    ("factor-vae", "bf16"): 245,
+    ("tc-vae", "fp32"): 152,
+    ("dip-vae", "fp32"): 129,
+    ("iwae", "fp32"): 126,
+    ("piwae", "fp32"): 135,
     ("infogan", "fp32"): 1424,
     ("infowgan-gp", "fp32"): 1465,
 }

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyvae.constants import constant
+
 
 class Trained(NamedTuple):
     """A module and the optimiser that moves it, under the name that prefixes their tensors in a checkpoint."""
@@ -44,7 +46,7 @@ class Trained(NamedTuple):
     def backward(self, loss: Tensor) -> Tensor:
         """Gradients of the loss in the parameters; returns their Euclidean norm ``[]``."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward(constant(1.0, loss.detach()))
         return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
 
     def step(self, found_inf: Tensor) -> None:

@@ -19,7 +19,7 @@ STEPS = {
     ("control-vae", "fp32"): 89,
     ("annealed-vae", "fp32"): 96,
     ("factor-vae", "fp32"): 188,
-    ("factor-vae", "bf16"): 241,
+    ("factor-vae", "bf16"): 271,
     ("tc-vae", "fp32"): 149,
     ("dip-vae", "fp32"): 126,
     ("iwae", "fp32"): 123,

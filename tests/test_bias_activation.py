@@ -26,7 +26,7 @@ LAYOUTS = {
     "one channel": ((9, 1, 33, 40), LAST, LAST, False),
     "three channels": ((2, 3, 33, 40), LAST, DENSE, False),
     "flattened": ((9, 12, 4, 4), LAST, DENSE, False),
-    "unflattened": ((9, 12, 4, 3), DENSE, LAST, True),
+    "unflattened": ((9, 10, 4, 3), DENSE, LAST, True),
     "a pixel": ((9, 40, 1, 1), LAST, DENSE, False),
     "many programs": ((3, 33, 16, 15), LAST, LAST, False),
     "many dense programs": ((3, 33, 16, 15), DENSE, DENSE, False),

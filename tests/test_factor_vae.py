@@ -168,3 +168,5 @@ def test_under_autocast_losses_are_sums_in_float32():
     assert tc.dtype == loss.dtype == torch.float32
     assert logits.dtype == torch.bfloat16
     assert tc == (logits[:, 0].float() - logits[:, 1].float()).mean()
+    loss = SMALL.discriminator_loss(net.bfloat16(), z.bfloat16(), z.bfloat16(), make_key(1, 2))
+    assert loss.dtype == torch.float32

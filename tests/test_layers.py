@@ -315,10 +315,40 @@ def test_inputs_that_the_kernels_do_not_take(device):
 
 def test_a_layer_may_stand_twice(device):
     relu, linear = nn.ReLU(), nn.Linear(6, 6)
-    module, x = Layers(linear, relu, linear, relu).to(device), torch.randn(3, 6, device=device)
+    x = torch.randn(3, 6, device=device)
+    module = nn.Sequential(linear, relu, linear, relu).to(device)
+    expected = gradients(module, x)
+    assert_near(gradients(Layers(*module), x), expected)
+    with one_by_one():
+        assert_near(gradients(Layers(*module), x), expected, rtol=0)
+
+
+@pytest.mark.parametrize("slope", [-0.5, 0.0, 1.5])
+def test_any_slope_of_a_leaky_relu(slope, device):
+    """Of a negative one the output has not the sign of the input."""
+    module = Layers(nn.Linear(6, 7), nn.LeakyReLU(slope)).to(device)
+    x = torch.randn(3, 6, device=device)
     found = gradients(module, x)
     with one_by_one():
         assert_near(found, gradients(module, x))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_a_gradient_comes_to_a_convolution_in_its_memory_order(kind, device):
+    """That of a loss is dense, and cuDNN would copy it."""
+    module = Layers(kind(4, 3, 2)).to(device, memory_format=LAST)
+    x = torch.randn(2, 4, 5, 5, device=device).contiguous(memory_format=LAST).requires_grad_()
+    y = module(x)
+    assert y.is_contiguous(memory_format=LAST)
+    seen = []
+    backward = torch.ops.aten.convolution_backward.default
+    with mock.patch.object(
+        torch.ops.aten.convolution_backward,
+        "default",
+        lambda grad, *of: seen.append(grad) or backward(grad, *of),
+    ):
+        y.backward(torch.randn_like(y).contiguous())
+    assert [grad.is_contiguous(memory_format=LAST) for grad in seen] == [True]
 
 
 def test_dtypes_that_do_not_go_together_are_refused(device):
@@ -430,6 +460,12 @@ def test_weights_that_an_optimiser_keeps_in_bfloat16(name, device):
         assert layer.bias.grad.dtype == torch.float32
         assert layer.low_precision_weight.grad.norm() > 0
         layer.low_precision_weight.grad = None
+    frozen = {name: p.detach() for name, p in module.named_parameters()}
+    with torch.autocast(device.type, torch.bfloat16):
+        functional_call(module, frozen, (x,)).sum().backward()
+        doubled = {name: p * 2 if name.endswith("weight") else p for name, p in frozen.items()}
+        assert not torch.allclose(functional_call(module, doubled, (x,)), y)
+    assert all(layer.low_precision_weight.grad is None for layer in layers)
     assert torch.equal(module(x), copy.deepcopy(module)(x))  # without autocast, the weights themselves
     module.requires_grad_(False)
     with torch.autocast(device.type, torch.bfloat16):

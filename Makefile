@@ -2,12 +2,11 @@
 # make test    install what the tests need, check style and types, run the tests
 # make slow    the tests that take minutes
 # make bench      time ops, metrics, training and what other libraries are there: a few minutes on a CPU
-# make bench-gpu  the same on a GPU, at most nine minutes
+# make gpu     prove and measure everything on a GPU, MINUTES=11 at a time
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
-# name of the GPU in benchmarks/results
-GPU ?= gpu
+MINUTES ?= 11
 RESULTS ?= benchmarks/results
 # such as --disentangling-vae PATH
 PEERS ?=
@@ -15,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BENCH = $(BIN)/python benchmarks
 
-.PHONY: demo test lint slow bench bench-gpu
+.PHONY: demo test lint slow bench gpu
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -43,15 +42,11 @@ bench: $(VENV)/.installed-test
 	$(BENCH)/bench_peers.py $(PEERS) --rounds 1 --seconds 2 --minutes 2 --out $(RESULTS)/peers-cpu.json || failed=1; \
 	exit $$failed
 
-# each part ends by itself; timeout is for what hangs
-bench-gpu: $(VENV)/.installed-test
-	$(BIN)/python -c "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 'bench-gpu: no CUDA GPU here')"
-	failed=0; \
-	timeout 230 $(BENCH)/bench_ops.py --minutes 3.5 --limit 1.5 --out $(RESULTS)/ops-$(GPU).json || failed=1; \
-	timeout 70 $(BENCH)/bench_metrics.py --rounds 2 --out $(RESULTS)/metrics-$(GPU).json || failed=1; \
-	timeout 140 $(BENCH)/bench_train.py --rounds 2 --seconds .6 --minutes 2.2 --out $(RESULTS)/train-$(GPU).json || failed=1; \
-	timeout 90 $(BENCH)/bench_peers.py $(PEERS) --rounds 1 --seconds 1 --minutes 1.2 --out $(RESULTS)/peers-$(GPU).json || failed=1; \
-	exit $$failed
+# says first whether there is a GPU, before anything is installed
+gpu:
+	@$(PYTHON) benchmarks/gpu.py --check
+	@$(MAKE) --no-print-directory $(VENV)/.installed-test
+	$(BENCH)/gpu.py --minutes $(MINUTES)
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 	@echo "installing pyvae into $(VENV): torch alone is some 200 MB, several GB with CUDA"

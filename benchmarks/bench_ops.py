@@ -9,6 +9,7 @@ import argparse
 import importlib
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -47,6 +48,11 @@ def main() -> None:
     )
     parser.add_argument("--limit", type=float, default=8, help="seconds of a case, beyond three rounds")
     parser.add_argument("--minutes", type=float, help="begin no case after so many")
+    parser.add_argument(
+        "--autotune",
+        action="store_true",
+        help="on a GPU also torch.compile's max-autotune, half a minute an op",
+    )
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
     options = parser.parse_args()
     keep_large_buffers()
@@ -69,7 +75,11 @@ def main() -> None:
             continue
         try:
             measured, refused = measure(
-                case, device, rounds=options.rounds, block_seconds=options.block, limit_seconds=options.limit
+                replace(case, autotuned=case.autotuned and options.autotune),
+                device,
+                rounds=options.rounds,
+                block_seconds=options.block,
+                limit_seconds=options.limit,
             )
         except Exception as error:
             # the other cases have their times all the same

@@ -29,8 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from bench_train import DEVICE, RECIPE, STRIDE, Step, ours, steps_per_second
+from checkout import ROOT, commit_of
 from interleaved import Spread
-from machine import ROOT, commit_of, save
+from machine import save
 from pyvae.allocator import keep_large_buffers
 from pyvae.data import load
 from pyvae.engine.stepper import BURST

@@ -1,9 +1,8 @@
 """Steps per second of whole training steps on this machine, variant by variant, and what each change pays.
 
-``python benchmarks/bench_train.py --out benchmarks/results/train-cpu.json`` (on a GPU ``train-h200.json``, say). Every
-variant runs in a process of its own, since the allocator is a setting of the process; on a GPU, where there are many
-more, those of one arithmetic share one. Rounds go through all variants in turn, so that a noisy neighbour hits them
-alike. Medians are reported. On a GPU also the kernels of a step.
+``python benchmarks/bench_train.py --out benchmarks/results/train-cpu.json``. Every variant runs in a process of its
+own, since the allocator and the arithmetic are settings of the process. Rounds go through all variants in turn, so that
+a noisy neighbour hits them alike. Medians are reported. On a GPU, `make gpu` measures these variants.
 """
 
 import argparse
@@ -11,7 +10,6 @@ import json
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from checkout import ROOT
 from interleaved import Spread
-from machine import ROOT, save
+from machine import save
 from pyvae import bernoulli_nll, reparameterize_kl
 from pyvae.allocator import keep_large_buffers
 from pyvae.data import load
@@ -53,7 +52,6 @@ class Variant:
     tuned: bool = True
     devices: tuple[str, ...] = ("cpu", "cuda")
     steps: int = 1
-    arithmetic: str = "as torch has it"
 
 
 def popular_losses(mu: Tensor, logvar: Tensor, decoder: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -133,12 +131,10 @@ def ours(steps: int = 1, *, capture: bool = False, compiled: bool = False, **cha
 
 
 def captured(**changes: Any) -> Variant:
-    arithmetic = changes.get("precision", RECIPE.precision)
     return Variant(
         lambda: ours(8 * BURST, capture=True, **changes),
         devices=("cuda",),
         steps=8 * BURST,
-        arithmetic=arithmetic,
     )
 
 
@@ -158,7 +154,7 @@ VARIANTS = {
         f"pyvae {name}": Variant(lambda make=make: ours(objective=make()), devices=("cpu",))
         for name, make in OTHERS.items()
     },
-    "pyvae --no-capture": Variant(ours, devices=("cuda",), arithmetic=RECIPE.precision),
+    "pyvae --no-capture": Variant(ours, devices=("cuda",)),
     "pyvae --precision fp32": captured(),
     "pyvae --precision tf32": captured(precision="tf32"),
     "pyvae --precision bf16, captured": captured(precision="bf16"),
@@ -232,45 +228,20 @@ def _kernels(step: Step, steps: int) -> float:
     return sum(map(ran_on_gpu, profiler.events() or ())) / steps
 
 
-def measured_here(name: str, seconds: float) -> bool:
-    """Measure one variant in this process and print a line of JSON; a failure is told, and the next may run."""
-    try:
-        measured = measure(name, seconds)
-    except Exception:
-        traceback.print_exc()
-        return False
-    print(json.dumps({"name": name, **asdict(measured)}), flush=True)
-    return True
-
-
-def processes(names: list[str]) -> list[list[str]]:
-    """Variants of each process; on a GPU the smallest group is first, should the time not be enough for all."""
-    if DEVICE.type == "cpu":
-        return [[name] for name in names]
-    together: dict[str, list[str]] = {}
-    for name in names:
-        together.setdefault(VARIANTS[name].arithmetic, []).append(name)
-    return sorted(together.values(), key=len)
-
-
-def run_process(names: list[str], seconds: float, threads: int, left: float | None) -> dict[str, Measured]:
-    """Measure in a process of its own; what it has done after ``left`` seconds counts."""
+def run_process(name: str, seconds: float, threads: int, left: float | None) -> Measured | None:
+    """Measure a variant in a process of its own; None when it failed, or was not done after ``left`` seconds."""
     command = [sys.executable, __file__, "--threads", str(threads), "--seconds", str(seconds)]
-    command += ["--variant", *names]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=left)
-    except subprocess.TimeoutExpired as late:
-        output = late.stdout or b""
-        text = output.decode() if isinstance(output, bytes) else output
-    else:
-        text = done.stdout
-        if done.returncode:
-            # what was measured before counts; the caller misses the rest
-            print(done.stderr, file=sys.stderr)
-    rows = [
-        json.loads(line) for line in text.splitlines() if line.startswith('{"name"') and line.endswith("}")
-    ]
-    return {row["name"]: Measured(Spread(**row["rate"]), row["kernels"]) for row in rows}
+        done = subprocess.run(
+            [*command, "--variant", name], capture_output=True, text=True, cwd=ROOT, timeout=left
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        return None
+    values = json.loads(done.stdout.splitlines()[-1])
+    return Measured(Spread(**values["rate"]), values["kernels"])
 
 
 def main() -> None:
@@ -283,15 +254,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="stop there, with what has been measured")
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
     parser.add_argument("--only", nargs="+", choices=HERE, metavar="VARIANT", help="these variants")
-    parser.add_argument("--variant", nargs="+", choices=HERE, help=argparse.SUPPRESS)
+    parser.add_argument("--variant", choices=HERE, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.variant:
-        done = [measured_here(name, options.seconds) for name in options.variant]
-        sys.exit(not all(done))
+        print(json.dumps(asdict(measure(options.variant, options.seconds))))
+        return
     names = options.only or HERE
     rounds: dict[str, list[Spread]] = {name: [] for name in names}
-    kernels: dict[str, float] = {}
 
     def write() -> dict[str, float]:
         rates = {name: Spread.of_rounds(values) for name, values in rounds.items() if values}
@@ -302,21 +272,18 @@ def main() -> None:
                 setting=f"{RECIPE.architecture}, batch {RECIPE.batch_size}",
                 steps_per_second=results,
                 quartiles={name: rate.rounded() for name, rate in rates.items()},
-                **({"kernels_per_step": kernels} if kernels else {}),
             )
         return results
 
     end = time.monotonic() + 60 * options.minutes if options.minutes else None
     for _ in range(options.rounds):
-        for group in processes(names):
+        for name in names:
             left = end - time.monotonic() if end else None
             if left is not None and left < 1:
                 break
-            for name, measured in run_process(group, options.seconds, options.threads, left).items():
+            if measured := run_process(name, options.seconds, options.threads, left):
                 rounds[name].append(measured.rate)
-                if measured.kernels is not None:
-                    kernels[name] = measured.kernels
-            write()
+                write()
     results = write()
     missed = [name for name in names if name not in results]
     base = next(iter(results.values()), 1.0)

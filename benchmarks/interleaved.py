@@ -301,8 +301,16 @@ def device_microseconds(runner: Runner, calls: int = 3) -> float:
     return spent / (calls * runner.calls)
 
 
-def measure(case: Case, device: torch.device, **timing: Any) -> tuple[list[dict[str, Any]], list[str]]:
+def measure(
+    case: Case, device: torch.device, *, profiled: bool = True, **timing: Any
+) -> tuple[list[dict[str, Any]], list[str]]:
     """A row for every function, outside and on a GPU also inside a graph, and what was refused or failed.
+
+    Args:
+        case: what is measured.
+        device: where.
+        profiled: whether a GPU also tells the time of the kernels alone, which takes a profile of every function.
+        **timing: of :func:`interleave`.
 
     Returns:
         rows, and one line for every function whose result is wrong: it is not timed.
@@ -334,7 +342,7 @@ def measure(case: Case, device: torch.device, **timing: Any) -> tuple[list[dict[
     for key, row in rows.items():
         if key in runners:
             _fill(row, times[key], statistics.median(times[copies[row["provider"]]]))
-            if device.type == "cuda":
+            if profiled and device.type == "cuda":
                 row["device_us"] = float(f"{device_microseconds(runners[key]):.5g}")
     for row in rows.values():
         base = rows.get(

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import torch
 
 import pyvae
+from checkout import ROOT, commit_of
 from pyvae.engine.files import write_atomically
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def describe() -> dict[str, Any]:
@@ -45,18 +43,3 @@ def _cpu_name() -> str:
     return next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
     )
-
-
-def commit_of(checkout: Path) -> str:
-    """Short name of the commit, "-dirty" behind it where files differ; empty for a folder that is no git checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments]
-        try:
-            return subprocess.run(
-                command, cwd=checkout, capture_output=True, text=True, check=False
-            ).stdout.strip()
-        except OSError:  # no git
-            return ""
-
-    return git("rev-parse", "--short", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")

@@ -1,7 +1,7 @@
 """Write the tables of the README from benchmarks/results: ``python benchmarks/report.py [--check]``.
 
 A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` and is made from ``results/NAME.json``; the first
-word of NAME says of what kind it is.
+word of NAME says of what kind it is. The tables ``gpu`` are made from the lines of every ``results/gpu-*`` folder.
 """
 
 import argparse
@@ -11,9 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gpu_stages import results as gpu_results
+from gpu_stages.markdown import gpu_tables
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks/results"
+_NO_GPU = "Nothing has been measured on a GPU yet."
 _GIVEN_MORE = {"pyvae, named noise", "pyvae, bits", "pyvae, grid"}
 _SLOT = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -127,6 +131,9 @@ def render(readme: str, results: Path = RESULTS) -> str:
     """The README with every table made anew."""
 
     def fill(slot: re.Match[str]) -> str:
+        if slot[2] == "gpu":
+            tables = gpu_tables(gpu_results.known(results), ops_table)
+            return f"{slot[1]}{tables or _NO_GPU}\n{slot[3]}"
         path = results / f"{slot[2]}.json"
         if not path.is_file():
             return f"{slot[1]}Not measured yet.\n{slot[3]}"

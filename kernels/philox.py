@@ -70,6 +70,15 @@ def normal_rows(seed, step, rows, quads, D, stream: tl.constexpr, ROWS: tl.const
 
 
 @triton.jit
+def uniform_rows(seed, step, rows, quads, D, stream: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Uniforms [ROWS, COLUMNS], as :func:`normal_rows`."""
+    index = rows[:, None] * ((D + 3) // 4) + quads[None, :]
+    w0, w1, w2, w3 = philox_at(seed, step, index, stream)
+    even = tl.join(uniform(w0), uniform(w2))
+    return tl.join(even, tl.join(uniform(w1), uniform(w3))).reshape(ROWS, COLUMNS)
+
+
+@triton.jit
 def _mix32(x):
     x = x ^ (x >> 16)
     x = x * tl.full((1,), 0x7FEB352D, tl.uint32)

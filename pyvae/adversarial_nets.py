@@ -19,8 +19,8 @@ class CodePosterior(NamedTuple):
 
     mean: Tensor
     """float32 ``[B, C]`` of the continuous codes."""
-    logvar: Tensor
-    """float32 ``[B, C]``; 0 where the variance is fixed at 1."""
+    logvar: Tensor | None
+    """float32 ``[B, C]``; None where the variance is fixed at 1."""
     logits: Tensor
     """float32 ``[B, K]`` of the categories."""
 
@@ -28,10 +28,16 @@ class CodePosterior(NamedTuple):
         """What metrics read, mean and log-variance ``[B, codes]`` each: the most probable category is the last code,
         its class put evenly on [-1, 1], and has no variance to speak of, 0 here."""
         categories = self.logits.shape[-1]
+        logvar = torch.zeros_like(self.mean) if self.logvar is None else self.logvar
         if not categories:
-            return self.mean, self.logvar
+            return self.mean, logvar
         place = 2.0 * self.logits.argmax(-1, keepdim=True).float() / (categories - 1) - 1.0
-        return torch.cat([self.mean, place], -1), torch.cat([self.logvar, torch.zeros_like(place)], -1)
+        return torch.cat([self.mean, place], -1), torch.cat([logvar, torch.zeros_like(place)], -1)
+
+    def first(self, count: int) -> "CodePosterior":
+        """That of the first ``count`` images."""
+        logvar = None if self.logvar is None else self.logvar[:count]
+        return CodePosterior(self.mean[:count], logvar, self.logits[:count])
 
 
 class Critic(nn.Module):
@@ -54,7 +60,7 @@ class Critic(nn.Module):
         """Scores float32 ``[B]`` and Q of images ``[B, C, 64, 64]`` in [0, 1]."""
         features = self.trunk(images.contiguous(memory_format=torch.channels_last))
         mean, logvar, logits = self.information(features).float().split(self._sizes, -1)
-        posterior = CodePosterior(mean, logvar if self._sizes[1] else torch.zeros_like(mean), logits)
+        posterior = CodePosterior(mean, logvar if self._sizes[1] else None, logits)
         return self.score(features).float().squeeze(-1), posterior
 
 

@@ -25,8 +25,8 @@ import torch
 from pyvae import bias_activation
 from pyvae.bias_activation import Activation
 from pyvae.checks import importance_layout, pixel_layout
-from pyvae.engine import binarise, controller, ledger
-from pyvae.objectives import ControlVAE
+from pyvae.engine import binarise, controller, draw, ledger
+from pyvae.objectives import ControlVAE, InfoGAN
 from pyvae.ops import (
     aggregate_log_density,
     bernoulli_nll,
@@ -161,6 +161,9 @@ def launches() -> list[Launch]:
         for case in BIAS_ACTIVATION:
             label(" ".join(str(x).removeprefix("torch.") for x in case))
             _launch_bias_activation(*case)
+        for case in DRAW:
+            label(" ".join(map(str, case)))
+            _launch_draw(*case)
         for case in CONTROLLER:
             label(" ".join(map(str, case.values())) or "defaults")
             _launch_controller(**case)
@@ -203,12 +206,15 @@ BERNOULLI_NLL = [
 ]
 
 
-# batch, latents, dtype
+# batch, latents, dtype, layout of the posteriors
 AGGREGATE_LOG_DENSITY = [
-    (64, 10, torch.float32),
-    (2048, 10, torch.bfloat16),
-    (2, 1, torch.float32),
-    (1, 3, torch.float16),
+    (64, 10, torch.float32, "dense"),
+    (64, 10, torch.float32, "chunked"),
+    (2048, 10, torch.bfloat16, "chunked"),
+    (20_000, 128, torch.float32, "dense"),
+    (63, 3, torch.float32, "transposed"),
+    (2, 1, torch.float32, "dense"),
+    (1, 3, torch.float16, "dense"),
 ]
 
 # batch, pixels, dtype of the images
@@ -283,6 +289,15 @@ def _launch_bias_activation(
         bias_activation.backward(y, output, activation, x, None, None)
 
 
+# rows, points, noise, continuous codes, categories
+DRAW = [(192, 0, 5, 4, 3), (384, 320, 5, 5, 0), (64, 64, 128, 0, 10), (7, 3, 0, 1, 0), (33, 1, 3000, 17, 0)]
+
+
+def _launch_draw(rows: int, points: int, noise: int, continuous: int, categories: int) -> None:
+    objective = InfoGAN(noise=noise, continuous=continuous, categories=categories)
+    draw._launch(objective, torch.empty(2, dtype=torch.int64, device="meta"), rows, points)
+
+
 # of the objective
 CONTROLLER: list[dict[str, Any]] = [
     {},
@@ -350,8 +365,12 @@ def _launch_importance_log_weight(
     importance_log_weight._launch_backward(*parts, *inputs)
 
 
-def _launch_aggregate_log_density(batch: int, latents: int, dtype: torch.dtype) -> None:
+def _launch_aggregate_log_density(batch: int, latents: int, dtype: torch.dtype, layout: str) -> None:
     z, mu, logvar = (torch.empty((batch, latents), dtype=dtype, device="meta") for _ in range(3))
+    if layout == "chunked":
+        mu, logvar = torch.empty((batch, 2 * latents), dtype=dtype, device="meta").chunk(2, -1)
+    if layout == "transposed":
+        mu, logvar = (torch.empty((latents, batch), dtype=dtype, device="meta").mT for _ in range(2))
     weights = (-1.0, -2.0, -3.0)
     log_q = aggregate_log_density._launch_forward(z, mu, logvar, weights)
     aggregate_log_density._launch_backward(torch.empty_like(log_q), z, mu, logvar, log_q, weights)

@@ -7,6 +7,7 @@ import torch
 import pyvae
 from closeness import assert_as_near
 from pyvae import reference
+from pyvae.ops import aggregate_log_density as ops
 from pyvae.ops.aggregate_log_density import aggregate_log_density
 
 
@@ -160,22 +161,65 @@ def test_kernel_against_the_reference(device, fast_backend, shape, dtype, weight
         assert_as_near(*gradient, what=name, atol=1e-4)
 
 
+def assert_as_the_reference(inputs):
+    """Results and gradients, against the reference in float64."""
+    upstream = torch.linspace(-1, 2, inputs[0][..., 0].numel(), device=inputs[0].device)
+    upstream = upstream.reshape(inputs[0].shape[:-1])
+    exact_inputs = tuple(x.detach().double().requires_grad_() for x in inputs)
+    options = {"dataset_size": 5000, "weighting": "mss"}
+    got = aggregate_log_density(*inputs, **options)
+    exact = reference.aggregate_log_density(*exact_inputs, **options)
+    torch.testing.assert_close([g.double() for g in got], list(exact), rtol=1e-5, atol=1e-5)
+    found = torch.autograd.grad(got[0] + 2 * got[1], inputs, upstream)
+    gradients = torch.autograd.grad(exact[0] + 2 * exact[1], exact_inputs, upstream.double())
+    torch.testing.assert_close([g.double() for g in found], list(gradients), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("rows", [70, 128, 300])
 def test_kernel_over_several_tiles(device, fast_backend, rows):
-    if rows > 128 and fast_backend == "triton" and str(device) == "cpu":
-        pytest.skip("a quarter of a minute of interpreting, and more tiles of the same kind")
-    inputs = posteriors(device, rows, 2)
-    got = aggregate_log_density(*inputs, dataset_size=5000, weighting="mss")
-    exact_inputs = tuple(x.detach().double().requires_grad_() for x in inputs)
-    exact = reference.aggregate_log_density(*exact_inputs, dataset_size=5000, weighting="mss")
-    upstream = torch.linspace(-1, 2, rows, device=device)
-    torch.testing.assert_close([g.double() for g in got], list(exact), rtol=1e-5, atol=1e-5)
-    for a, b in zip(
-        torch.autograd.grad(got[0] + 2 * got[1], inputs, upstream),
-        torch.autograd.grad(exact[0] + 2 * exact[1], exact_inputs, upstream.double()),
-        strict=True,
-    ):
-        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+    if rows > 70 and fast_backend == "triton" and str(device) == "cpu":
+        pytest.skip("minutes of interpreting, and more tiles of the same kind")
+    assert_as_the_reference(posteriors(device, rows, 2))
+
+
+@pytest.mark.parametrize("latents", [1, 3, 10, 50, 128])
+def test_latents_over_several_tiles(device, fast_backend, latents, monkeypatch):
+    """Of the backward: two tiles by two, none of which is full; they are larger, since interpreting is slow."""
+    monkeypatch.setattr(ops, "_TILE", (16, 16))
+    assert_as_the_reference(posteriors(device, 19, latents))
+
+
+@pytest.mark.parametrize("most", [(1, 1), (2, 3), (3, 2), (5, 1)], ids=str)
+def test_programs_of_several_tiles(device, triton_backend, monkeypatch, most):
+    """Where spans are fewer than tiles, a program adds to what it has written; members have their own partial sums."""
+    monkeypatch.setattr(ops, "_ROW_SPANS", most[0])
+    monkeypatch.setattr(ops, "_COLUMN_SPANS", most[1])
+    monkeypatch.setattr(ops, "_TILE", (4, 8))
+    found = ops.spans(19)
+    assert (found.rows, found.columns) == (4, 8)
+    assert (found.row_spans, found.column_spans) == (min(most[0], 5), min(most[1], 3))
+    assert_as_the_reference(posteriors(device, 2, 19, 3))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 64, 65, 2048, 2049, 16_384, 99_999])
+def test_spans_cover_every_pair_once(batch):
+    rows, columns, row_spans, column_spans, row_span, column_span = ops.spans(batch)
+    assert row_span % rows == column_span % columns == 0
+    assert (row_spans - 1) * row_span < batch <= row_spans * row_span
+    assert (column_spans - 1) * column_span < batch <= column_spans * column_span
+    assert row_spans <= 64
+    assert column_spans <= 32
+    assert batch != 64 or row_spans * column_spans == 32
+
+
+def test_a_run_changes_no_bit(device, triton_backend):
+    runs = []
+    for _ in range(2):
+        inputs = posteriors(device, 34, 2)
+        joint, product = aggregate_log_density(*inputs, dataset_size=5000)
+        runs.append([joint, product, *torch.autograd.grad((joint - 2 * product).sum(), inputs)])
+    for one, other in zip(*runs, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_threads_change_no_bit(fast_backend):
@@ -254,6 +298,36 @@ def test_blocks_longer_than_the_shortest(fast_backend):
     torch.testing.assert_close(joint.double(), table[:, 1], rtol=1e-5, atol=1e-5)
     for a, b in zip(gradients, exact, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["chunked", "transposed", "expanded"])
+def test_any_strides_give_the_same_bits(device, triton_backend, monkeypatch, layout, dtype):
+    monkeypatch.setattr(ops, "_TILE", (4, 8))
+    dense = [x.detach() for x in posteriors(device, 2, 9, 3, dtype=dtype)]
+    if layout == "expanded":
+        dense = [x[:1, :, :1].expand(2, 9, 3) for x in dense]
+        strided = dense
+    elif layout == "chunked":
+        strided = torch.cat(dense, -1).chunk(3, -1)
+    else:
+        strided = [x.mT.contiguous().mT for x in dense]
+    found = []
+    for inputs in ([x.contiguous() for x in dense], strided):
+        inputs = [x.requires_grad_() for x in inputs]
+        joint, product = aggregate_log_density(*inputs, dataset_size=5000, weighting="mss")
+        found.append([joint, product, *torch.autograd.grad((joint - 2 * product).sum(), inputs)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_rows_far_apart(device, triton_backend):
+    """Offsets of 32 bits would not reach the last rows of a tile."""
+    inputs = [x.detach() for x in posteriors(device, 5, 2)]
+    wide = torch.empty(0, device="meta").as_strided((1, 5, 2), (0, 2**26, 1))
+    (flat, *_), strides = ops._flat(wide, wide, *inputs)
+    assert flat.is_contiguous()
+    assert strides[:3] == [10, 2, 1]
 
 
 def test_strided_inputs_and_needed_gradients(device, fast_backend):

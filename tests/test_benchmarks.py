@@ -358,27 +358,23 @@ class TestCases:
             recipe = recipe_of(objective=kind(), precision="tf32")
             assert (type(recipe.objective), recipe.batch_size, recipe.precision) == (kind, 64, "tf32"), name
 
-    def test_variants_of_one_arithmetic_share_a_process_on_a_gpu(self, monkeypatch):
+    def test_a_variant_runs_in_a_process_of_its_own_and_may_fail(self, monkeypatch, capsys):
         bench_train = script("bench_train")
-        names = ["popular code", "pyvae --precision fp32", "pyvae --no-capture", "+ fused Adam"]
-        assert bench_train.processes(names[:1]) == [["popular code"]]
-        monkeypatch.setattr(bench_train, "DEVICE", torch.device("cuda"))
-        assert bench_train.processes(names) == [
-            ["popular code", "+ fused Adam"],
-            ["pyvae --precision fp32", "pyvae --no-capture"],
-        ]
-        assert bench_train.processes([*names, "popular code, our two losses"])[0] == names[1:3]
+        spread = {"median": 2.0, "low": 1.0, "high": 3.0}
+        outputs = iter([(1, "", "ZeroDivisionError"), (0, json.dumps({"rate": spread, "kernels": None}), "")])
+        commands = []
 
-    def test_a_variant_that_fails_does_not_end_the_next(self, monkeypatch, capsys):
-        bench_train = script("bench_train")
-        monkeypatch.setattr(bench_train, "measure", lambda name, seconds: 1 / 0)
-        assert not bench_train.measured_here("popular code", 1.0)
-        spread = script("interleaved").Spread(2.0, 1.0, 3.0)
-        monkeypatch.setattr(bench_train, "measure", lambda name, seconds: bench_train.Measured(spread))
-        assert bench_train.measured_here("popular code", 1.0)
-        out, err = capsys.readouterr()
-        assert "ZeroDivisionError" in err
-        assert json.loads(out)["rate"]["median"] == 2
+        def run(command, **_):
+            commands.append(command)
+            return SimpleNamespace(
+                **dict(zip(("returncode", "stdout", "stderr"), next(outputs), strict=True))
+            )
+
+        monkeypatch.setattr(bench_train.subprocess, "run", run)
+        assert bench_train.run_process("pyvae", 1.0, 2, None) is None
+        assert "ZeroDivisionError" in capsys.readouterr().err
+        assert bench_train.run_process("pyvae", 1.0, 2, None).rate.median == 2
+        assert commands[1][-2:] == ["--variant", "pyvae"]
 
 
 class TestCompare:
@@ -565,10 +561,3 @@ class TestPeers:
         check({("pyvae", "vae"): 10, ("x", "vae"): 10, ("x", "other"): 11})
         with pytest.raises(ValueError, match="vae: x trains 11 weights and pyvae 10"):
             check({("pyvae", "vae"): 10, ("x", "vae"): 11})
-
-
-def test_bench_gpu_is_nine_minutes_at_most():
-    recipe = (ROOT / "Makefile").read_text().split("\nbench-gpu: ")[1].split("\n\n")[0]
-    limits = [int(line.split("timeout ")[1].split()[0]) for line in recipe.splitlines() if "timeout" in line]
-    assert len(limits) == 4
-    assert sum(limits) <= 9 * 60

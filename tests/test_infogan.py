@@ -12,6 +12,7 @@ from pyvae.adversarial_nets import CodePosterior, build_pair
 from pyvae.engine import checkpoint
 from pyvae.engine.adversarial import one_storage
 from pyvae.engine.batches import BatchOrder
+from pyvae.engine.draw import draw
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
@@ -84,14 +85,13 @@ class TestGradientPenalty:
         for precision in ("fp32", "bf16"):
             trainer = training(replace(WGAN, precision=precision), TinyData(), CPU)
             images = TinyData().images(torch.arange(8))
-            codes = Codes(*(x[:8] for x in trainer._objective.draw(trainer.key, 8)))
-            at = uniform(trainer.key, 8, 1, Stream.INTERPOLATION)
+            drawn = draw(trainer._objective, trainer.key, 8, 8)
             with torch.no_grad():
                 # of larger weights, a slope that is neither 0 nor 1
                 for parameter in trainer.net.critic.parameters():
                     parameter.mul_(2)
-            _, (penalty,), _ = trainer._critic_loss(images, codes, at)
-            loss = trainer._critic_loss(images, codes, at)[0]
+            _, (penalty,), _ = trainer._critic_loss(images, drawn)
+            loss = trainer._critic_loss(images, drawn)[0]
             loss.backward()
             slopes = torch.cat([p.grad.flatten() for p in trainer.net.critic.parameters()])
             found[precision] = float(penalty), slopes
@@ -273,8 +273,9 @@ def plain_steps(recipe, data, steps):
     order = BatchOrder(recipe.seed, len(data), b * n, CPU)
 
     def bound(posterior, code, category):
-        error = (code - posterior.mean) ** 2 / posterior.logvar.exp()
-        nll = 0.5 * (math.log(2 * math.pi) + posterior.logvar + error).mean(0).sum()
+        logvar = torch.zeros_like(code) if posterior.logvar is None else posterior.logvar
+        error = (code - posterior.mean) ** 2 / logvar.exp()
+        nll = 0.5 * (math.log(2 * math.pi) + logvar + error).mean(0).sum()
         entropy = o.continuous * math.log(2)
         if o.categories:
             nll = nll + F.cross_entropy(posterior.logits, category)
@@ -304,7 +305,7 @@ def plain_steps(recipe, data, steps):
             fake, real = fake.detach(), images[k * b : (k + 1) * b]
             scores, posterior = critic(torch.cat([fake, real]))
             on_fake, on_real = scores.split(b)
-            posterior = CodePosterior(*(each[:b] for each in posterior))
+            posterior = CodePosterior(*(each if each is None else each[:b] for each in posterior))
             if isinstance(o, InfoWGANGP):
                 at = fake + lines[k * b : (k + 1) * b] * (real - fake)
                 at.requires_grad_()
@@ -348,8 +349,7 @@ def test_steps_equal_a_plain_loop(recipe):
 
 def test_the_generators_step_leaves_the_critic_alone():
     trainer = training(RECIPE, TinyData(), CPU)
-    codes = trainer._objective.draw(trainer.key, 4)
-    loss, _ = trainer._generator_loss(codes)
+    loss, *_ = trainer._generator_loss(draw(trainer._objective, trainer.key, 4, 0))
     loss.backward()
     assert all(p.grad is None for p in trainer.net.critic.parameters())
     assert all(p.grad is not None for p in trainer.net.generator.parameters())

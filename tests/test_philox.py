@@ -7,13 +7,13 @@ import torch
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
-from test_random import KNOWN, STANDARD_ERRORS, autocorrelations, moments, tails, whole  # noqa: E402
 
 from pyvae.kernels.philox import data_order, normal_rows, philox, philox_at, uniform  # noqa: E402
 from pyvae.random import Stream, bits, feistel_domain, make_key, normal, uniform_from_bits  # noqa: E402
 from pyvae.random import data_order as torch_data_order  # noqa: E402
 from pyvae.random import philox as torch_philox  # noqa: E402
 from pyvae.random import uniform as torch_uniform  # noqa: E402
+from test_random import KNOWN, STANDARD_ERRORS, autocorrelations, moments, tails, whole  # noqa: E402
 
 SEEDS = [0, 1, -1, -(2**63), 2**63 - 1, 2**32, 2**32 - 1, 2**31, 12345678901234567, -98765432109]
 STEPS = [0, 1, 2**32 - 1, 2**32, 2**40 + 3, -1]

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from pyvae.adversarial_nets import CodePosterior
 from pyvae.data.dataset import Dataset
 from pyvae.engine.batches import ImageSource
+from pyvae.engine.draw import Draws, draw
 from pyvae.engine.pair import pair_of
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.state import Trained
@@ -19,8 +20,7 @@ from pyvae.engine.stepper import Stepper
 from pyvae.engine.trainer import batches_of, check_data
 from pyvae.errors import RecipeError
 from pyvae.objectives import InfoGAN, InfoWGANGP
-from pyvae.objectives.infogan import Codes, between, gradient_penalty
-from pyvae.random import Stream, uniform
+from pyvae.objectives.infogan import between, gradient_penalty
 
 
 def check_compile(recipe: Recipe, compile: bool) -> None:
@@ -93,71 +93,73 @@ class AdversarialTrainer(Stepper):
         before = self._statistics.clone()
         with nvtx.annotate("data"):
             images = self._batches.batch(self.key[1]).images
-            codes = objective.draw(self.key, size * (objective.critic_steps + objective.generator_steps))
-            at = (
-                uniform(self.key, size * objective.critic_steps, 1, Stream.INTERPOLATION)
-                if isinstance(objective, InfoWGANGP)
-                else None
+            judged = size * objective.critic_steps
+            drawn = draw(
+                objective,
+                self.key,
+                judged + size * objective.generator_steps,
+                judged if isinstance(objective, InfoWGANGP) else 0,
             )
-            each = [Codes(*part) for part in zip(*(x.split(size) for x in codes), strict=True)]
-        judged: list[list[Tensor]] = []
-        for n, own in enumerate(each[: objective.critic_steps]):
+        of_critic: list[Tensor] = []
+        for n in range(objective.critic_steps):
             with nvtx.annotate("critic"):
-                rows = slice(n * size, (n + 1) * size)
-                loss, penalty, bounds = self._critic_loss(images[rows], own, None if at is None else at[rows])
+                own = drawn.rows(n * size, size)
+                loss, penalty, bounds = self._critic_loss(images[n * size : (n + 1) * size], own)
                 norm = self._critic.backward(loss)
-                judged.append([loss.detach(), norm, *penalty])
-                self._critic.step(self.ledger.judge(_mean(judged), bounds.detach()))
-        of_critic, made, informed = _mean(judged), [], []
-        for own in each[objective.critic_steps :]:
+                of_critic = _added(of_critic, [loss.detach(), norm, *penalty])
+                self._critic.step(self.ledger.judge(of_critic, bounds.detach()))
+        of_critic = _shared(of_critic, objective.critic_steps)
+        made: list[Tensor] = []
+        for n in range(objective.generator_steps):
             with nvtx.annotate("generator"):
-                loss, bounds = self._generator_loss(own)
+                loss, information, bounds = self._generator_loss(drawn.rows(judged + n * size, size))
                 norm = self._generator.backward(loss)
-                informed.append(bounds.detach())
-                made.append([loss.detach(), informed[-1].sum(), norm])
+                made = _added(made, [loss.detach(), information.detach(), norm, bounds.detach()])
             with nvtx.annotate("optimizer"):
-                values, bounds = [*_mean(made), *of_critic], torch.stack(informed).mean(0)
-                last = len(made) == objective.generator_steps
-                bad = self.ledger.settle(values, bounds, None) if last else self.ledger.judge(values, bounds)
+                if n + 1 < objective.generator_steps:
+                    bad = self.ledger.judge([*made[:-1], *of_critic], made[-1])
+                else:
+                    *values, bounds = _shared(made, objective.generator_steps)
+                    bad = self.ledger.settle([*values, *of_critic], bounds, None)
                 self._generator.step(bad)
-        self._statistics.copy_(torch.where(bad > 0, before, self._statistics))
+        torch.where(bad > 0, before, self._statistics, out=self._statistics)
 
-    def _critic_loss(
-        self, real: Tensor, codes: Codes, at: Tensor | None
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Loss of critic and information head, the gradient penalty where there is one, and the bounds ``[codes]``.
-
-        ``at`` says where between a real and a made image the penalty is taken.
-        """
+    def _critic_loss(self, real: Tensor, drawn: Draws) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Loss of critic and information head, the gradient penalty where there is one, and the bounds ``[codes]``."""
         objective = self._objective
         with torch.no_grad():
-            fake = self._generate(codes)
+            fake = self._generate(drawn)
         # within, normalised weights are made once
         with parametrize.cached():
-            of_real, _ = self._judged(real)
-            of_fake, posterior = self._judged(fake)
-            bounds = objective.information(posterior, codes)
+            score, posterior = self._judged(torch.cat([fake, real]))
+            of_fake, of_real = score.chunk(2)
+            bounds = objective.information(posterior.first(len(fake)), drawn.codes)
             loss = objective.critic_loss(of_real, of_fake) - objective.information_weight * bounds.sum()
-            if not isinstance(objective, InfoWGANGP) or at is None:
+            if not isinstance(objective, InfoWGANGP):
                 return loss, [], bounds
-            points = between(real, fake, at)
+            points = between(real, fake, drawn.points)
             penalty = gradient_penalty(lambda at: self._judged(at)[0], points)
         return loss + objective.penalty * penalty, [penalty.detach()], bounds
 
-    def _generator_loss(self, codes: Codes) -> tuple[Tensor, Tensor]:
-        """Its gradient reaches the generator and never the critic."""
+    def _generator_loss(self, drawn: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, information, and the bounds ``[codes]`` that it is the sum of. The gradient reaches the generator and
+        never the critic."""
+        objective = self._objective
         frozen = {name: p.detach() for name, p in self.net.critic.named_parameters()}
-        fake = self._generate(codes)
+        fake = self._generate(drawn)
         with self._autocast():
             score, posterior = functional_call(self.net.critic, frozen, (fake,))
-        bounds = self._objective.information(posterior, codes)
-        return self._objective.generator_loss(
-            score
-        ) - self._objective.information_weight * bounds.sum(), bounds
+        bounds = objective.information(posterior, drawn.codes)
+        information = bounds.sum()
+        return (
+            objective.generator_loss(score) - objective.information_weight * information,
+            information,
+            bounds,
+        )
 
-    def _generate(self, codes: Codes) -> Tensor:
+    def _generate(self, drawn: Draws) -> Tensor:
         with self._autocast():
-            return self.net.generator.images(self._objective.generator_input(codes))
+            return self.net.generator.images(drawn.inputs)
 
     def _judged(self, images: Tensor) -> tuple[Tensor, CodePosterior]:
         with self._autocast():
@@ -181,8 +183,12 @@ def one_storage(buffers: Sequence[Tensor], device: torch.device) -> Tensor:
     return whole
 
 
-def _mean(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    return [sum(values[1:], values[0]) / len(rows) for values in zip(*rows, strict=True)]
+def _added(sums: Sequence[Tensor], values: list[Tensor]) -> list[Tensor]:
+    return [a + b for a, b in zip(sums, values, strict=True)] if sums else values
+
+
+def _shared(sums: list[Tensor], count: int) -> list[Tensor]:
+    return [total / count for total in sums] if count > 1 else sums
 
 
 def _adam(

@@ -84,6 +84,11 @@ def path_of(directory: Path, step: int) -> Path:
     return directory / f"step-{step:012d}.safetensors"
 
 
+def step_of(path: Path) -> int:
+    """The step of a file."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def paths(directory: Path) -> list[Path]:
     """Checkpoint files, oldest first."""
     return sorted(directory.glob(_PATTERN))

@@ -57,18 +57,24 @@ def ran_on_gpu(event: Any) -> bool:
     return event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False)
 
 
-def _table(profiler: profile, device: torch.device, steps: int) -> str:
-    """Microseconds and calls a step of each kernel, or on a CPU of each operator without those it calls."""
+def kernels_of(profiler: profile, device: torch.device, steps: int) -> list[tuple[str, float, float]]:
+    """(name, microseconds a step, calls a step) of each kernel, or on a CPU of each operator without those it calls;
+    the longest first."""
     kernels = device.type == "cuda"
     time: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     for event in profiler.events() or ():
         if ran_on_gpu(event) if kernels else event.device_type.name != "CUDA":
-            spent = event.device_time_total if kernels else event.self_cpu_time_total
-            time[event.name] += spent / steps
+            time[event.name] += event.device_time_total if kernels else event.self_cpu_time_total
             calls[event.name] += 1
-    what = "kernel" if kernels else "operator"
+    return [(name, us / steps, calls[name] / steps) for name, us in time.most_common()]
+
+
+def _table(profiler: profile, device: torch.device, steps: int) -> str:
+    """:func:`kernels_of` as text."""
+    found = kernels_of(profiler, device, steps)
+    what = "kernel" if device.type == "cuda" else "operator"
     lines = [f"{'us/step':>10} {'calls/step':>10}  {what}"]
-    lines += [f"{us:10.1f} {calls[name] / steps:10.2f}  {name}" for name, us in time.most_common()]
-    total = f"{sum(time.values()):10.1f} {sum(calls.values()) / steps:10.2f}  all"
+    lines += [f"{us:10.1f} {calls:10.2f}  {name}" for name, us, calls in found]
+    total = f"{sum(us for _, us, _ in found):10.1f} {sum(calls for *_, calls in found):10.2f}  all"
     return "\n".join([*lines, total]) + "\n"

@@ -78,12 +78,6 @@ class InfoGAN:
         """The continuous codes, and one for the categorical."""
         return self.continuous + (self.categories > 0)
 
-    @property
-    def entropies(self) -> list[float]:
-        """H(c) in nats of each code: ln 2, differential, of a continuous one; ln K of the categorical."""
-        categorical = [math.log(self.categories)] if self.categories else []
-        return [math.log(2.0)] * self.continuous + categorical
-
     def draw(self, key: Tensor, rows: int) -> Codes:
         """Noise and codes of a key int64 ``[2]`` of (seed, step); a row draws the same among any number of rows."""
         words = bits(key, rows, 1, Stream.CATEGORY)[:, 0]
@@ -105,17 +99,20 @@ class InfoGAN:
 
     def information(self, posterior: CodePosterior, codes: Codes) -> Tensor:
         """``E[log Q(c|x)] + H(c)`` of each code in nats, float32 ``[codes]``: at most what an image says of it.
+        H is ln 2, differential, of a continuous code, and ln K of the categorical.
 
         Args:
             posterior: Q of the images made from the codes.
             codes: rows as many as the posterior's.
         """
         error = (codes.continuous - posterior.mean).square()
-        bounds = 0.5 * (math.log(2 * math.pi) + posterior.logvar + error * torch.exp(-posterior.logvar))
-        nll = [*bounds.mean(0).unbind()]
-        if self.categories:
-            nll.append(F.cross_entropy(posterior.logits, codes.category))
-        return torch.stack([entropy - each for entropy, each in zip(self.entropies, nll, strict=True)])
+        if posterior.logvar is not None:
+            error = posterior.logvar + error * torch.exp(-posterior.logvar)
+        bounds = math.log(2.0) - (0.5 * (math.log(2 * math.pi) + error)).mean(0)
+        if not self.categories:
+            return bounds
+        categorical = math.log(self.categories) - F.cross_entropy(posterior.logits, codes.category)
+        return torch.cat([bounds, categorical.unsqueeze(0)])
 
     def generator_loss(self, fake: Tensor) -> Tensor:
         """``E[-log sigmoid(D(G))]`` of the critic's scores ``[B]``, in nats."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,10 +15,48 @@ from pyvae.ops.library import Operator, as_dtype, next_power_of_two, register_di
 Weights = tuple[float, float, float]
 
 
+_BLOCK = 32
+_TILE = 4, 32
+_ROW_SPANS = 64
+_COLUMN_SPANS = 32
+
+
+class Spans(NamedTuple):
+    """How the pairs of samples (rows) and posteriors (columns) are shared out among the programs of the backward."""
+
+    rows: int
+    """Samples of a tile."""
+    columns: int
+    """Posteriors of a tile."""
+    row_spans: int
+    column_spans: int
+    row_span: int
+    """Samples of a program, some tiles of them."""
+    column_span: int
+
+
 def tile(batch: int) -> tuple[int, int]:
-    """Samples and posteriors of a program's tile: four pairs a thread, since sixteen spill in the backward."""
+    """Samples and posteriors of a tile of the forward: four pairs a thread."""
     side = next_power_of_two(max(batch, 2))
     return min(side, 8), min(side, 64)
+
+
+def spans(batch: int) -> Spans:
+    """Tiles of four pairs a thread of one warp, in which no sum over samples leaves its thread; with more pairs,
+    128 registers run out. Of large batches a program takes several tiles, so that partial sums stay few."""
+    side = next_power_of_two(max(batch, 2))
+    rows, columns = (min(side, most) for most in _TILE)
+    row_span = rows * -(-batch // (rows * _ROW_SPANS))
+    column_span = columns * -(-batch // (columns * _COLUMN_SPANS))
+    return Spans(rows, columns, -(-batch // row_span), -(-batch // column_span), row_span, column_span)
+
+
+def _flat(*tensors: Tensor) -> tuple[list[Tensor], list[int]]:
+    """Tensors ``[members, B, D]`` and the strides of all."""
+    flat = [x.reshape(-1, *x.shape[-2:]) for x in tensors]
+    # offsets of rows of a tile, and of columns, are of 32 bits
+    flat = [x if max(x.stride(1) * 64, x.stride(2) * x.shape[2]) < 2**31 else x.contiguous() for x in flat]
+    return flat, [stride for x in flat for stride in x.stride()]
 
 
 def _launch_forward(z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights) -> Tensor:
@@ -26,13 +64,12 @@ def _launch_forward(z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights) -> 
 
     *lead, batch, latents = z.shape
     rows, columns = tile(batch)
-    members = math.prod(lead)
+    inputs, strides = _flat(z, mu, logvar)
     log_q = torch.empty((*lead, batch, latents + 1), dtype=torch.float32, device=z.device)
     with device_of(z):
-        aggregate_log_density_fwd_kernel[(members * -(-batch // rows) * (latents + 1),)](
-            z.contiguous(), mu.contiguous(), logvar.contiguous(), log_q, batch, latents, *weights,
-            ROWS=rows, COLUMNS=columns,
-        )  # fmt: skip
+        aggregate_log_density_fwd_kernel[(math.prod(lead) * -(-batch // rows) * (latents + 1),)](
+            *inputs, log_q, batch, latents, *weights, *strides, ROWS=rows, COLUMNS=columns
+        )
     return log_q
 
 
@@ -42,18 +79,24 @@ def _launch_backward(
     from pyvae.kernels import aggregate_log_density as kernels
 
     *lead, batch, latents = z.shape
-    rows, columns = tile(batch)
-    programs = math.prod(lead) * latents
-    inputs = (z.contiguous(), mu.contiguous(), logvar.contiguous(), log_q, grad.contiguous())
-    grad_z, grad_mu, grad_logvar = (torch.empty(z.shape, dtype=z.dtype, device=z.device) for _ in range(3))
-    sizes = (batch, latents, *weights)
+    members = math.prod(lead)
+    rows, columns, row_spans, column_spans, *extent = spans(batch)
+    inputs, strides = _flat(z, mu, logvar)
+    grads = [torch.empty(z.shape, dtype=z.dtype, device=z.device) for _ in range(3)]
+    of_samples, of_posteriors = (
+        torch.empty((members, count, latents, batch), dtype=torch.float32, device=z.device)
+        for count in (column_spans, 2 * row_spans)
+    )
     with device_of(z):
-        kernels.aggregate_log_density_bwd_z_kernel[(programs * -(-batch // rows),)](
-            *inputs, grad_z, *sizes, ROWS=rows, COLUMNS=columns
-        )
-        kernels.aggregate_log_density_bwd_posterior_kernel[(programs * -(-batch // columns),)](
-            *inputs, grad_mu, grad_logvar, *sizes, ROWS=rows, COLUMNS=columns
-        )
+        kernels.aggregate_log_density_bwd_pairs_kernel[(members * row_spans * column_spans,)](
+            *inputs, log_q, grad.contiguous(), of_samples, of_posteriors, batch, latents, *weights,
+            row_spans, column_spans, *extent, *strides, ROWS=rows, COLUMNS=columns, num_warps=1, maxnreg=128,
+        )  # fmt: skip
+        kernels.aggregate_log_density_bwd_sum_kernel[(members * latents * -(-batch // _BLOCK),)](
+            of_samples, of_posteriors, *grads, batch, latents, row_spans, column_spans,
+            ROW_SPANS=next_power_of_two(row_spans), COLUMN_SPANS=next_power_of_two(column_spans), BLOCK=_BLOCK,
+        )  # fmt: skip
+    grad_z, grad_mu, grad_logvar = grads
     return grad_z, grad_mu, grad_logvar
 
 

@@ -1,0 +1,28 @@
+"""The checkout that is measured."""
+
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def commit_of(checkout: Path) -> str:
+    """Short name of the commit, "-dirty" behind it where files differ.
+
+    Empty for a folder that is no git checkout, but for a copy of pyvae's own, whose commit PYVAE_COMMIT may say.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        try:
+            return subprocess.run(
+                command, cwd=checkout, capture_output=True, text=True, check=False
+            ).stdout.strip()
+        except OSError:  # no git
+            return ""
+
+    name = git("rev-parse", "--short", "HEAD")
+    if not name:
+        return os.environ.get("PYVAE_COMMIT", "") if checkout == ROOT else ""
+    return name + ("-dirty" if git("status", "--porcelain") else "")

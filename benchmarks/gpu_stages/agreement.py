@@ -1,0 +1,265 @@
+"""Every op and every other kernel against its float64 reference, forward and gradient; whole steps against the CPU's;
+and the device's integers against the CPU's."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pyvae
+from gpu_stages.cases import Cases
+from gpu_stages.tiny_data import packed_data
+from pyvae import reference
+from pyvae.control import Control
+from pyvae.data import binarised
+from pyvae.engine.arithmetic import settle_arithmetic
+from pyvae.engine.batches import BatchOrder
+from pyvae.engine.binarise import binarise
+from pyvae.engine.controller import controller
+from pyvae.engine.ledger import Ledger
+from pyvae.engine.training import training
+from pyvae.objectives import ControlVAE
+from pyvae.ops.permute_dims import tc_batch
+from pyvae.random import Stream, bits, data_order, make_key, normal, uniform
+from test_trainer import OBJECTIVES, recipe_of
+
+# largest |ours - float64| / |float64|, of the inputs' dtype
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+STEP = 2**33 + 3
+Values = dict[str, Any]
+
+
+def _relative(ours: Tensor, right: Tensor) -> float:
+    right = right.detach().double()
+    return float((ours.detach().double() - right).norm() / right.norm().clamp_min(1e-30))
+
+
+def _judged(ours: Sequence[Tensor], right: Sequence[Tensor], tolerance: float) -> Values:
+    errors = [_relative(a, b) for a, b in zip(ours, right, strict=True)]
+    # NaN is never below
+    return {"ok": all(error < tolerance for error in errors), "errors": [float(f"{e:.3g}") for e in errors]}
+
+
+def _equal(ours: Sequence[Tensor], right: Sequence[Tensor]) -> Values:
+    differ = [
+        i for i, (a, b) in enumerate(zip(ours, right, strict=True)) if not torch.equal(a.cpu(), b.cpu())
+    ]
+    return {"ok": not differ, **({"error": f"results {differ} differ"} if differ else {})}
+
+
+def _several(x: Any) -> tuple[Tensor, ...]:
+    return x if isinstance(x, tuple) else (x,)
+
+
+def _against(
+    ours: Callable[..., Any], right: Callable[..., Any], inputs: list[Tensor], tolerance: float
+) -> Values:
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    mine, expected = _several(ours(*inputs)), _several(right(*exact))
+    upstream = [torch.randn_like(x) for x in mine]
+    gradients = torch.autograd.grad(mine, inputs, upstream)
+    exact_gradients = torch.autograd.grad(expected, exact, [u.double() for u in upstream])
+    return _judged((*mine, *gradients), (*expected, *exact_gradients), tolerance)
+
+
+def ops_agree(case: Cases) -> None:
+    """Each op in each dtype, at a size of training and, but in a dry run, at one that fills the device."""
+    device = case.device
+    if case.dry:
+        os.environ["PYVAE_BACKEND"] = "triton"  # in the interpreter
+    torch.manual_seed(0)
+    key = make_key(7, STEP, device)
+    sizes = {"small": 8 if case.dry else 64, **({} if case.dry else {"large": 2048})}
+    pixels, samples = (256, (2, 3)) if case.dry else (4096, (2, 5))
+
+    def random(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(*shape, device=device).to(dtype).requires_grad_()
+
+    for size, batch in sizes.items():
+        x = torch.rand(batch, pixels, device=device) < 0.3
+        packed = reference.pack_bits(x)
+        targets = {
+            "bits": (packed, None),
+            "floats": (x.float(), None),
+            "bytes": (x.to(torch.uint8) * 255, 255),
+        }
+        for dtype, tolerance in TOLERANCES.items():
+            name = f"{str(dtype).removeprefix('torch.')}, {size}"
+
+            def check(
+                op: str,
+                shapes: list[tuple[int, ...]],
+                *,
+                fixed: Callable[..., Any] = lambda call, *inputs: call(*inputs),
+                ours: Callable[..., Any] | None = None,
+                what: str = "",
+                dtype: torch.dtype = dtype,
+                tolerance: float = tolerance,
+                name: str = name,
+            ) -> None:
+                mine, right = ours or getattr(pyvae, op), getattr(reference, op)
+                case(
+                    f"{op}{what}, {name}",
+                    lambda: _against(
+                        lambda *inputs: fixed(mine, *inputs),
+                        lambda *inputs: fixed(right, *inputs),
+                        [random(*shape, dtype=dtype) for shape in shapes],
+                        tolerance,
+                    ),
+                )
+
+            posterior = (batch, 10)
+            check("reparameterize_kl", [posterior] * 2, fixed=lambda f, m, v: f(m, v, key=key))
+            for kind, (target, most) in targets.items():
+                check(
+                    "bernoulli_nll",
+                    [(batch, pixels)],
+                    fixed=lambda f, logits, t=target, most=most: f(logits, t, target_max=most),
+                    what=f" of {kind}",
+                )
+            for weighting in ("mws", "mss"):
+                check(
+                    "aggregate_log_density",
+                    [posterior] * 3,
+                    fixed=lambda f, z, m, v, w=weighting: f(z, m, v, dataset_size=737_280, weighting=w),
+                    what=f" {weighting}",
+                )
+            drawn = (min(batch, 256), *samples)
+            check(
+                "importance_log_weight",
+                [(*drawn, pixels), (*drawn, 10), (drawn[0], 10), (drawn[0], 10)],
+                fixed=lambda f, logits, z, m, v, t=packed[: drawn[0]]: f(logits, t, z, m, v),
+            )
+            check("tc_batch", [posterior] * 2, fixed=lambda f, z, z2: f(z, z2, key=key), ours=tc_batch)
+    case("posterior_entropy", lambda: _entropies(device, (3, 2, 4) if case.dry else (3, 6, 10, 8)))
+
+
+def _entropies(device: torch.device, sizes: tuple[int, ...]) -> Values:
+    rows = torch.Size(sizes).numel()
+    mu, logvar = torch.randn(2, rows, 10, device=device)
+    ours = pyvae.posterior_entropy(mu, logvar - 2, sizes)
+    right = reference.posterior_entropy(mu.double(), logvar.double() - 2, sizes)
+    pairs = zip((ours.marginal, *ours.conditional), (right.marginal, *right.conditional), strict=True)
+    worst = max(float((a - b).abs().max()) for a, b in pairs)
+    return {"ok": worst < 2e-5, "worst_nats": worst}
+
+
+def steps_agree(case: Cases) -> None:
+    """The engine's own kernels against plain torch, and three steps of every objective against the CPU's."""
+    if case.dry:
+        os.environ["PYVAE_BACKEND"] = "triton"
+    case("ledger", lambda: _ledger(case.device))
+    case("controller", lambda: _controller(case.device))
+    data = packed_data()
+    settle_arithmetic("fp32")
+    objectives = dict(list(OBJECTIVES.items())[:1]) if case.dry else OBJECTIVES
+    for name, objective in objectives.items():
+        recipe = replace(recipe_of(objective), batch_size=4) if case.dry else recipe_of(objective)
+        case(f"{name} as on a CPU", lambda recipe=recipe: _as_on_a_cpu(recipe, data, case.device))
+
+
+def _as_on_a_cpu(recipe: Any, data: Any, device: torch.device) -> Values:
+    # plain torch at home: what is compared is the whole of the kernels
+    there = training(recipe, data, device)
+    there.advance(2)
+    os.environ["PYVAE_BACKEND"], before = "reference", os.environ.get("PYVAE_BACKEND")
+    try:
+        here = training(recipe, data, torch.device("cpu"))
+        here.advance(2)
+    finally:
+        os.environ["PYVAE_BACKEND"] = before or "auto"
+    mine, right = there.ledger.row.cpu(), here.ledger.row
+    worst = float(((mine - right).abs() / (right.abs() + 1e-3)).max())
+    return {"ok": worst < 2e-2, "worst_relative": worst}
+
+
+def _ledger(device: torch.device) -> Values:
+    """Twelve steps, the eighth of them not finite, by the kernel and by plain torch."""
+
+    def play(triton: bool) -> list[Tensor]:
+        control = ControlVAE().initial_control(device)
+        ledger = Ledger([str(i) for i in range(11)], 7, rows=4, log_every=3, device=device, control=control)
+        ledger._triton = triton
+        found = []
+        for step in range(12):
+            generator = torch.Generator().manual_seed(step)
+            values = [torch.randn((), generator=generator).to(device) for _ in range(6)]
+            if step == 7:
+                values[2] = values[2] * float("nan")
+            moved = Control(*(x + step for x in ControlVAE().initial_control(device)))
+            found.append(ledger.settle(values, torch.randn(5, generator=generator).to(device), moved))
+        kept = (ledger.key, ledger.row, ledger.bad_step, ledger.bad_row, *control, ledger.ring.rows[:-1])
+        return [x.double().nan_to_num(nan=-9.0) for x in (*found, *kept)]
+
+    return _equal(play(True), play(False))
+
+
+def _controller(device: torch.device) -> Values:
+    worst = 0.0
+    for objective in (
+        ControlVAE(),
+        ControlVAE(schedule="adaptive", capacity_steps=80),
+        ControlVAE(schedule="linear", capacity_steps=70, proportional="linear", beta_max=1.05),
+    ):
+        step_once = controller(objective, device)
+        if step_once == objective.control:
+            return {"ok": False, "error": "the controller runs as plain torch"}
+        mine = plain = objective.initial_control(device)
+        for step in range(100):
+            kl = (plain.capacity.float() + 3 * torch.randn((), device=device)).abs()
+            at = torch.tensor(step, device=device)
+            mine, plain = step_once(mine, kl, at), objective.control(plain, kl, at)
+            worst = max([worst, *(float((a - b).abs()) for a, b in zip(mine, plain, strict=True))])
+    return {"ok": worst < 1e-12, "worst": worst}
+
+
+def integers(case: Cases) -> None:
+    """What is drawn and counted on the device equals what a CPU draws and counts, to the last bit."""
+    here, there = torch.device("cpu"), case.device
+    if case.dry:
+        os.environ["PYVAE_BACKEND"] = "native"
+    keys = [make_key(seed, step) for seed in (0, -1, 12345678901234567) for step in (0, 2**32 - 1, STEP)]
+
+    def both(call: Callable[[torch.device], Any]) -> Values:
+        return _equal(_several(call(there)), _several(call(here)))
+
+    case("words", lambda: both(lambda d: tuple(bits(k.to(d), 300, 7, 1) for k in keys)))
+    case("uniforms", lambda: both(lambda d: tuple(uniform(k.to(d), 300, 7, 1) for k in keys)))
+    case("normals, nearly", lambda: _normals(keys, there))
+    case(
+        "order of the data",
+        lambda: both(lambda d: data_order(keys[4].to(d), torch.arange(5000, device=d), 5000)),
+    )
+    for replacement in (False, True):
+        case(
+            f"batches {'with' if replacement else 'without'} replacement",
+            lambda r=replacement: both(
+                lambda d: BatchOrder(3, 737_280, 64, d, replacement=r).draw(11_500, 64),
+            ),
+        )
+    z = torch.randn(2, 3, 300, 5, generator=torch.Generator().manual_seed(0))
+    case("permutations", lambda: both(lambda d: tc_batch(z[0].to(d), z[1].to(d), key=keys[3].to(d))))
+    grey = torch.rand(64, 1, 5, 5, generator=torch.Generator().manual_seed(1))
+    case(
+        "binarised images",
+        lambda: _equal(
+            [binarise(grey.to(there), keys[5][0].to(there), keys[5][1].to(there), Stream.BINARISATION)],
+            [binarised.binarise(grey, keys[5], Stream.BINARISATION)],
+        ),
+    )
+    store = torch.randint(256, (64, 512), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
+    index = torch.randint(64, (37,), generator=torch.Generator().manual_seed(3))
+    case("gathered bits", lambda: both(lambda d: pyvae.gather_bits(store.to(d), index.to(d), pixels=4091)))
+    sizes = (3, 6, 8, 4) if case.dry else (3, 6, 40, 32)
+    codes = torch.randn(torch.Size(sizes).numel(), 10, generator=torch.Generator().manual_seed(4))
+    case("counts", lambda: both(lambda d: tuple(pyvae.code_histogram(codes.to(d), None, sizes))))
+
+
+def _normals(keys: list[Tensor], device: torch.device) -> Values:
+    # the same words, through the logarithm of either library
+    drawn = [(normal(k.to(device), 300, 7, 1).cpu(), normal(k, 300, 7, 1)) for k in keys]
+    worst = max(float((a - b).abs().max()) for a, b in drawn)
+    return {"ok": worst < 1e-5, "worst": worst}

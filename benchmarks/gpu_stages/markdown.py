@@ -1,0 +1,151 @@
+"""The README's tables of GPUs, from lines of results: what is right, what failed, and how fast it is."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from gpu_stages import results
+from gpu_stages.results import Line
+from gpu_stages.summary import Newest, minutes, of_card
+
+CHECKS = {
+    "ops_agree": "every op against float64, three dtypes, forward and gradient",
+    "steps_agree": "the engine's kernels, and steps of every objective against a CPU's",
+    "integers": "draws, orders and counts, to the last bit those of a CPU",
+    "captured": "captured steps against uncaptured ones, bit for bit",
+    "captured_rest": "the same in every precision, streamed and compiled",
+    "chosen_tests": "the tests that say most",
+    "all_tests": "every test",
+}
+_RATES = ("popular", "rates", "compiled", "objectives")
+_CONSTANTS = ("launches", "optimizers")
+OpsTable = Callable[[dict[str, Any]], str]
+
+
+def gpu_tables(lines: list[Line], ops_table: OpsTable) -> str:
+    """A section for each card, the newest results of each; "" where there are none.
+
+    Args:
+        lines: of every call.
+        ops_table: makes the table of ops from their rows.
+    """
+    cards = dict.fromkeys(line.get("gpu") for line in lines)
+    sections = []
+    for card in cards:
+        if card and card != results.DRY:
+            found = {k: line for k, line in of_card(lines, card).items() if k[1] not in ("start", "all")}
+            sections.append(
+                "\n\n".join([f"#### {card}", *_parts(found, ops_table), _provenance(card, found)])
+            )
+    return "\n\n".join(sections)
+
+
+def _parts(found: Newest, ops_table: OpsTable) -> Iterator[str]:
+    yield from _table(_checks(found), "| what | right | wrong | cut off |", "|---|---:|---:|---:|")
+    yield from _table(_failures(found), "| failed | why |", "|---|---|")
+    yield from _table(
+        _training(found),
+        "| burgess, batch 64 | steps/s | 1.5M steps, minutes | kernels a step |",
+        "|---|---:|---:|---:|",
+    )
+    rows = [
+        r
+        for (stage, _), line in found.items()
+        if stage in ("small_ops", "large_ops")
+        for r in line.get("rows", ())
+    ]
+    if rows:
+        yield ops_table({"cases": rows})
+    yield from _table(_metrics(found), "| both MIGs of all of dSprites | seconds |", "|---|---:|")
+    yield from _table(_constants(found), "| constant | us |", "|---|---:|")
+    yield from _table(_published(found), "| published table | ours | published |", "|---|---:|---:|")
+
+
+def _table(rows: Iterable[str], *head: str) -> Iterator[str]:
+    if body := list(rows):
+        yield "\n".join([*head, *body])
+
+
+def _checks(found: Newest) -> Iterator[str]:
+    for stage, what in CHECKS.items():
+        lines = [line for (name, _), line in found.items() if name == stage]
+        wrong = sum(line.get("ok") is False for line in lines)
+        cut = sum("cut" in line for line in lines)
+        if lines:
+            yield f"| {what} | {len(lines) - wrong - cut} | {wrong} | {cut} |"
+
+
+def _failures(found: Newest) -> Iterator[str]:
+    for (stage, case), line in found.items():
+        if line.get("ok") is False:
+            why = (
+                line.get("error") or f"largest error {max(line.get('errors') or [line.get('worst', 0)]):.3g}"
+            )
+            yield f"| {stage}: {case} | {_cell(why)[:160]} |"
+
+
+def _cell(text: Any) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _training(found: Newest) -> Iterator[str]:
+    for wanted in _RATES:
+        for (stage, case), line in found.items():
+            if stage != wanted or "cut" in line:
+                continue
+            if "steps_per_second" in line:
+                rate = line["steps_per_second"][1]
+                launches = f"{line['kernels']:.0f}" if "kernels" in line else "-"
+                yield f"| {case} | {rate:,.0f} | {minutes(rate):.1f} | {launches} |"
+            else:
+                yield f"| {case} | failed | - | - |"
+
+
+def _metrics(found: Newest) -> Iterator[str]:
+    for (stage, case), line in found.items():
+        if stage == "both_migs" and "s" in line:
+            yield f"| {case} | {line['s'][len(line['s']) // 2]:.3g} |"
+
+
+def _constants(found: Newest) -> Iterator[str]:
+    for (stage, case), line in found.items():
+        if stage in _CONSTANTS and "us" in line:
+            yield f"| {case} | {line['us']:.3g} |"
+
+
+def _published(found: Newest) -> Iterator[str]:
+    seeds: dict[tuple[str, str, str], list[float]] = {}
+    published: dict[tuple[str, str, str], str] = {}
+    for (stage, _), line in found.items():
+        if stage != "published_tables" or "results" not in line:
+            continue
+        for number in line["results"]["numbers"]:
+            key = (line["study"], line["arm"], number["quantity"])
+            seeds.setdefault(key, []).append(number["ours"]["value"])
+            high = number["published"].get("high")
+            published[key] = f"{number['published']['value']:g}" + ("" if high is None else f" to {high:g}")
+    for key, values in seeds.items():
+        mean = sum(values) / len(values)
+        spread = (
+            f", {min(values):.4g} to {max(values):.4g} of {len(values)} seeds"
+            if len(values) > 1
+            else ", one seed"
+        )
+        yield f"| {', '.join(key)} | {mean:.4g}{spread} | {published[key]} |"
+
+
+def _provenance(card: str, found: Newest) -> str:
+    machine = found.get(("build", "machine"), {})
+    last = max(found.values(), key=lambda line: line["time"])
+    commits = dict.fromkeys(line.get("commit") or "unknown" for line in found.values())
+    parts = [
+        card,
+        f"driver {machine['driver'].split('  ')[-2].strip()}"
+        if machine.get("driver", "").count("  ") > 1
+        else "",
+        f"CUDA {machine['cuda']}" if machine.get("cuda") else "",
+        f"torch {last['torch']}",
+        f"triton {machine['packages']['triton']}" if machine.get("packages", {}).get("triton") else "",
+        f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}, {last['time'][:10]}",
+        "medians.",
+    ]
+    return "; ".join(filter(None, parts))

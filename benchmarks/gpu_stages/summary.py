@@ -1,0 +1,171 @@
+"""What the results say, in some twenty lines: what failed, the rates, and what to do next."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from gpu_stages import results
+from gpu_stages.plan import STAGES
+
+STEPS = 1_500_000
+"""Of the field's full-length runs."""
+_FAILED = 5
+_SHOWN = 3
+Newest = dict[tuple[str, str], results.Line]
+
+
+def minutes(rate: float) -> float:
+    """Of a full-length run at so many steps per second."""
+    return STEPS / rate / 60
+
+
+def of_card(lines: list[results.Line], gpu: str) -> Newest:
+    """The newest line of every case of a card."""
+    return results.newest(line for line in lines if line.get("gpu") == gpu)
+
+
+def summary(lines: list[results.Line], gpu: str) -> str:
+    """The summary of a card's results."""
+    found = of_card(lines, gpu)
+    cases = {key: line for key, line in found.items() if key[1] not in ("start", "all")}
+    code = {stage.name: results.code_of(stage) for stage in STAGES}
+    stale = sum(line.get("code") != code.get(stage) for (stage, _), line in cases.items())
+    failed = [(key, line) for key, line in found.items() if line.get("ok") is False]
+    cut = sum("cut" in line for line in cases.values())
+    last = max(found.values(), key=lambda line: line["time"], default={})
+    text = [
+        f"{gpu}; torch {last.get('torch', '')}; commit {last.get('commit') or 'unknown'}",
+        f"{len(cases) - len(failed) - cut} cases done, {len(failed)} failed, {cut} cut off; {stale} of older code",
+    ]
+    for (stage, case), line in failed[:_FAILED]:
+        text.append(f"FAILED {stage}: {case}: {str(line.get('error') or _values(line))[:150]}")
+    if len(failed) > _FAILED:
+        text.append(f"FAILED: {len(failed) - _FAILED} more, in {results.NAME}")
+    text += [*_rates(found), *_kernels(found), *_constants(found), *_seconds(found), *_tables(found)]
+    text += [f"next: {advice}" for advice in _next(found, failed, code)]
+    return "\n".join(text) + "\n"
+
+
+def _values(line: results.Line) -> dict[str, Any]:
+    known = {"stage", "case", "code", "gpu", "torch", "commit", "time", "seconds", "ok"}
+    return {name: value for name, value in line.items() if name not in known}
+
+
+def rate_of(found: Newest, stage: str, case: str) -> float | None:
+    """Steps per second, the median, of a case that ran."""
+    line = found.get((stage, case), {})
+    return line["steps_per_second"][1] if "steps_per_second" in line else None
+
+
+def _rates(found: Newest) -> Iterator[str]:
+    for stages in (("popular",), ("rates", "compiled"), ("objectives",)):
+        rates = [
+            f"{case.removeprefix('pyvae ')} {rate:,.0f} ({minutes(rate):.1f})"
+            for (stage, case) in found
+            if stage in stages and (rate := rate_of(found, stage, case))
+        ]
+        if rates:
+            yield f"steps/s (minutes for 1.5M): {', '.join(rates)}"
+
+
+def _kernels(found: Newest) -> Iterator[str]:
+    line = found.get(("kernels", "tf32"), {})
+    if "kernels" in line:
+        longest = ", ".join(f"{name[:40]} {us:.0f}" for name, us, _ in line["kernels"][:_SHOWN])
+        yield f"a tf32 step: {line['us']:.0f} us in {line['launches']:.0f} kernels; us: {longest}"
+
+
+def _constants(found: Newest) -> Iterator[str]:
+    wanted = {
+        "kernel in a graph of 800": "a kernel in a graph",
+        "Triton kernel in a graph, one after another": "of Triton",
+        "Triton kernel in a graph, early (PDL)": "early",
+        "barrier of all blocks": "a barrier",
+    }
+    shown = [
+        f"{name} {found['launches', c]['us']:.2f}" for c, name in wanted.items() if _has(found, "launches", c)
+    ]
+    if shown:
+        yield f"us: {', '.join(shown)}"
+
+
+def _has(found: Newest, stage: str, case: str) -> bool:
+    return "us" in found.get((stage, case), {})
+
+
+def _seconds(found: Newest) -> Iterator[str]:
+    line = found.get(("both_migs", "from weights"), {})
+    if "s" in line:
+        yield f"both MIGs from weights: {line['s'][len(line['s']) // 2]:.2f} s"
+
+
+def _tables(found: Newest) -> Iterator[str]:
+    shown = []
+    for (stage, case), line in found.items():
+        if stage == "published_tables" and "steps" in line:
+            shown.append(f"{case} {line['steps']:,} of {line['of']:,} steps")
+        for number in line["results"]["numbers"] if stage == "published_tables" and "results" in line else ():
+            ours, published = (number[whose]["value"] for whose in ("ours", "published"))
+            shown.append(f"{case}: {number['quantity']} {ours:.4g}, published {published:g}")
+    if shown:
+        yield "; ".join(shown)
+
+
+def slower_ops(found: Newest) -> list[str]:
+    """Ops of which another way is faster, in graphs where all ways are captured."""
+    slower = []
+    for (stage, case), line in found.items():
+        if stage not in ("small_ops", "large_ops"):
+            continue
+        timed = [row for row in line.get("rows", ()) if "us" in row and row["graph"]]
+        ours = [row["us"][1] for row in timed if row["provider"].startswith("pyvae")]
+        others = [row["us"][1] for row in timed if not row["provider"].startswith("pyvae")]
+        if ours and others and min(ours) > 1.05 * min(others):
+            slower.append(f"{case} ({min(ours) / min(others):.2f}x)")
+    return slower
+
+
+def _next(found: Newest, failed: list[Any], code: dict[str, str]) -> Iterator[str]:
+    if failed:
+        stages = list(dict.fromkeys(stage for (stage, _), _ in failed))
+        yield f"mend what failed in {', '.join(stages)}, in this order"
+    tf32, bf16, eager, compiled = (
+        rate_of(found, stage, case)
+        for stage, case in (
+            ("rates", "pyvae --precision tf32"),
+            ("rates", "pyvae --precision bf16, captured"),
+            ("rates", "pyvae --no-capture"),
+            ("compiled", "pyvae --precision tf32 --compile"),
+        )
+    )
+    device = found.get(("kernels", "tf32"), {}).get("us")
+    if tf32 and device:
+        gap = 1e6 / tf32 - device
+        yield f"a step takes {1e6 / tf32:.0f} us, its kernels {device:.0f}: {gap:.0f} us lie between launches"
+    if tf32 and bf16 and bf16 < tf32:
+        yield f"bf16 is slower than tf32 ({bf16 / tf32:.2f}x): look for casts among its kernels"
+    if tf32 and compiled and compiled > 1.05 * tf32:
+        yield f"torch.compile's networks are {compiled / tf32:.2f}x as fast: see what it fuses"
+    if tf32 and eager and eager > 0.95 * tf32:
+        yield "capture pays nothing: see whether steps were captured at all"
+    yield from _layouts(found)
+    if slower := slower_ops(found):
+        yield f"ops behind another way: {'; '.join(slower[:_SHOWN])}"
+    done = {
+        stage
+        for (stage, case), line in found.items()
+        if case == "all" and line.get("code") == code.get(stage)
+    }
+    if left := [stage.name for stage in STAGES if stage.name not in done and not stage.always]:
+        yield f"the next call begins with {', '.join(left[:4])}{' ...' if len(left) > 4 else ''}"
+
+
+def _layouts(found: Newest) -> Iterator[str]:
+    """Which layout of the convolutions is the faster, where every layer was timed in both."""
+    for precision in ("tf32", "bf16"):
+        sums: dict[str, list[float]] = {"NHWC": [], "NCHW": []}
+        for (stage, case), line in found.items():
+            if stage == "convolutions" and case.endswith(precision) and "us" in line:
+                sums["NHWC" if "NHWC" in case else "NCHW"].append(sum(line["us"].values()))
+        if sums["NCHW"] and len(sums["NCHW"]) == len(sums["NHWC"]):
+            nhwc, nchw = sum(sums["NHWC"]), sum(sums["NCHW"])
+            yield f"convolutions in {precision}: {nhwc:.0f} us in NHWC (taken), {nchw:.0f} in NCHW"

@@ -24,8 +24,8 @@ STEPS = {
     ("dip-vae", "fp32"): 126,
     ("iwae", "fp32"): 123,
     ("piwae", "fp32"): 132,
-    ("infogan", "fp32"): 781,
-    ("infowgan-gp", "fp32"): 593,
+    ("infogan", "fp32"): 756,
+    ("infowgan-gp", "fp32"): 580,
 }
 
 

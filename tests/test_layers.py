@@ -17,10 +17,10 @@ from pyvae import bias_activation, product
 from pyvae.bias_activation import plain_backward, plain_forward
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.trainer import Trainer
+from pyvae.engine.training import training
 from pyvae.layers import Layers
 from pyvae.nets import ANY_SIDE, ARCHITECTURES, build, build_discriminator
-from pyvae.objectives import BetaVAE, FactorVAE
+from pyvae.objectives import BetaVAE, FactorVAE, InfoGAN, InfoWGANGP
 from tiny import TinyData
 
 pytest.importorskip("triton")
@@ -484,12 +484,20 @@ def test_a_value_that_is_not_a_number_reaches_the_end(device):
 
 
 @pytest.mark.parametrize(
-    "objective", [BetaVAE(), FactorVAE(discriminator_width=20)], ids=lambda o: type(o).__name__
+    "objective",
+    [
+        BetaVAE(),
+        FactorVAE(discriminator_width=20),
+        InfoGAN(batch_norm=False),  # over four images, it makes much of little in the second step
+        InfoWGANGP(critic_steps=1, spectral_norm=False, batch_norm=False),
+    ],
+    ids=lambda o: type(o).__name__,
 )
 def test_two_steps_of_training(objective, device):
     settle_arithmetic("fp32")
-    recipe = Recipe(objective=objective, data="tiny", batch_size=4, lr=1e-4, seed=7)
-    fused, plain = (Trainer(recipe, TinyData(), device) for _ in range(2))
+    adversarial = {"architecture": "kim", "latents": 5} if isinstance(objective, InfoGAN) else {}
+    recipe = Recipe(objective=objective, data="tiny", batch_size=4, lr=1e-4, seed=7, **adversarial)
+    fused, plain = (training(recipe, TinyData(), device, log_every=1) for _ in range(2))
     with counted() as calls:
         fused.advance(2)
     assert len(calls) >= 2 * 14
@@ -500,4 +508,4 @@ def test_two_steps_of_training(objective, device):
     assert fused.tensors().keys() == plain.tensors().keys()
     for name, tensor in plain.tensors().items():
         # Adam moves what has hardly any gradient by the sign of it
-        torch.testing.assert_close(fused.tensors()[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(fused.tensors()[name], tensor, rtol=1e-3, atol=4e-4, msg=name)

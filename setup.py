@@ -1,8 +1,10 @@
-"""Python always; C++ operators where torch and a compiler are; CUDA ones where that torch has CUDA and nvcc is."""
+"""Python always; C++ operators where torch and a compiler are; CUDA ones where that torch has CUDA and a toolkit is."""
 
 import os
+import shutil
 import sys
 from glob import glob
+from pathlib import Path
 
 from setuptools import setup
 
@@ -30,10 +32,38 @@ def give_up(what):
     return {}
 
 
+def places(cuda, root):
+    """Where the toolkit of a CUDA version may be, the likeliest first."""
+    named = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    nvcc = shutil.which("nvcc")
+    # as torch does; then where a link leads
+    linked = [Path(nvcc).parents[1], Path(nvcc).resolve().parents[1]] if nvcc else []
+    versions = sorted(root.glob(f"cuda-{cuda.split('.')[0]}*"), reverse=True)
+    return list(dict.fromkeys([*(Path(x) for x in named if x), *linked, root / "cuda", *versions]))
+
+
+def toolkit(cuda, root=Path("/usr/local")):
+    """The first whole one; torch would take that of the first nvcc, which may be a wrapper without headers."""
+    tried = places(cuda, root)
+    for home in tried:
+        if all((home / file).is_file() for file in ("bin/nvcc", "include/cuda_runtime.h")):
+            return home
+    print(
+        f"pyvae: NO CUDA OPERATORS, though this torch has CUDA {cuda}: no bin/nvcc with include/cuda_runtime.h in "
+        f"{', '.join(map(str, tried))}. To add them: CUDA_HOME=/where/cuda/is {BUILD}",
+        file=sys.stderr,
+    )
+    return None
+
+
 def extension():
     try:
-        from torch.utils import cpp_extension as cpp
         from torch.version import cuda
+
+        home = toolkit(cuda) if cuda else None
+        if home:
+            os.environ["CUDA_HOME"] = str(home)  # read on import
+        from torch.utils import cpp_extension as cpp
     except ImportError as e:
         return give_up(f"torch cannot be imported in the build environment ({e})")
 
@@ -45,7 +75,7 @@ def extension():
                 give_up(f"the build failed ({e})")
                 self.extensions = []
 
-    use_cuda = bool(cuda and cpp.CUDA_HOME)
+    use_cuda = home is not None
     module = (cpp.CUDAExtension if use_cuda else cpp.CppExtension)(
         "pyvae._C",
         sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + (glob("csrc/cuda/*.cu") if use_cuda else [])),
@@ -59,4 +89,5 @@ def extension():
     return {"ext_modules": [module], "cmdclass": {"build_ext": BuildOrGoWithout}, "options": options}
 
 
-setup(**extension())
+if __name__ == "__main__":
+    setup(**extension())

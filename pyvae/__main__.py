@@ -1,3 +1,18 @@
-from pyvae.cli import main
+"""``pyvae`` and ``python -m pyvae``: the command line, which alone needs tyro."""
 
-main()
+import sys
+
+
+def main() -> None:
+    """:func:`pyvae.cli.main`, or one line where tyro is missing."""
+    try:
+        from pyvae import cli
+    except ModuleNotFoundError as error:
+        if error.name != "tyro":
+            raise
+        sys.exit("pyvae: error: the command line needs tyro: pip install tyro")
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

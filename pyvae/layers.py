@@ -71,12 +71,14 @@ def weight_of(layer: Layer, dtype: torch.dtype) -> Tensor:
     """The weight of a layer in the dtype of its product, as a gradient reaches it.
 
     An optimiser that keeps the weight in that dtype too, so that no step casts it, puts this copy, a leaf that takes
-    the gradient, at ``layer.low_precision_weight``.
+    the gradient, at ``layer.low_precision_weight``, and the weight's address at its ``rounded_from``.
     """
     weight = layer.weight
     copy: Tensor | None = getattr(layer, "low_precision_weight", None)
-    # what functional_call puts in the place of the weight has no copy
-    if weight.dtype == dtype or copy is None or copy.dtype != dtype or not isinstance(weight, nn.Parameter):
+    if weight.dtype == dtype or copy is None or copy.dtype != dtype:
+        return weight.to(dtype)
+    # what functional_call puts in the place of the weight need not be the weight
+    if getattr(copy, "rounded_from", None) != weight.data_ptr():
         return weight.to(dtype)
     return copy if weight.requires_grad else copy.detach()
 

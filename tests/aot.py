@@ -25,7 +25,8 @@ import torch
 from pyvae import bias_activation
 from pyvae.bias_activation import Activation
 from pyvae.checks import importance_layout, pixel_layout
-from pyvae.engine import binarise, controller, draw, ledger
+from pyvae.engine import adam, binarise, controller, draw, ledger
+from pyvae.nets import build, build_discriminator
 from pyvae.objectives import ControlVAE, InfoGAN
 from pyvae.ops import (
     aggregate_log_density,
@@ -49,6 +50,14 @@ POINTERS = {
 }
 
 
+HAND_OVER = re.compile(
+    r"st\.global(?:(?!\bst\.global).)*?bar\.sync(?:(?!\bst\.global).)*?"
+    r"atom\.global\.gpu\.acq_rel\.add\.u32.*?bar\.sync.*?ld\.global\.cg",
+    re.DOTALL,
+)
+"""What was stored, past a barrier and an acquire-release of all of the GPU, then read past another and past the L1."""
+
+
 class Launch(NamedTuple):
     """A kernel as (module, name), what it was launched with, and what to call that in a table."""
 
@@ -56,7 +65,7 @@ class Launch(NamedTuple):
     label: str
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, Any], ...]
-    divisible: tuple[str, ...]
+    divisible: tuple[tuple[Any, ...], ...]
     options: tuple[tuple[str, Any], ...] = ()
 
 
@@ -71,7 +80,7 @@ class Figures(NamedTuple):
     wide_loads: int
     wide_stores: int
     hands_over: bool | None
-    """See :func:`hands_over`."""
+    """Whether HAND_OVER is there; ``None`` without an atomic operation."""
 
 
 def kernels() -> list[tuple[str, str]]:
@@ -104,17 +113,18 @@ class Recorder:
         for name, value in zip(names, args, strict=False):
             if isinstance(value, tuple):
                 signature[name] = tuple(POINTERS[pointer.dtype] for pointer in value)
+                divisible += [(name, i) for i in range(len(value))]
             elif isinstance(value, torch.Tensor):
                 signature[name] = POINTERS[value.dtype]
-                divisible.append(name)
+                divisible.append((name,))
             elif isinstance(value, float):
                 signature[name] = "fp32"
-            elif value == 1:
-                constants[name] = 1
+            elif value is None or value == 1:
+                constants[name] = value
             else:
                 signature[name] = "i32" if value < 2**31 else "i64"
                 if value % 16 == 0:
-                    divisible.append(name)
+                    divisible.append((name,))
         signature |= dict.fromkeys(constants, "constexpr")
         launch = Launch(
             self._kernel,
@@ -170,6 +180,9 @@ def launches() -> list[Launch]:
         for case in LEDGER:
             label(" ".join(map(str, case)))
             _launch_ledger(*case)
+        for case in ADAM:
+            label(" ".join(map(str, case)))
+            _launch_adam(*case)
     return list(found)
 
 
@@ -331,6 +344,35 @@ def _launch_ledger(values: int, latents: int, controlled: bool, ends: bool) -> N
         mine.judge(row, kl)
 
 
+# whose parameters, dtype of their gradients
+ADAM = [
+    ("burgess", "float32"),
+    ("burgess", "bfloat16"),
+    ("discriminator", "float32"),
+    ("one", "float32"),
+    ("more than 2^31", "float32"),
+]
+
+
+def _launch_adam(net: str, gradients: str) -> None:
+    makers = {
+        "burgess": lambda: build("burgess", 1, 10).to(memory_format=torch.channels_last),
+        "discriminator": lambda: build_discriminator(10, 6, 1000),
+        "one": lambda: torch.nn.Linear(1, 1, bias=False),
+        "more than 2^31": lambda: torch.nn.Linear(2**16, 2**15 + 1, device="meta"),
+    }
+    parameters = list(makers[net]().to("meta").parameters())
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer = adam.Adam(parameters, 1e-4)
+    for parameter in parameters:
+        if gradients == "bfloat16" and parameter.dim() > 1:
+            leaf = optimizer.rounded(parameter)
+            leaf.grad, parameter.grad = torch.empty_like(leaf), None
+    optimizer.norm()
+    optimizer.step()
+
+
 # batch, pixels, dtype of the logits, target, samples, latents, layout of the posteriors
 IMPORTANCE_LOG_WEIGHT = [
     (64, 4096, torch.float32, "bits", 64, 16, "dense"),
@@ -420,7 +462,8 @@ def compiled(launch: Launch, arch: int) -> Any:
     function = getattr(import_module(f"pyvae.kernels.{module}"), name)
     signature = dict(launch.signature)
     attrs = {
-        (function.arg_names.index(argument),): [["tt.divisibility", 16]] for argument in launch.divisible
+        (function.arg_names.index(name), *element): [["tt.divisibility", 16]]
+        for name, *element in launch.divisible
     }
     source = ASTSource(
         function,
@@ -430,22 +473,6 @@ def compiled(launch: Launch, arch: int) -> Any:
     )
     options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True, **dict(launch.options)}
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-
-
-def hands_over(ptx: str) -> bool | None:
-    """Whether the last program sees what the others stored: all threads wait between a program's stores and its
-    ticket, which releases and acquires, and again before they read, which is past the first cache; ``None`` without a
-    ticket."""
-    if "atom." not in ptx:
-        return None
-    ticket = re.search(r"atom\.global\.gpu\.acq_rel\.add\.u32", ptx)
-    if ticket is None or ptx.count("atom.") > 1:
-        return False
-    before, after = ptx[: ticket.start()], ptx[ticket.end() :]
-    _, stores, since = before.rpartition("st.global")
-    until, loads, reads = after.partition("ld.global")
-    cached = re.findall(r"ld\.global(?!\.cg)", loads + reads)
-    return bool(stores and loads and "bar.sync" in since and "bar.sync" in until and not cached)
 
 
 def figures(job: tuple[Launch, int]) -> Figures:
@@ -473,7 +500,7 @@ def figures(job: tuple[Launch, int]) -> Figures:
         spilled=int(spilled),
         wide_loads=len(re.findall(r"ld\.global\S*\.v(?:4\.b32|2\.b64)", ptx)),
         wide_stores=len(re.findall(r"st\.global\S*\.v(?:4\.b32|2\.b64)", ptx)),
-        hands_over=hands_over(ptx),
+        hands_over=HAND_OVER.search(ptx) is not None if "atom." in ptx else None,
     )
 
 

@@ -34,6 +34,31 @@ def triton_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ops run their Triton kernels: on the GPU, or interpreted on the CPU."""
     pytest.importorskip("triton")
     monkeypatch.setenv("PYVAE_BACKEND", "triton")
+    if not GPU:
+        _round_as_a_gpu(monkeypatch)
+
+
+def _round_as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter cuts the end of a float32 off to make a bfloat16 of it."""
+    from triton.language import bfloat16
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cut = InterpreterBuilder.create_fp_trunc
+
+    def rounded(self, x, dtype):
+        if dtype.scalar != bfloat16 or x.data.dtype != "float32":
+            return cut(self, x, dtype)
+        nearest = torch.from_numpy(x.data).to(torch.bfloat16).view(torch.uint16).numpy()
+        return TensorHandle(nearest, dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", rounded)
+
+
+@pytest.fixture
+def wide_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam of few programs: interpreted, each takes milliseconds, and a network has five hundred."""
+    if not GPU:
+        monkeypatch.setattr("pyvae.engine.adam._block", lambda weights: 2**16)
 
 
 @pytest.fixture(params=["triton", "native"])

@@ -45,9 +45,17 @@ def test_a_program_leaves_registers_for_others(figures):
 
 def test_rows_of_a_multiple_of_sixteen_are_read_in_128_bits(figures):
     # aggregate_log_density reads columns of tables that stay in the cache: arithmetic bounds it, not memory;
-    # gather_bits reads a byte where it writes 32; maps of bias_activation have widths of their own, see below; draw
-    # reads a key, the other two scalars
-    others = ("aggregate_log_density", "bias_activation", "gather_bits", "draw", "controller", "ledger")
+    # gather_bits reads a byte where it writes 32; draw reads a key, two have scalars; Adam's and maps are below
+    others = (
+        "aggregate_log_density",
+        "bias_activation",
+        "gather_bits",
+        "draw",
+        "controller",
+        "ledger",
+        "adam",
+        "norm",
+    )
     streaming = [row for row in figures if not row["kernel"].startswith(others)]
     wide = [row for row in streaming if row["label"].startswith(("64 128 float32 dense", "64 4096 float32"))]
     assert {row["kernel"] for row in wide} == {row["kernel"] for row in streaming}
@@ -67,10 +75,23 @@ def test_maps_are_read_and_written_in_128_bits(figures):
     assert [named(row) for row in wide if not (row["wide_loads"] and row["wide_stores"])] == []
 
 
-def test_the_last_program_sees_what_the_others_stored(figures):
-    """The order of memory that shared sums rely on, in the instructions of every architecture."""
+def test_whole_blocks_of_parameters_are_read_and_written_in_128_bits(figures):
+    nets = [row for row in figures if row["label"].startswith(("burgess", "discriminator"))]
+    assert {row["kernel"] for row in nets} == {"norm_kernel", "adam_kernel"}
+    for row in nets:
+        # a thread has eight elements of a gradient, and of its weight and moments
+        assert row["wide_loads"] >= (2 if row["kernel"] == "norm_kernel" else 8), named(row)
+        if row["kernel"] == "adam_kernel":
+            assert row["wide_stores"] >= 6, named(row)
+            assert row["shared"] == 0, named(row)  # through which layouts are converted
+
+
+def test_a_partial_sum_is_stored_and_read_around_an_acquire_and_release(figures):
     handed = [row for row in figures if row["hands_over"] is not None]
     assert {(row["kernel"], row["arch"]) for row in handed} == {
-        ("bias_activation_bwd_kernel", arch) for arch in (80, 90, 100, 120)
+        (kernel, arch)
+        for kernel in ("norm_kernel", "bias_activation_bwd_kernel")
+        for arch in (80, 90, 100, 120)
     }
     assert [named(row) for row in handed if not row["hands_over"]] == []
+    assert all(row["hands_over"] for row in figures if row["kernel"] == "norm_kernel")

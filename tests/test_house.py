@@ -51,7 +51,7 @@ ONLY = {
     "errors": set(),
     "reference": {"checks", "random"},
 }
-ENGINE = {"bias_activation", "binarise", "controller", "draw", "ledger"}
+ENGINE = {"adam", "bias_activation", "binarise", "controller", "draw", "ledger"}
 """Kernels of the engine's own, each in pyvae/engine under the same name, that of networks in pyvae; they are no ops."""
 OPS = sorted({module for module, _ in kernels()} - ENGINE)
 

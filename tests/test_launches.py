@@ -13,19 +13,19 @@ from test_trainer import OBJECTIVES, recipe_of
 from tiny import TinyData
 
 STEPS = {
-    ("beta-vae", "fp32"): 86,
-    ("beta-vae", "bf16"): 126,
-    ("capacity-vae", "fp32"): 98,
-    ("control-vae", "fp32"): 89,
-    ("annealed-vae", "fp32"): 96,
-    ("factor-vae", "fp32"): 188,
-    ("factor-vae", "bf16"): 271,
-    ("tc-vae", "fp32"): 145,
-    ("dip-vae", "fp32"): 126,
-    ("iwae", "fp32"): 123,
-    ("piwae", "fp32"): 132,
-    ("infogan", "fp32"): 756,
-    ("infowgan-gp", "fp32"): 580,
+    ("beta-vae", "fp32"): 80,
+    ("beta-vae", "bf16"): 92,
+    ("capacity-vae", "fp32"): 92,
+    ("control-vae", "fp32"): 83,
+    ("annealed-vae", "fp32"): 90,
+    ("factor-vae", "fp32"): 176,
+    ("factor-vae", "bf16"): 203,
+    ("tc-vae", "fp32"): 139,
+    ("dip-vae", "fp32"): 122,
+    ("iwae", "fp32"): 117,
+    ("piwae", "fp32"): 126,
+    ("infogan", "fp32"): 738,
+    ("infowgan-gp", "fp32"): 562,
 }
 
 

@@ -155,7 +155,7 @@ def test_the_controllers_kernel_is_its_reference(objective, device, monkeypatch,
 @pytest.mark.parametrize(
     "objective", [ControlVAE(schedule="adaptive"), FactorVAE(discriminator_width=20)], ids=type
 )
-def test_a_trainer_on_kernels(objective, device, monkeypatch):
+def test_a_trainer_on_kernels(objective, device, wide_blocks, monkeypatch):
     pytest.importorskip("triton")
     recipe = Recipe(objective=objective, data="tiny", architecture="kim", batch_size=4, latents=4, lr=1e-3)
     settle_arithmetic("fp32")

@@ -4,8 +4,10 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyvae import reference
+from pyvae.adversarial_nets import CodePosterior
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import RecipeError
 from pyvae.objectives import (
@@ -17,8 +19,12 @@ from pyvae.objectives import (
     AnnealedVAE,
     BetaVAE,
     CapacityVAE,
+    ControlVAE,
+    ImportanceWeighted,
+    InfoGAN,
     Outputs,
 )
+from pyvae.random import make_key
 from pyvae.recipes import RECIPES
 from pyvae.schedules import linear
 
@@ -157,6 +163,48 @@ def test_ensemble_members_keep_their_own_terms(objective):
         for name, value in objective.terms(one, torch.tensor(50_000)).items():
             assert terms[name].shape == (2,)
             torch.testing.assert_close(terms[name][member], value)
+
+
+class NoProducts(TorchDispatchMode):
+    """Refuses what a library may compute in TF32."""
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        name = op.overloadpacket.__name__
+        assert not name.endswith(("mm", "mv", "dot", "linear", "convolution")), name
+        return op(*args, **(kwargs or {}))
+
+
+def loss_of(objective):
+    """With elementwise networks around it."""
+    mu, logvar, z = (torch.randn(6, 3, requires_grad=True) for _ in range(3))
+    key = make_key(1)
+    if isinstance(objective, InfoGAN):
+        codes = objective.draw(key, 6)
+        logits = torch.randn(6, objective.categories, requires_grad=True)
+        mean, spread = (torch.randn(6, objective.continuous, requires_grad=True) for _ in range(2))
+        scores = mu.sum(-1), z.sum(-1)
+        bounds = objective.information(CodePosterior(mean, spread, logits), codes)
+        return bounds.sum() + objective.critic_loss(*scores) + objective.generator_loss(scores[1])
+    if isinstance(objective, ImportanceWeighted):
+        return objective.sampled_terms(
+            mu,
+            logvar,
+            torch.rand(6, 1, 2, 2),
+            lambda z: z.sum(-1).view(-1, 1, 1, 1).expand(-1, 1, 2, 2),
+            key=key,
+        )[0]["loss"]
+    control = objective.initial_control("cpu") if isinstance(objective, ControlVAE) else None
+    out = Outputs(mu.sum(), (mu * logvar).mean(0), z, mu, logvar, 100, z.mean(), control)
+    return objective.terms(out, torch.tensor(3))["loss"]
+
+
+@pytest.mark.parametrize("objective", [*(kind() for kind in OBJECTIVES.values()), *ALL], ids=str)
+def test_a_loss_is_float32_whatever_products_are(objective, monkeypatch):
+    monkeypatch.setenv("PYVAE_BACKEND", "reference")
+    with pytest.raises(AssertionError, match="mm"), NoProducts():
+        torch.ones(2, 2) @ torch.ones(2, 2)
+    with NoProducts():
+        loss_of(objective).backward()
 
 
 class TestTCVAE:

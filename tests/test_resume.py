@@ -73,6 +73,16 @@ def test_two_halves_equal_the_whole(tmp_path, change):
     assert_same(tmp_path / "whole", tmp_path / "halves")
 
 
+@pytest.mark.usefixtures("triton_backend", "wide_blocks")
+@pytest.mark.parametrize("change", [{"precision": "bf16"}, ADVERSARIAL], ids=["bf16", "adversarial"])
+def test_two_halves_on_kernels_equal_the_whole(tmp_path, change):
+    recipe = replace(RECIPE, **change, batch_size=2)
+    run_to(tmp_path / "whole", replace(recipe, steps=4), device=DEVICE)
+    run_to(tmp_path / "halves", replace(recipe, steps=2), device=DEVICE)
+    run_to(tmp_path / "halves", replace(recipe, steps=4), device=DEVICE)
+    assert_same(tmp_path / "whole", tmp_path / "halves")
+
+
 def test_binarised_halves_equal_the_whole(tmp_path):
     recipe = replace(RECIPE, **IMPORTANCE, binarise="stochastic")
     run_to(tmp_path / "whole", replace(recipe, steps=WHOLE), GreyData(), device=DEVICE)

@@ -15,14 +15,17 @@ from gpu_stages.tiny_data import packed_data
 from pyvae import bias_activation, reference
 from pyvae.control import Control
 from pyvae.data import binarised
+from pyvae.engine import adam
+from pyvae.engine.adam import Adam, moved
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.batches import BatchOrder
 from pyvae.engine.binarise import binarise
 from pyvae.engine.controller import controller
+from pyvae.engine.draw import draw
 from pyvae.engine.ledger import Ledger
 from pyvae.engine.training import training
 from pyvae.nets import build
-from pyvae.objectives import ControlVAE
+from pyvae.objectives import ControlVAE, InfoWGANGP
 from pyvae.ops.permute_dims import tc_batch
 from pyvae.random import Stream, bits, data_order, make_key, normal, uniform
 from test_trainer import OBJECTIVES, recipe_of
@@ -152,6 +155,7 @@ def steps_agree(case: Cases) -> None:
     """The engine's own kernels against plain torch, and three steps of every objective against the CPU's."""
     if case.dry:
         os.environ["PYVAE_BACKEND"] = "triton"
+        adam._block = lambda weights: 2**16  # five hundred programs are too many for the interpreter
     case("ledger", lambda: _ledger(case.device))
     case("controller", lambda: _controller(case.device))
     for shape in (
@@ -160,6 +164,9 @@ def steps_agree(case: Cases) -> None:
         case(f"bias_activation of {shape}", lambda shape=shape: _bias_activation(shape, case.device))
     for dtype in (torch.float32, torch.bfloat16):
         case(f"layers in {dtype}", lambda dtype=dtype: _layers(dtype, 2 if case.dry else 64, case.device))
+    for precision in ("fp32", "bf16"):
+        case(f"norm and Adam, {precision}", lambda p=precision: _adam(case, p))
+    case("draws of a GAN", lambda: _draws(case.device))
     data = packed_data()
     settle_arithmetic("fp32")
     objectives = dict(list(OBJECTIVES.items())[:1]) if case.dry else OBJECTIVES
@@ -261,6 +268,54 @@ def _controller(device: torch.device) -> Values:
             mine, plain = step_once(mine, kl, at), objective.control(plain, kl, at)
             worst = max([worst, *(float((a - b).abs()) for a, b in zip(mine, plain, strict=True))])
     return {"ok": worst < 1e-12, "worst": worst}
+
+
+def _adam(case: Cases, precision: str) -> Values:
+    """Norms and weights of some steps against float64; twice, which must be equal bit for bit: who arrives last adds
+    the partial sums of the norm."""
+    device, steps = case.device, 1 if case.dry else 40
+
+    def play() -> tuple[list[Tensor], list[float]]:
+        net = build("burgess", 1, 10).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = Adam(net.parameters(), 1e-3)
+        weights = [p.detach().double() for p in net.parameters()]
+        moments = [(torch.zeros_like(w), torch.zeros_like(w)) for w in weights]
+        leaves = [optimizer.rounded(p) if precision == "bf16" else p for p in net.parameters()]
+        generator = torch.Generator().manual_seed(0)
+        norms, worst = [], 0.0
+        for step in range(1, steps + 1):
+            for leaf in leaves:
+                gradient = torch.randn(leaf.shape, generator=generator).to(device, leaf.dtype)
+                leaf.grad = torch.empty_like(leaf).copy_(gradient)
+            norms.append(optimizer.norm())
+            exact = torch.stack([leaf.grad.double().square().sum() for leaf in leaves]).sum().sqrt()
+            worst = max(worst, _relative(norms[-1], exact))
+            optimizer.step()
+            for n, leaf in enumerate(leaves):
+                weights[n], *moments[n] = moved(weights[n], leaf.grad.double(), *moments[n], step, lr=1e-3)
+        found = [p.detach() for p in net.parameters()]
+        errors = [worst, max(_relative(a, b) for a, b in zip(found, weights, strict=True))]
+        if precision == "bf16" and not case.dry:  # the interpreter cuts off where a GPU rounds
+            # the copies are the rounded weights
+            errors.append(float(sum((a.to(b.dtype) != b).sum() for a, b in zip(found, leaves, strict=True))))
+        return [*norms, *found], errors
+
+    (one, errors), (two, _) = play(), play()
+    same = _equal(one, two)
+    same["ok"] &= all(error < 1e-5 for error in errors)
+    return {**same, "errors": errors}
+
+
+def _draws(device: torch.device) -> Values:
+    """Codes, categories and points are the CPU's to the last bit, noise is through another logarithm."""
+    objective, here = InfoWGANGP(), torch.device("cpu")
+    there, right = (draw(objective, make_key(5, STEP, d), 300, 200) for d in (device, here))
+    found = _equal(
+        [there.inputs[:, 5:], there.codes.category, there.points],
+        [right.inputs[:, 5:], right.codes.category, right.points],
+    )
+    worst = float((there.codes.noise.cpu() - right.codes.noise).abs().max())
+    return {**found, "ok": found["ok"] and worst < 1e-5, "worst_noise": worst}
 
 
 def integers(case: Cases) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 import bench_train
 from gpu_stages.cases import Cases
+from pyvae.backend import takes_triton
+from pyvae.engine.adam import Adam
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.nets import build
 
@@ -177,6 +179,9 @@ def optimizers(case: Cases) -> None:
     clock = _Clock(case)
     case("torch, fused Adam", lambda: {"us": clock.in_a_graph(_torch_adam(clock.device).step)})
     case("torch, norm", lambda: {"us": clock.in_a_graph(_norm(clock.device))})
+    if takes_triton(clock.device):
+        case("pyvae, norm", lambda: {"us": clock.in_a_graph(_adam(clock.device).norm)})
+        case("pyvae, norm and Adam", lambda: {"us": clock.in_a_graph(_adam(clock.device).step)})
 
 
 def _torch_adam(device: torch.device) -> torch.optim.Adam:
@@ -184,6 +189,12 @@ def _torch_adam(device: torch.device) -> torch.optim.Adam:
     lr = torch.tensor(1e-4, device=device)
     optimizer = torch.optim.Adam(_parameters(device), lr=lr, fused=True, capturable=cuda)
     optimizer.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]
+    optimizer.step()
+    return optimizer
+
+
+def _adam(device: torch.device) -> Adam:
+    optimizer = Adam(_parameters(device), 1e-4)
     optimizer.step()
     return optimizer
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
-import nvtx
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -11,9 +10,11 @@ from torch.nn.utils import parametrize
 
 from pyvae.adversarial_nets import CodePosterior
 from pyvae.data.dataset import Dataset
+from pyvae.engine.adam import adam
 from pyvae.engine.batches import ImageSource
 from pyvae.engine.draw import Draws, draw
 from pyvae.engine.pair import pair_of
+from pyvae.engine.ranges import named
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.state import Trained
 from pyvae.engine.stepper import Stepper
@@ -59,7 +60,7 @@ class AdversarialTrainer(Stepper):
             memory_format=torch.channels_last,  # type: ignore[call-overload]
         )
         self._generator, self._critic = (
-            Trained(name, module, _adam(module, rate, objective.betas, device))
+            Trained(name, module, adam(module.parameters(), rate, device, betas=objective.betas))
             for name, module, rate in (
                 ("generator", self.net.generator, recipe.lr),
                 ("critic", self.net.critic, objective.critic_lr),
@@ -91,7 +92,7 @@ class AdversarialTrainer(Stepper):
         """One step; no code here may depend on a value of the device."""
         objective, size = self._objective, self.recipe.batch_size
         before = self._statistics.clone()
-        with nvtx.annotate("data"):
+        with named("data"):
             images = self._batches.batch(self.key[1]).images
             judged = size * objective.critic_steps
             drawn = draw(
@@ -102,7 +103,7 @@ class AdversarialTrainer(Stepper):
             )
         of_critic: list[Tensor] = []
         for n in range(objective.critic_steps):
-            with nvtx.annotate("critic"):
+            with named("critic"):
                 own = drawn.rows(n * size, size)
                 loss, penalty, bounds = self._critic_loss(images[n * size : (n + 1) * size], own)
                 norm = self._critic.backward(loss)
@@ -111,11 +112,11 @@ class AdversarialTrainer(Stepper):
         of_critic = _shared(of_critic, objective.critic_steps)
         made: list[Tensor] = []
         for n in range(objective.generator_steps):
-            with nvtx.annotate("generator"):
+            with named("generator"):
                 loss, information, bounds = self._generator_loss(drawn.rows(judged + n * size, size))
                 norm = self._generator.backward(loss)
                 made = _added(made, [loss.detach(), information.detach(), norm, bounds.detach()])
-            with nvtx.annotate("optimizer"):
+            with named("optimizer"):
                 if n + 1 < objective.generator_steps:
                     bad = self.ledger.judge([*made[:-1], *of_critic], made[-1])
                 else:
@@ -189,12 +190,3 @@ def _added(sums: Sequence[Tensor], values: list[Tensor]) -> list[Tensor]:
 
 def _shared(sums: list[Tensor], count: int) -> list[Tensor]:
     return [total / count for total in sums] if count > 1 else sums
-
-
-def _adam(
-    module: torch.nn.Module, rate: float, betas: tuple[float, float], device: torch.device
-) -> torch.optim.Optimizer:
-    cuda = device.type == "cuda"
-    # a float would be frozen into a captured graph
-    lr = torch.tensor(rate, device=device) if cuda else rate
-    return torch.optim.Adam(module.parameters(), lr=lr, betas=betas, fused=True, capturable=cuda)

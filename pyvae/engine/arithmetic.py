@@ -1,12 +1,18 @@
 """Which arithmetic libraries use for the products of float32, and that they choose their kernels alike every time."""
 
 import torch
+from torch import backends
 
 
 def settle_arithmetic(precision: str) -> None:
     """Fix what libraries would otherwise choose by timing, so that two runs are equal bit for bit."""
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    products = "tf32" if precision == "tf32" else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = products  # type: ignore[attr-defined]
-    torch.backends.cuda.matmul.fp32_precision = products
+    backends.cudnn.benchmark = False
+    backends.cudnn.deterministic = True
+    tf32 = precision == "tf32"
+    # old switches and new: where they differ, torch raises an error when anybody asks for an old one
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    backends.cudnn.allow_tf32 = tf32
+    for products in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):  # type: ignore[attr-defined]
+        products.fp32_precision = "tf32" if tf32 else "ieee"  # type: ignore[union-attr]
+    # "high" is for CPUs too, which take tf32 as fp32
+    backends.mkldnn.matmul.fp32_precision = "ieee"  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyvae.data.dataset import Dataset
+from pyvae.engine.staging import Staging
 from pyvae.functional import gather_bits
 from pyvae.random import Stream, bits, data_order
 
@@ -132,15 +133,11 @@ class Streamed:
     ) -> None:
         self._read = read
         self._order = order
-        self._device = device
         self._window = window
         self._base = -1
-        self._staged: Tensor | None = None
-        self._staged_index: Tensor | None = None
-        self._pinned: list[tuple[Tensor, Tensor] | None] = [None, None]
-        self._copied: list[torch.cuda.Event | None] = [None, None]
+        self._staging = Staging(device, window)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="pyvae-read")
-        self._next: tuple[int, Future[tuple[Tensor, Tensor]]] | None = None
+        self._next: tuple[int, Future[list[Tensor]]] | None = None
 
     def prepare(self, step: int) -> None:
         base = step - step % self._window
@@ -149,45 +146,20 @@ class Streamed:
         if self._next:
             wait([self._next[1]])  # even for a window that is not wanted: it has the pinned memory
         ahead = self._next is not None and self._next[0] == base
-        host, index = self._next[1].result() if self._next and ahead else self._load(base)
-        if self._staged is None:
-            self._staged = torch.empty(host.shape, dtype=host.dtype, device=self._device)
-            self._staged_index = torch.empty(index.shape, dtype=index.dtype, device=self._device)
-        assert self._staged_index is not None
-        self._staged.copy_(host, non_blocking=True)
-        self._staged_index.copy_(index, non_blocking=True)
-        if self._device.type == "cuda":
-            event = torch.cuda.Event()
-            event.record()
-            self._copied[base // self._window % 2] = event
+        self._staging.put(base, self._next[1].result() if self._next and ahead else self._load(base))
         self._base = base
         following = base + self._window
         self._next = (following, self._reader.submit(self._load, following))
 
     def batch(self, step: Tensor) -> Batch:
-        assert self._staged is not None
-        assert self._staged_index is not None
-        place = (step % self._window).view(1)
-        rows, index = (x.index_select(0, place).squeeze(0) for x in (self._staged, self._staged_index))
+        rows, index = self._staging.at(step)
         return _of_bytes(rows, index) if rows.dtype == torch.uint8 else Batch(rows, rows, None, index)
 
-    def _load(self, base: int) -> tuple[Tensor, Tensor]:
-        """Images of a window and which they are, for a GPU in pinned memory: a copy from any other would wait."""
+    def _load(self, base: int) -> list[Tensor]:
+        """Images of a window and which they are."""
         index = self._order.draw(base, self._window)
         rows = self._read(index.flatten())
-        rows = rows.view(*index.shape, *rows.shape[1:])
-        if self._device.type != "cuda":
-            return rows, index
-        turn = base // self._window % 2
-        if (copied := self._copied[turn]) is not None:
-            copied.synchronize()  # the buffer's last copy to the device
-        pinned = self._pinned[turn]
-        if pinned is None:
-            pinned = self._pinned[turn] = (
-                torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True),
-                torch.empty(index.shape, dtype=index.dtype, pin_memory=True),
-            )
-        return pinned[0].copy_(rows), pinned[1].copy_(index)
+        return self._staging.pin(base, [rows.view(*index.shape, *rows.shape[1:]), index])
 
 
 class ImageSource:

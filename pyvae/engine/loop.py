@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -28,6 +28,8 @@ from pyvae.engine.training import training
 from pyvae.errors import RunError
 
 _DRAIN_SECONDS = 0.5
+# more than are drained at once, so that a thread writes them while this one goes on
+_QUEUED_ROWS = 4096
 _SHOWN = ("loss", "recon", "kl", "discriminator_loss", "information")
 # how long a GPU's work handed over at once should take: Ctrl-C waits for two such portions
 _PORTION_SECONDS = (0.05, 0.2)
@@ -113,7 +115,7 @@ class _Loop:
         trainer, total = self._trainer, self._run.recipe.steps
         self._started = self._last_save = last_drain = time.monotonic()
         with (
-            _Events(self._run, trainer.step) as events,
+            _Events(self._run, trainer.fields, trainer.step) as events,
             _signals() as signals,
             _progress(trainer.step, total) as bar,
         ):
@@ -150,8 +152,9 @@ class _Loop:
         return max(time.monotonic() - self._started, 1e-9)
 
     def _most_steps(self) -> int:
-        """Steps that the ring holds before it must be copied out."""
-        return self._drained_step + self._trainer.ledger.ring.steps - self._trainer.step
+        """Steps to the last burst that the ring holds before it must be copied out."""
+        full = self._drained_step + self._trainer.ledger.ring.steps
+        return full - full % BURST - self._trainer.step
 
     def _drain(self, events: "_Events", bar: "tqdm[None]") -> None:
         """Write the rows that have been copied out, and start copying those of the steps since."""
@@ -175,7 +178,7 @@ class _Loop:
             )
         self._trace.append(rows)
         for step, row in rows:
-            events.write(step, dict(zip(self._trainer.fields, row, strict=True)))
+            events.write(step, row)
         if rows:
             named = dict(zip(self._trainer.fields, rows[-1][1], strict=True))
             bar.set_postfix({name: f"{named[name]:.2f}" for name in _SHOWN if name in named}, refresh=False)
@@ -203,25 +206,31 @@ class _Pace:
 
     def __init__(self, trainer: Stepper) -> None:
         self._trainer = trainer
-        self._portion = BURST if trainer.device.type == "cuda" else 1
-        self._ends: deque[torch.cuda.Event] = deque()
+        self._portion = BURST
+        self._ends: deque[tuple[torch.cuda.Event, int]] = deque()
         self._last_end = time.monotonic()
 
     def advance(self, most: int) -> None:
         """Make some steps, at most ``most``."""
-        self._trainer.advance(min(most, self._portion))
-        if self._trainer.device.type == "cuda":
-            end = torch.cuda.Event(blocking=True)
-            # not the current stream, which is that of the first GPU
-            end.record(torch.cuda.current_stream(self._trainer.device))
-            self._ends.append(end)
-            if len(self._ends) > 2:
-                self._ends.popleft().synchronize()
-                self._adapt()
+        if self._trainer.device.type != "cuda":
+            self._trainer.advance()
+            return
+        # to where a burst may begin: steps before that are made one by one
+        steps = min(most, self._portion - self._trainer.step % BURST)
+        self._trainer.advance(steps)
+        end = torch.cuda.Event(blocking=True)
+        # not the current stream, which is that of the first GPU
+        end.record(torch.cuda.current_stream(self._trainer.device))
+        self._ends.append((end, steps))
+        if len(self._ends) > 2:
+            end, steps = self._ends.popleft()
+            end.synchronize()
+            self._adapt(steps)
 
-    def _adapt(self) -> None:
+    def _adapt(self, steps: int) -> None:
+        """Learn from how long ``steps`` took, which may be fewer than a whole portion."""
         now = time.monotonic()
-        seconds, self._last_end = now - self._last_end, now
+        seconds, self._last_end = (now - self._last_end) * self._portion / steps, now
         shortest, longest = _PORTION_SECONDS
         if seconds < shortest:
             self._portion *= 2
@@ -232,10 +241,13 @@ class _Pace:
 class _Events:
     """TensorBoard scalars of every row of the trace."""
 
-    def __init__(self, run: Run, resume_at: int) -> None:
+    def __init__(self, run: Run, fields: Sequence[str], resume_at: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run.path / "events"), purge_step=resume_at)
+        self._summary = Summary
+        self._tags = [field.replace("kl_", "kl/") for field in fields]
+        self._writer = SummaryWriter(str(run.path / "events"), purge_step=resume_at, max_queue=_QUEUED_ROWS)
 
     def __enter__(self) -> "_Events":
         return self
@@ -243,9 +255,13 @@ class _Events:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def write(self, step: int, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name.replace("kl_", "kl/"), value, step)
+    def write(self, step: int, row: Sequence[float]) -> None:
+        # one record: add_scalar makes one of each value, which takes ten times as long
+        values = [
+            self._summary.Value(tag=tag, simple_value=value)
+            for tag, value in zip(self._tags, row, strict=True)
+        ]
+        self._writer.file_writer.add_summary(self._summary(value=values), step)
 
 
 @contextmanager

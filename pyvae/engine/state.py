@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pyvae.constants import constant
+from pyvae.engine.adam import Adam
 
 
 class Trained(NamedTuple):
@@ -47,13 +48,15 @@ class Trained(NamedTuple):
         """Gradients of the loss in the parameters; returns their Euclidean norm ``[]``."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward(constant(1.0, loss.detach()))
+        if isinstance(self.optimizer, Adam):
+            return self.optimizer.norm()
         return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
 
     def step(self, found_inf: Tensor) -> None:
         """Move the parameters by their gradients, unless ``found_inf`` (float32 ``[]``, on the device) is 1."""
-        if isinstance(self.optimizer, torch.optim.Adam):
-            # as torch.amp.GradScaler hands it over: the fused kernel then changes nothing
-            self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
+        if isinstance(self.optimizer, Adam | torch.optim.Adam):
+            # as torch.amp.GradScaler hands it over: the kernel then changes nothing
+            self.optimizer.found_inf = found_inf  # type: ignore[union-attr]
         else:
             for parameter in self.module.parameters():
                 if parameter.grad is not None:

@@ -2,16 +2,18 @@
 
 from contextlib import AbstractContextManager
 
-import nvtx
 import torch
 from torch import Tensor
 
 from pyvae.control import Control
 from pyvae.data.binarised import check_binarisable
 from pyvae.data.dataset import Dataset, FactorDataset
+from pyvae.engine.adam import Adam, adam
 from pyvae.engine.batches import Batch, Batches, ImageSource
 from pyvae.engine.binarise import BinarisedBatches
 from pyvae.engine.controller import controller
+from pyvae.engine.low_precision import keep_low_precision_weights
+from pyvae.engine.ranges import named
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.state import Trained
 from pyvae.engine.stepper import Stepper
@@ -58,7 +60,10 @@ class Trainer(Stepper):
         self._encoder, self._decoder = (
             _compiled(module) if compile else module for module in (self.net.encoder, self.net.decoder)
         )
-        self._trained = Trained("net", self.net, _optimizer(recipe, list(self.net.parameters()), device))
+        optimizer = _optimizer(recipe, list(self.net.parameters()), device)
+        if recipe.precision == "bf16" and isinstance(optimizer, Adam):
+            keep_low_precision_weights(self.net, optimizer)
+        self._trained = Trained("net", self.net, optimizer)
         self._size = len(dataset)
         source = ImageSource(dataset, device)
         self._batches = batches_of(recipe, source, dataset, device)
@@ -107,23 +112,23 @@ class Trainer(Stepper):
     def _step(self) -> None:
         """One step; no code here may depend on a value of the device."""
         step = self.key[1]
-        with nvtx.annotate("data"):
+        with named("data"):
             batch = self._batches.batch(step)
         if self._stages:
             self._trained.set_rate(staged(step, self._stages) * self.recipe.lr)
-        with nvtx.annotate("encoder"):
+        with named("encoder"):
             mu, logvar = self._encode(batch)
         control = None
         if isinstance(self._objective, ImportanceWeighted):
-            with nvtx.annotate("importance samples"):
+            with named("importance samples"):
                 terms, kl = self._objective.sampled_terms(
                     mu, logvar, batch.target, self._decode, key=self.key, target_max=batch.target_max
                 )
         else:
-            with nvtx.annotate("decoder"):
+            with named("decoder"):
                 z, kl = reparameterize_kl(mu, logvar, key=self.key)
                 logits = self._decode(z)
-            with nvtx.annotate("loss"):
+            with named("loss"):
                 tc = self._total_correlation(z)
                 recon = image_nll(
                     self.recipe.likelihood,
@@ -135,17 +140,17 @@ class Trainer(Stepper):
                 control = self._controlled(kl, step)
                 outputs = Outputs(recon, kl, z, mu, logvar, self._size, tc, control)
                 terms = self._objective.terms(outputs, step)
-        with nvtx.annotate("backward"):
+        with named("backward"):
             norm = self._trained.backward(terms["loss"])
         values = [*(terms[name].detach() for name in self._names), norm]
         kl = kl.detach()
         if not self._adversary:
-            with nvtx.annotate("optimizer"):
+            with named("optimizer"):
                 self._trained.step(self.ledger.settle(values, kl, control))
             return
-        with nvtx.annotate("optimizer"):
+        with named("optimizer"):
             self._trained.step(self.ledger.judge(values, kl))
-        with nvtx.annotate("adversary"):
+        with named("adversary"):
             loss = self._discriminator_loss(self._adversary, step, z.detach())
             norm = self._adversary.trained.backward(loss)
             self._adversary.trained.step(self.ledger.settle([*values, loss.detach(), norm], kl, control))
@@ -192,7 +197,11 @@ class _Adversary:
     ) -> None:
         self._objective = objective
         net = objective.discriminator(recipe.latents, seed=recipe.seed).to(device)
-        optimizer = objective.discriminator_optimizer(net, capturable=device.type == "cuda")
+        optimizer = adam(
+            net.parameters(), objective.discriminator_lr, device, betas=objective.discriminator_betas
+        )
+        if recipe.precision == "bf16" and isinstance(optimizer, Adam):
+            keep_low_precision_weights(net, optimizer)
         self.trained = Trained("discriminator", net, optimizer)
         self._net = _compiled(net) if compile else net
         self.batches = batches
@@ -258,7 +267,4 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     if recipe.optimizer == "adagrad":
         return torch.optim.Adagrad(parameters, lr=recipe.lr)
-    cuda = device.type == "cuda"
-    # a float would be frozen into a captured graph
-    lr = torch.tensor(recipe.lr, device=device) if cuda or recipe.lr_stage_steps else recipe.lr
-    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=cuda)
+    return adam(parameters, recipe.lr, device, staged=recipe.lr_stage_steps is not None)

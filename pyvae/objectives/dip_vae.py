@@ -30,7 +30,8 @@ class DIPVAE:
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
         """See :class:`pyvae.objectives.objective.Objective`; also "dip", the penalty."""
         centred = outputs.mu - outputs.mu.mean(-2, keepdim=True)
-        covariance = centred.mT @ centred / centred.shape[-2]
+        # not a matrix product, which is TF32 where those of the networks are
+        covariance = (centred.unsqueeze(-1) * centred.unsqueeze(-2)).mean(-3)
         if self.variant == "ii":
             covariance = covariance + torch.diag_embed(outputs.logvar.exp().mean(-2))
         diagonal = covariance.diagonal(dim1=-2, dim2=-1)

@@ -31,8 +31,10 @@ class FactorVAE:
     discriminator_width: int = 1000
     """Units in each of them."""
     discriminator_lr: float = 1e-4
-    """Learning rate of the discriminator's Adam, whose betas are (0.5, 0.9)."""
+    """Learning rate of the discriminator's Adam."""
 
+    discriminator_betas: ClassVar[tuple[float, float]] = (0.5, 0.9)
+    """Of that Adam."""
     extra_terms: ClassVar[tuple[str, ...]] = ("tc",)
 
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
@@ -49,16 +51,10 @@ class FactorVAE:
         """The discriminator ``[B, D] -> [B, 2]`` of this setting."""
         return build_discriminator(latents, self.discriminator_layers, self.discriminator_width, seed=seed)
 
-    def discriminator_optimizer(
-        self, discriminator: nn.Module, *, capturable: bool = False
-    ) -> torch.optim.Optimizer:
-        """The paper's: Adam with betas (0.5, 0.9); on a GPU ``capturable`` in a CUDA graph."""
+    def discriminator_optimizer(self, discriminator: nn.Module) -> torch.optim.Optimizer:
+        """The paper's: Adam with betas (0.5, 0.9)."""
         return torch.optim.Adam(
-            discriminator.parameters(),
-            lr=self.discriminator_lr,
-            betas=(0.5, 0.9),
-            fused=True,
-            capturable=capturable,
+            discriminator.parameters(), lr=self.discriminator_lr, betas=self.discriminator_betas, fused=True
         )
 
     @staticmethod

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from pyvae.layers import Layers
 from pyvae.nets import INITIALISATIONS, kim, seeded
 
 _WIDTH = 128
@@ -47,9 +48,9 @@ class Critic(nn.Module):
     def __init__(self, channels: int, continuous: int, categories: int, learned: bool) -> None:
         super().__init__()
         layers = list(kim(channels, 1).encoder.trunk.children())  # type: ignore[union-attr]
-        self.trunk = nn.Sequential(*(nn.LeakyReLU(_SLOPE) if isinstance(x, nn.ReLU) else x for x in layers))
+        self.trunk = Layers(*(nn.LeakyReLU(_SLOPE) if isinstance(x, nn.ReLU) else x for x in layers))
         self.score = nn.Linear(_WIDTH, 1)
-        self.information = nn.Sequential(
+        self.information = Layers(
             nn.Linear(_WIDTH, _WIDTH),
             nn.LeakyReLU(_SLOPE),
             nn.Linear(_WIDTH, continuous * (2 if learned else 1) + categories),
@@ -93,7 +94,7 @@ class BatchNorm(nn.Module):
         )
 
 
-class Generator(nn.Sequential):
+class Generator(Layers):
     """The decoder of Kim & Mnih 2018, with leaky ReLU (0.2) between its convolutions; what it gives are logits
     ``[B, C, 64, 64]`` of the pixels.
 

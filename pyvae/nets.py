@@ -14,6 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from pyvae.layers import Layers, Tickets, run
+
 SIDE = 64
 
 
@@ -24,9 +26,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.trunk = trunk
         self.head = nn.Linear(width, 2 * latents)
+        self._tickets = Tickets()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mu, logvar = self.head(self.trunk(images)).chunk(2, -1)
+        mu, logvar = run([("head", self.head)], self.trunk(images), self._tickets).chunk(2, -1)
         return mu, logvar
 
     @property
@@ -115,7 +118,7 @@ def burgess(channels: int, latents: int) -> Autoencoder:
         nn.Unflatten(1, (32, 4, 4)),
         *_transposed_convs([32, 32, 32, 32, channels]),
     ]
-    return Autoencoder(Encoder(nn.Sequential(*trunk), 256, latents), nn.Sequential(*decoder))
+    return Autoencoder(Encoder(Layers(*trunk), 256, latents), Layers(*decoder))
 
 
 def beta_vae_h(channels: int, latents: int) -> Autoencoder:
@@ -134,7 +137,7 @@ def beta_vae_h(channels: int, latents: int) -> Autoencoder:
         nn.ReLU(),
         *_transposed_convs([64, 64, 32, 32, channels]),
     ]
-    return Autoencoder(Encoder(nn.Sequential(*trunk), 256, latents), nn.Sequential(*decoder))
+    return Autoencoder(Encoder(Layers(*trunk), 256, latents), Layers(*decoder))
 
 
 def _kim(channels: int, latents: int, width: int, kernels: list[int]) -> Autoencoder:
@@ -148,7 +151,7 @@ def _kim(channels: int, latents: int, width: int, kernels: list[int]) -> Autoenc
         nn.Unflatten(1, (64, 4, 4)),
         *_transposed_convs([64, 64, 32, 32, channels]),
     ]
-    return Autoencoder(Encoder(nn.Sequential(*trunk), width, latents), nn.Sequential(*decoder))
+    return Autoencoder(Encoder(Layers(*trunk), width, latents), Layers(*decoder))
 
 
 def kim(channels: int, latents: int) -> Autoencoder:
@@ -176,7 +179,7 @@ def mlp(channels: int, latents: int, side: int = SIDE) -> Autoencoder:
         nn.Linear(1200, pixels),
         nn.Unflatten(1, (channels, side, side)),
     ]
-    return Autoencoder(Encoder(nn.Sequential(*trunk), 1200, latents), nn.Sequential(*decoder))
+    return Autoencoder(Encoder(Layers(*trunk), 1200, latents), Layers(*decoder))
 
 
 def rainforth(channels: int, latents: int, side: int = SIDE) -> Autoencoder:
@@ -189,7 +192,7 @@ def rainforth(channels: int, latents: int, side: int = SIDE) -> Autoencoder:
         nn.Linear(200, pixels),
         nn.Unflatten(1, (channels, side, side)),
     ]
-    return Autoencoder(Encoder(nn.Sequential(*trunk), 200, latents), nn.Sequential(*decoder))
+    return Autoencoder(Encoder(Layers(*trunk), 200, latents), Layers(*decoder))
 
 
 ANY_SIDE: dict[str, Callable[[int, int, int], Autoencoder]] = {f.__name__: f for f in (mlp, rainforth)}
@@ -288,7 +291,7 @@ def build_discriminator(latents: int, layers: int = 6, width: int = 1000, *, see
     """
     with seeded(seed):
         hidden = _linears([latents, *[width] * layers], partial(nn.LeakyReLU, 0.2))
-        return nn.Sequential(*hidden, nn.Linear(width, 2))
+        return Layers(*hidden, nn.Linear(width, 2))
 
 
 @contextmanager

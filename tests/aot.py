@@ -22,6 +22,8 @@ from unittest import mock
 
 import torch
 
+from pyvae import bias_activation
+from pyvae.bias_activation import Activation
 from pyvae.checks import importance_layout, pixel_layout
 from pyvae.engine import adam, binarise, controller, draw, ledger
 from pyvae.nets import build, build_discriminator
@@ -77,7 +79,8 @@ class Figures(NamedTuple):
     spilled: int
     wide_loads: int
     wide_stores: int
-    hands_over: bool
+    hands_over: bool | None
+    """Whether HAND_OVER is there; ``None`` without an atomic operation."""
 
 
 def kernels() -> list[tuple[str, str]]:
@@ -165,6 +168,9 @@ def launches() -> list[Launch]:
         for case in BINARISE:
             label(" ".join(map(str, (*case, "float32"))))
             _launch_binarise(*case)
+        for case in BIAS_ACTIVATION:
+            label(" ".join(str(x).removeprefix("torch.") for x in case))
+            _launch_bias_activation(*case)
         for case in DRAW:
             label(" ".join(map(str, case)))
             _launch_draw(*case)
@@ -247,6 +253,53 @@ BINARISE = [(20, 784), (64, 4096), (3, 25), (1, 1)]
 def _launch_binarise(batch: int, pixels: int) -> None:
     seed = torch.empty((), dtype=torch.int64, device="meta")
     binarise._launch(torch.empty((batch, pixels), device="meta"), seed, seed, Stream.BINARISATION)
+
+
+# shape of a product, dtype, activation, memory order of the product, and of what is behind it
+BIAS_ACTIVATION = [
+    ((64, 32, 32, 32), torch.float32, "relu", "channels last", "channels last"),
+    ((64, 32, 32, 32), torch.bfloat16, "relu", "channels last", "channels last"),
+    ((64, 64, 8, 8), torch.float16, "leaky_relu", "channels last", "channels last"),
+    ((64, 32, 32, 32), torch.float32, "relu", "dense", "dense"),
+    ((64, 32, 4, 4), torch.float32, "relu", "channels last", "dense"),
+    ((64, 64, 4, 4), torch.bfloat16, "relu", "channels last", "dense"),
+    ((64, 512), torch.float32, "relu", "dense", "maps"),
+    ((64, 1024), torch.bfloat16, "relu", "dense", "maps"),
+    ((64, 1, 64, 64), torch.float32, "identity", "channels last", "channels last"),
+    ((64, 3, 64, 64), torch.float32, "identity", "channels last", "dense"),
+    ((64, 1, 64, 64), torch.bfloat16, "identity", "channels last", "channels last"),
+    ((64, 256), torch.float32, "relu", "dense", "dense"),
+    ((128, 1000), torch.float32, "leaky_relu", "dense", "dense"),
+    ((128, 1000), torch.bfloat16, "leaky_relu", "dense", "dense"),
+    ((64, 1200), torch.float32, "tanh", "dense", "dense"),
+    ((128, 2), torch.float32, "identity", "dense", "dense"),
+    ((2048, 256), torch.float32, "relu", "dense", "dense"),
+    ((1, 1), torch.float32, "relu", "dense", "dense"),
+]
+
+
+def _launch_bias_activation(
+    shape: tuple[int, ...], dtype: torch.dtype, kind: str, layout: str, behind: str
+) -> None:
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    y = x
+    if behind == "maps":
+        maps = (shape[0], shape[1] // 16, 4, 4)
+        x, y = x.view(maps), torch.empty(maps, dtype=dtype, device="meta", memory_format=torch.channels_last)
+    if layout == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+        y = x if behind == "channels last" else torch.empty_like(x, memory_format=torch.contiguous_format)
+    bias = torch.empty(shape[1], device="meta")
+    activation = Activation(kind, 0.2)
+    if kind != "tanh":
+        bias_activation.forward(x, bias, activation, y)
+    tickets = torch.empty(bias_activation.ticket_count(len(bias)), dtype=torch.int32, device="meta")
+    output = None if kind == "identity" else y
+    bias_activation.backward(
+        y, output, activation, x if output is not None or y is not x else None, bias, tickets
+    )
+    if output is not None:
+        bias_activation.backward(y, output, activation, x, None, None)
 
 
 # rows, points, noise, continuous codes, categories
@@ -447,7 +500,7 @@ def figures(job: tuple[Launch, int]) -> Figures:
         spilled=int(spilled),
         wide_loads=len(re.findall(r"ld\.global\S*\.v(?:4\.b32|2\.b64)", ptx)),
         wide_stores=len(re.findall(r"st\.global\S*\.v(?:4\.b32|2\.b64)", ptx)),
-        hands_over=HAND_OVER.search(ptx) is not None,
+        hands_over=HAND_OVER.search(ptx) is not None if "atom." in ptx else None,
     )
 
 

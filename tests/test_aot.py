@@ -45,8 +45,17 @@ def test_a_program_leaves_registers_for_others(figures):
 
 def test_rows_of_a_multiple_of_sixteen_are_read_in_128_bits(figures):
     # aggregate_log_density reads columns of tables that stay in the cache: arithmetic bounds it, not memory;
-    # gather_bits reads a byte where it writes 32; draw reads a key, two have scalars, and Adam's are below
-    others = ("aggregate_log_density", "gather_bits", "draw", "controller", "ledger", "adam", "norm")
+    # gather_bits reads a byte where it writes 32; draw reads a key, two have scalars; Adam's and maps are below
+    others = (
+        "aggregate_log_density",
+        "bias_activation",
+        "gather_bits",
+        "draw",
+        "controller",
+        "ledger",
+        "adam",
+        "norm",
+    )
     streaming = [row for row in figures if not row["kernel"].startswith(others)]
     wide = [row for row in streaming if row["label"].startswith(("64 128 float32 dense", "64 4096 float32"))]
     assert {row["kernel"] for row in wide} == {row["kernel"] for row in streaming}
@@ -57,6 +66,13 @@ def test_gathered_images_of_floats_are_written_in_128_bits(figures):
     images = [row for row in figures if row["kernel"] == "gather_bits_fwd_kernel" and "4096" in row["label"]]
     assert {row["arch"] for row in images} == {80, 90, 100, 120}
     assert [named(row) for row in images if "float" in row["label"] and row["wide_stores"] == 0] == []
+
+
+def test_maps_are_read_and_written_in_128_bits(figures):
+    maps = [row for row in figures if row["kernel"].startswith("bias_activation")]
+    wide = [row for row in maps if "(64, 32, 32, 32) float32" in row["label"]]
+    assert {row["kernel"] for row in wide} == {"bias_activation_fwd_kernel", "bias_activation_bwd_kernel"}
+    assert [named(row) for row in wide if not (row["wide_loads"] and row["wide_stores"])] == []
 
 
 def test_whole_blocks_of_parameters_are_read_and_written_in_128_bits(figures):
@@ -71,5 +87,11 @@ def test_whole_blocks_of_parameters_are_read_and_written_in_128_bits(figures):
 
 
 def test_a_partial_sum_is_stored_and_read_around_an_acquire_and_release(figures):
-    assert {row["kernel"] for row in figures if row["hands_over"]} == {"norm_kernel"}
-    assert [named(row) for row in figures if row["kernel"] == "norm_kernel" and not row["hands_over"]] == []
+    handed = [row for row in figures if row["hands_over"] is not None]
+    assert {(row["kernel"], row["arch"]) for row in handed} == {
+        (kernel, arch)
+        for kernel in ("norm_kernel", "bias_activation_bwd_kernel")
+        for arch in (80, 90, 100, 120)
+    }
+    assert [named(row) for row in handed if not row["hands_over"]] == []
+    assert all(row["hands_over"] for row in figures if row["kernel"] == "norm_kernel")

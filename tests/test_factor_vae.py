@@ -135,3 +135,38 @@ def test_the_discriminator_learns_and_total_correlation_can_be_pushed_down():
     assert 1.2 < tc < 3.5
     (gradient,) = torch.autograd.grad(tc, z)
     assert objective.total_correlation(net, z - 5.0 * gradient) < tc
+
+
+def test_in_bfloat16_the_discriminator_multiplies_in_it_and_its_losses_are_float32(monkeypatch):
+    monkeypatch.setenv("PYVAE_BACKEND", "reference")
+    trainers = [Trainer(replace(RECIPE, precision=p), TinyData(), CPU) for p in ("fp32", "bf16")]
+    seen, losses = [], []
+    for layer in trainers[1]._adversary.trained.module:
+        layer.register_forward_hook(lambda module, args, y: seen.append(y.dtype))
+    for name in ("total_correlation", "loss"):
+        plain = getattr(trainers[1]._adversary, name)
+        monkeypatch.setattr(
+            trainers[1]._adversary, name, lambda *args, plain=plain: losses.append(plain(*args)) or losses[-1]
+        )
+    for trainer in trainers:
+        trainer.advance()
+    assert seen == [torch.bfloat16] * 10
+    assert [loss.dtype for loss in losses] == [torch.float32] * 2
+    assert all(p.grad.dtype == torch.float32 for p in trainers[1]._adversary.trained.module.parameters())
+    exact, rough = (dict(zip(t.fields, t.ledger.row.tolist(), strict=True)) for t in trainers)
+    for field in ("tc", "discriminator_loss", "discriminator_grad_norm"):
+        assert rough[field] != exact[field]
+        assert rough[field] == pytest.approx(exact[field], rel=0.03, abs=1e-3)
+
+
+def test_under_autocast_losses_are_sums_in_float32():
+    net, z = SMALL.discriminator(4), torch.randn(6, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        tc = SMALL.total_correlation(net, z)
+        loss = SMALL.discriminator_loss(net, z, z, make_key(1, 2))
+        logits = net(z)
+    assert tc.dtype == loss.dtype == torch.float32
+    assert logits.dtype == torch.bfloat16
+    assert tc == (logits[:, 0].float() - logits[:, 1].float()).mean()
+    loss = SMALL.discriminator_loss(net.bfloat16(), z.bfloat16(), z.bfloat16(), make_key(1, 2))
+    assert loss.dtype == torch.float32

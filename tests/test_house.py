@@ -18,11 +18,14 @@ MODULES = sorted(p for p in (ROOT / "pyvae").rglob("*.py") if p.relative_to(ROOT
 
 # lowest first; a part imports from layers below its own alone
 LAYERS = [
-    {"allocator", "kernels", "errors", "random", "checks", "native"},
+    {"allocator", "constants", "kernels", "errors", "random", "checks", "native"},
     {"backend"},
     {"reference"},
     {"ops"},
-    {"functional"},
+    {"bias_activation", "functional"},
+    {"product"},
+    {"product"},
+    {"layers"},
     {"control", "nets", "schedules"},
     {"adversarial_nets"},
     {"objectives", "metrics", "data"},
@@ -40,6 +43,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 ONLY = {
     "allocator": set(),
+    "constants": set(),
     "random": {"checks"},
     "checks": set(),
     "backend": {"native"},
@@ -47,8 +51,8 @@ ONLY = {
     "errors": set(),
     "reference": {"checks", "random"},
 }
-ENGINE = {"adam", "binarise", "controller", "draw", "ledger"}
-"""Kernels of the engine's own, each in pyvae/engine under the same name; they are no ops."""
+ENGINE = {"adam", "bias_activation", "binarise", "controller", "draw", "ledger"}
+"""Kernels of the engine's own, each in pyvae/engine under the same name, that of networks in pyvae; they are no ops."""
 OPS = sorted({module for module, _ in kernels()} - ENGINE)
 
 

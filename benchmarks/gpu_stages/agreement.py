@@ -12,7 +12,7 @@ from torch import Tensor
 import pyvae
 from gpu_stages.cases import Cases
 from gpu_stages.tiny_data import packed_data
-from pyvae import reference
+from pyvae import bias_activation, reference
 from pyvae.control import Control
 from pyvae.data import binarised
 from pyvae.engine import adam
@@ -158,6 +158,12 @@ def steps_agree(case: Cases) -> None:
         adam._block = lambda weights: 2**16  # five hundred programs are too many for the interpreter
     case("ledger", lambda: _ledger(case.device))
     case("controller", lambda: _controller(case.device))
+    for shape in (
+        [(2, 33, 9, 8)] if case.dry else [(64, 32, 32, 32), (64, 1, 64, 64), (2048, 256), (7, 33, 40, 41)]
+    ):
+        case(f"bias_activation of {shape}", lambda shape=shape: _bias_activation(shape, case.device))
+    for dtype in (torch.float32, torch.bfloat16):
+        case(f"layers in {dtype}", lambda dtype=dtype: _layers(dtype, 2 if case.dry else 64, case.device))
     for precision in ("fp32", "bf16"):
         case(f"norm and Adam, {precision}", lambda p=precision: _adam(case, p))
     case("draws of a GAN", lambda: _draws(case.device))
@@ -203,6 +209,46 @@ def _ledger(device: torch.device) -> Values:
         return [x.double().nan_to_num(nan=-9.0) for x in (*found, *kept)]
 
     return _equal(play(True), play(False))
+
+
+def _bias_activation(shape: tuple[int, ...], device: torch.device) -> Values:
+    """Near float64, and the same bits whichever program comes last."""
+    relu = bias_activation.Activation("relu")
+    y, grad = (torch.randn(shape, device=device) for _ in range(2))
+    if y.ndim == 4:
+        y = y.contiguous(memory_format=torch.channels_last)
+    tickets = torch.zeros(bias_activation.ticket_count(shape[1]), dtype=torch.int32, device=device)
+    found = []
+    for _ in range(3 if device.type == "cpu" else 300):
+        found.append((torch.empty_like(y), torch.empty(shape[1], device=device)))
+        bias_activation.backward(grad, y, relu, *found[-1], tickets)
+    right = bias_activation.plain_backward(grad.double(), y.double(), relu, shape[1])
+    judged = _judged(found[0], right, TOLERANCES[torch.float32])
+    alike = all(torch.equal(a, b) for each in found for a, b in zip(each, found[0], strict=True))
+    return {**judged, "ok": judged["ok"] and alike and not tickets.any(), "alike": alike}
+
+
+def _layers(dtype: torch.dtype, batch: int, device: torch.device) -> Values:
+    """A network against its layers one by one, and whether NaN goes through it."""
+    net = build("burgess", 1, 10).to(device, memory_format=torch.channels_last)
+    images = torch.rand(batch, 1, 64, 64, device=device)
+
+    def gradients(x: Tensor) -> list[Tensor]:
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            y = net.decoder(net.encoder(x)[0]).float()
+        return [y.detach(), *torch.autograd.grad(y.square().mean(), [*net.decoder.parameters()])]
+
+    mine, again = gradients(images), gradients(images)
+    os.environ["PYVAE_BACKEND"], before = "reference", os.environ.get("PYVAE_BACKEND")
+    try:
+        right = gradients(images)
+    finally:
+        os.environ["PYVAE_BACKEND"] = before or "auto"
+    images[1, 0, 5, 5] = float("nan")
+    through = gradients(images)[0][1].isnan().all()
+    alike = all(torch.equal(a, b) for a, b in zip(mine, again, strict=True))
+    judged = _judged(mine, right, 1e-3 if dtype == torch.float32 else 0.2)
+    return {**judged, "ok": judged["ok"] and alike and bool(through), "alike": alike, "nan": bool(through)}
 
 
 def _controller(device: torch.device) -> Values:

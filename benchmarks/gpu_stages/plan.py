@@ -7,7 +7,10 @@ OPS = (
     *DEVICE_CODE,
     *("pyvae/ops/*.py", "pyvae/reference.py", "pyvae/random.py", "pyvae/backend.py", "setup.py"),
 )
-STEP = (*OPS, "pyvae/engine/*.py", "pyvae/objectives/*.py", "pyvae/nets.py", "pyvae/adversarial_nets.py")
+NETS = tuple(
+    f"pyvae/{name}.py" for name in ("bias_activation", "product", "layers", "nets", "adversarial_nets")
+)
+STEP = (*OPS, *NETS, "pyvae/constants.py", "pyvae/engine/*.py", "pyvae/objectives/*.py")
 CAPTURED = (*STEP, "tests/test_trainer.py")
 TRAINING = (*STEP, "benchmarks/bench_train.py")
 TIMED = (*OPS, "benchmarks/bench_*.py", "benchmarks/interleaved.py")

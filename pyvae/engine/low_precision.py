@@ -19,6 +19,7 @@ def keep_low_precision_weights(module: nn.Module, optimizer: Adam) -> None:
         if isinstance(layer, _LAYERS) and not is_parametrized(layer, "weight"):
             leaf = optimizer.rounded(layer.weight)  # type: ignore[arg-type]
             leaf.__deepcopy__ = _nothing  # type: ignore[method-assign]
+            leaf.rounded_from = layer.weight.data_ptr()  # type: ignore[attr-defined]
             layer.low_precision_weight = leaf
             layer.register_load_state_dict_post_hook(_round_again)
 

@@ -86,7 +86,8 @@ class Recipe:
     """Steps of the first of the eight stages of Burda et al. 2016 (an epoch there): stage i lasts 3^i times as long, at
     10^(-i/7) times the learning rate; the last goes on to the end. Default: a constant rate."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Of the networks' products; weights, losses and moments are always float32. A CPU takes tf32 as fp32."""
+    """Of the networks' products, a discriminator's among them; weights, losses and moments are always float32. A CPU
+    takes tf32 as fp32."""
     steps: int = 1_500_000
     """Length of the run in steps. A finished run can be prolonged."""
     seed: int = 0

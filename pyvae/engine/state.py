@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyvae.constants import constant
 from pyvae.engine.adam import Adam
 
 
@@ -46,7 +47,7 @@ class Trained(NamedTuple):
     def backward(self, loss: Tensor) -> Tensor:
         """Gradients of the loss in the parameters; returns their Euclidean norm ``[]``."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward(constant(1.0, loss.detach()))
         if isinstance(self.optimizer, Adam):
             return self.optimizer.norm()
         return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])

@@ -129,7 +129,7 @@ class Trainer(Stepper):
                 z, kl = reparameterize_kl(mu, logvar, key=self.key)
                 logits = self._decode(z)
             with named("loss"):
-                tc = self._adversary.total_correlation(z) if self._adversary else None
+                tc = self._total_correlation(z)
                 recon = image_nll(
                     self.recipe.likelihood,
                     logits,
@@ -172,11 +172,18 @@ class Trainer(Stepper):
             return None
         return self._controller(self.ledger.control, kl.detach().sum(-1), step)
 
+    def _total_correlation(self, z: Tensor) -> Tensor | None:
+        if self._adversary is None:
+            return None
+        with self._autocast():
+            return self._adversary.total_correlation(z)
+
     def _discriminator_loss(self, adversary: "_Adversary", step: Tensor, z: Tensor) -> Tensor:
         with torch.no_grad():
             posteriors = self._encode(adversary.batches.batch(step))
             second, _ = reparameterize_kl(*posteriors, key=self.key, stream=Stream.SECOND_POSTERIOR)
-        return adversary.loss(z, second, self.key)
+        with self._autocast():
+            return adversary.loss(z, second, self.key)
 
     def _autocast(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
@@ -193,6 +200,8 @@ class _Adversary:
         optimizer = adam(
             net.parameters(), objective.discriminator_lr, device, betas=objective.discriminator_betas
         )
+        if recipe.precision == "bf16" and isinstance(optimizer, Adam):
+            keep_low_precision_weights(net, optimizer)
         self.trained = Trained("discriminator", net, optimizer)
         self._net = _compiled(net) if compile else net
         self.batches = batches

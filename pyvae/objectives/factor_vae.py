@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyvae.checks import accumulation_dtype
 from pyvae.functional import tc_batch
 from pyvae.nets import build_discriminator
 from pyvae.objectives.objective import Outputs, weighted_kl
+from pyvae.ops.library import as_dtype
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class FactorVAE:
     def total_correlation(discriminator: nn.Module, z: Tensor) -> Tensor:
         """Mean log-odds in nats of ``z [B, D]``; its gradient reaches ``z`` and never the discriminator."""
         frozen = {name: p.detach() for name, p in discriminator.named_parameters()}
-        logits = functional_call(discriminator, frozen, (z,))
+        logits = _exact(functional_call(discriminator, frozen, (z,)))
         return (logits[..., 0] - logits[..., 1]).mean(-1)
 
     @staticmethod
@@ -74,4 +76,9 @@ class FactorVAE:
         """
         both = tc_batch(z.detach(), second.detach(), key=key)
         permuted = (torch.arange(len(both), device=both.device) >= len(z)).long()
-        return F.cross_entropy(discriminator(both), permuted)
+        return F.cross_entropy(_exact(discriminator(both)), permuted)
+
+
+def _exact(logits: Tensor) -> Tensor:
+    """In the dtype of losses, which autocast does not lower."""
+    return as_dtype(logits, accumulation_dtype(logits.dtype))

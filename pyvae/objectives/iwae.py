@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from pyvae.constants import constant
 from pyvae.errors import RecipeError
 from pyvae.objectives.importance import (
     Bound,
@@ -76,8 +77,8 @@ class ImportanceWeighted:
             "loss": loss,
             "recon": -drawn.log_likelihood.detach().mean((-3, -2, -1)),
             "kl": drawn.kl.detach().sum(-1),
-            "beta": loss.new_ones(loss.shape),
-            "capacity": loss.new_zeros(loss.shape),
+            "beta": constant(1.0, loss),
+            "capacity": constant(0.0, loss),
             "elbo": log_weight.mean((-3, -2, -1)),
             "ess": effective_sample_size(log_weight).mean((-2, -1)),
         }

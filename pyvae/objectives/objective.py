@@ -4,6 +4,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from pyvae.constants import constant
 from pyvae.control import Control
 
 
@@ -60,6 +61,6 @@ def weighted_kl(outputs: Outputs, beta: float | Tensor, capacity: Tensor | None 
         "loss": outputs.recon + weight * kl,
         "recon": outputs.recon,
         "kl": kl,
-        "beta": beta.expand(kl.shape) if isinstance(beta, Tensor) else kl.new_full(kl.shape, beta),
-        "capacity": kl.new_zeros(kl.shape) if capacity is None else capacity.expand(kl.shape),
+        "beta": beta.expand(kl.shape) if isinstance(beta, Tensor) else constant(beta, kl),
+        "capacity": constant(0.0, kl) if capacity is None else capacity.expand(kl.shape),
     }

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from pyvae.constants import constant
 from pyvae.functional import aggregate_log_density
 from pyvae.objectives.objective import Outputs
 
@@ -44,8 +45,8 @@ class TCVAE:
             "loss": outputs.recon + self.alpha * mi + self.beta * tc + self.gamma * dwkl,
             "recon": outputs.recon,
             "kl": kl,
-            "beta": kl.new_full(kl.shape, self.beta),
-            "capacity": kl.new_zeros(kl.shape),
+            "beta": constant(self.beta, kl),
+            "capacity": constant(0.0, kl),
             "mi": mi,
             "tc": tc,
             "dwkl": dwkl,

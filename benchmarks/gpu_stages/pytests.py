@@ -13,6 +13,7 @@ CHOSEN = (
     "((test_captured_steps and bits) or test_captured_stages or test_cpu_and_gpu or test_checks_of_values "
     "or test_a_captured_run or (test_ledger and test_the_kernel) or test_judging or test_the_controllers_kernel "
     "or test_a_trainer_on_kernels or test_known or test_the_same_ or test_counters or test_permutations "
+    "or test_adam or test_low_precision or test_draw "
     "or test_layers_of_all_kinds or test_two_steps or test_a_program_goes or test_a_value_that_is_not "
     "or test_histograms or test_entropies or test_two_halves or test_binarised_halves "
     "or (triton and (test_targets_by_reductions or test_half_precision or test_widths or test_layouts "
@@ -23,7 +24,7 @@ CHOSEN = (
 FILES = (
     *("cuda_operators", "trainer", "ledger", "philox", "reparameterize_kl", "bernoulli_nll"),
     *("aggregate_log_density", "importance_log_weight", "importance_bounds", "gather_bits", "resume"),
-    *("bias_activation", "layers"),
+    *("bias_activation", "layers", "adam", "low_precision", "draw"),
 )
 
 

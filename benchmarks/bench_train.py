@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from pyvae import bernoulli_nll, reparameterize_kl
 from pyvae.allocator import keep_large_buffers
 from pyvae.data import load
 from pyvae.engine.arithmetic import settle_arithmetic
-from pyvae.engine.profile import ran_on_gpu
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.stepper import BURST
 from pyvae.engine.training import training
@@ -164,32 +163,24 @@ VARIANTS = {
     },
     "pyvae --precision tf32 --compile": captured(precision="tf32", compiled=True),
     "pyvae --precision bf16 --compile": captured(precision="bf16", compiled=True),
+    "pyvae --precision fp32 --compile": captured(precision="fp32", compiled=True),
 }
 HERE = [name for name, variant in VARIANTS.items() if DEVICE.type in variant.devices]
 
 
-@dataclass
-class Measured:
-    """Steps per second, and on a GPU the kernels of a step."""
-
-    rate: Spread
-    kernels: float | None = field(default=None)
-
-
-def _synchronise() -> None:
+def synchronise() -> None:
+    """Wait for the GPU, if there is one."""
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
-def measure(name: str, seconds: float) -> Measured:
-    """One variant, in this process."""
+def measure(name: str, seconds: float) -> Spread:
+    """Steps per second of one variant, in this process."""
     torch.manual_seed(0)
     variant = VARIANTS[name]
     if variant.tuned:
         keep_large_buffers()
-    step = variant.make()
-    rate = steps_per_second(step, variant.steps, seconds)
-    return Measured(rate, _kernels(step, min(variant.steps, BURST)) if DEVICE.type == "cuda" else None)
+    return steps_per_second(variant.make(), variant.steps, seconds)
 
 
 def steps_per_second(step: Step, steps: int, seconds: float) -> Spread:
@@ -200,13 +191,13 @@ def steps_per_second(step: Step, steps: int, seconds: float) -> Spread:
         if done and time.perf_counter() - start > seconds:
             break
         step()
-        _synchronise()  # else the clock would be that of the queue
+        synchronise()  # else the clock would be that of the queue
     # a GPU is timed over portions of a tenth of the time, a CPU step by step
     portion = 1
     if DEVICE.type == "cuda":
         start = time.perf_counter()
         step()
-        _synchronise()
+        synchronise()
         portion = max(1, int(seconds / 10 / (time.perf_counter() - start)))
     rates = []
     end = time.perf_counter() + seconds
@@ -214,21 +205,12 @@ def steps_per_second(step: Step, steps: int, seconds: float) -> Spread:
         start = time.perf_counter()
         for _ in range(portion):
             step()
-        _synchronise()
+        synchronise()
         rates.append(portion * steps / (time.perf_counter() - start))
     return Spread.of(rates)
 
 
-def _kernels(step: Step, steps: int) -> float:
-    """Kernels, copies and fills that a step runs on the GPU, from a call of so many."""
-    activity = torch.profiler.ProfilerActivity
-    with torch.profiler.profile(activities=[activity.CPU, activity.CUDA]) as profiler:
-        step(steps) if steps > 1 else step()
-        _synchronise()
-    return sum(map(ran_on_gpu, profiler.events() or ())) / steps
-
-
-def run_process(name: str, seconds: float, threads: int, left: float | None) -> Measured | None:
+def run_process(name: str, seconds: float, threads: int, left: float | None) -> Spread | None:
     """Measure a variant in a process of its own; None when it failed, or was not done after ``left`` seconds."""
     command = [sys.executable, __file__, "--threads", str(threads), "--seconds", str(seconds)]
     try:
@@ -240,8 +222,7 @@ def run_process(name: str, seconds: float, threads: int, left: float | None) -> 
     if done.returncode:
         print(done.stderr, file=sys.stderr)
         return None
-    values = json.loads(done.stdout.splitlines()[-1])
-    return Measured(Spread(**values["rate"]), values["kernels"])
+    return Spread(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def main() -> None:
@@ -281,8 +262,8 @@ def main() -> None:
             left = end - time.monotonic() if end else None
             if left is not None and left < 1:
                 break
-            if measured := run_process(name, options.seconds, options.threads, left):
-                rounds[name].append(measured.rate)
+            if rate := run_process(name, options.seconds, options.threads, left):
+                rounds[name].append(rate)
                 write()
     results = write()
     missed = [name for name in names if name not in results]

@@ -25,4 +25,5 @@ def commit_of(checkout: Path) -> str:
     name = git("rev-parse", "--short", "HEAD")
     if not name:
         return os.environ.get("PYVAE_COMMIT", "") if checkout == ROOT else ""
-    return name + ("-dirty" if git("status", "--porcelain") else "")
+    # results that are being written are no change of what is measured
+    return name + ("-dirty" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else "")

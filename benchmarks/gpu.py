@@ -1,11 +1,11 @@
 """Prove and measure pyvae on the GPU at hand: ``python benchmarks/gpu.py --minutes 11 --out DIR``.
 
-pyvae need not be installed: torch, triton, numpy, h5py, safetensors, scipy, scikit-learn, matplotlib, tensorboard and
-pytest with xdist are enough, and nvcc for the CUDA operators. Stages run in the order of benchmarks/gpu_stages/plan.py,
-each in a process of its own with a limit of its own. Every result is a line of DIR/results.jsonl as soon as it is
-known, so a kill loses the case in hand alone, and a hang ends its case alone. What benchmarks/results/gpu-*/ and DIR
-already hold of the code as it is, and was right, is not run again. DIR/summary.txt says what failed and what to do
-next.
+pyvae need not be installed: torch, triton, numpy, h5py, safetensors, scipy, scikit-learn, matplotlib, pillow, tqdm,
+tensorboard and pytest with xdist are enough, and nvcc for the CUDA operators. Stages run in the order of
+benchmarks/gpu_stages/plan.py, each in a process of its own with a limit of its own. Every result is a line of
+DIR/results.jsonl as soon as it is known, so a kill loses the case in hand alone, and a hang ends its case alone. What
+benchmarks/results/gpu-*/ and DIR already hold of the code as it is, and was right, is not run again. DIR/summary.txt
+says what failed and what to do next.
 """
 
 import argparse
@@ -53,6 +53,8 @@ class Worker:
             "PYTHONUNBUFFERED": "1",
         }
         environment.setdefault("OMP_NUM_THREADS", "4")
+        for name in ("PYVAE_BACKEND", "PYVAE_CHECK", "TRITON_INTERPRET"):
+            environment.pop(name, None)
         if dry:
             environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
         self._process = subprocess.Popen(
@@ -99,8 +101,8 @@ class _Running:
     stage: Stage
     start: float
     seconds: float
-    since: str
-    """When it began, as its lines say the time."""
+    since: int
+    """Where in the file of results its lines begin."""
     worker: Worker | None = None
 
     @property
@@ -154,14 +156,20 @@ class Call:
         return results.read(self.path) if self.dry else results.known(RESULTS, self.out)
 
     def _known(self, stage: Stage) -> dict[str, results.Line]:
-        return results.done(self._lines(), stage, gpu=self.gpu, torch=self._torch)
+        lines = self._lines()
+        found = results.done(lines, stage, gpu=self.gpu, torch=self._torch)
+        if stage.includes:
+            part = next(other for other in STAGES if other.name == stage.includes)
+            within = results.done(lines, part, gpu=self.gpu, torch=self._torch)
+            found = {case: line for case, line in within.items() if case != "all"} | found
+        return found
 
     def _start(self, stage: Stage) -> "_Running | None":
         known = self._known(stage)
         if "all" in known and not stage.always:
             self._say(f"{stage.name}: nothing is missing or stale")
             return None
-        running = _Running(stage, time.monotonic(), min(stage.seconds, self.left), results.now())
+        running = _Running(stage, time.monotonic(), min(stage.seconds, self.left), results.size(self.path))
         self._begin(running, set() if stage.always else set(known))
         return running
 
@@ -173,7 +181,7 @@ class Call:
                 "where": running.stage.where,
                 "path": str(self.path.resolve()),
                 "skip": sorted(skip),
-                "seconds": running.left - _STAGE_CLOSING_SECONDS,
+                "end": running.start + running.seconds - _STAGE_CLOSING_SECONDS,
                 "dry": self.dry,
                 "common": self._common(running.stage),
             }
@@ -211,7 +219,8 @@ class Call:
             if running.left < _LEAST_SECONDS:
                 break
             before = len(ended | begun)
-            self._begin(running, set(self._known(stage)) | ended | begun)
+            known = set() if stage.always else set(self._known(stage))
+            self._begin(running, known | ended | begun)
         how = {_ALL: "", _OUT_OF_TIME: ", its time was over", None: ", its time was over"}.get(
             status, ", broken off"
         )
@@ -220,8 +229,8 @@ class Call:
     def _cases(self, running: "_Running") -> tuple[set[str], set[str]]:
         """Cases of a stage that were begun in this call and never ended, and those that ended."""
         begun, ended = set(), set()
-        for line in results.read(self.path):
-            if line["stage"] == running.stage.name and line["time"] >= running.since:
+        for line in results.read(self.path, running.since):
+            if line["stage"] == running.stage.name:
                 (begun if "begun" in line else ended).add(line["case"])
         return begun - ended, ended
 
@@ -243,8 +252,8 @@ class Call:
     def _counts(self, running: "_Running") -> str:
         mine = [
             line
-            for (name, case), line in results.newest(results.read(self.path)).items()
-            if name == running.stage.name and line["time"] >= running.since and case not in ("start", "all")
+            for (name, case), line in results.newest(results.read(self.path, running.since)).items()
+            if name == running.stage.name and case not in ("start", "all")
         ]
         failed = sum(line.get("ok") is False for line in mine)
         cut = sum("cut" in line for line in mine)
@@ -258,7 +267,7 @@ class Call:
 
     def close(self) -> None:
         """Write and print the summary."""
-        text = summary(self._lines(), self.gpu)
+        text = summary(self._lines(), self.gpu, self._torch)
         (self.out / "summary.txt").write_text(text)
         print(text, end="", flush=True)
 
@@ -294,6 +303,11 @@ def folder_of(gpu: str) -> Path:
     return RESULTS / "-".join(["gpu", *gpu.removeprefix("NVIDIA ").lower().split()])
 
 
+def end_with_a_summary() -> None:
+    """Of SIGTERM too, as timeout sends it: what is known is still summed up."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -317,8 +331,10 @@ def main() -> None:
         sys.exit(NEEDS.format(why=error))
     if options.check:
         return
-    if not options.dry and "+cpu" in version_of("torch"):
-        sys.exit(NEEDS.format(why=f"torch {version_of('torch')} has no CUDA"))
+    torch = version_of("torch")
+    if not torch or (not options.dry and "+cpu" in torch):
+        sys.exit(NEEDS.format(why=f"torch {torch} has no CUDA" if torch else "torch is not installed"))
+    end_with_a_summary()
     out = options.out or (Path(tempfile.mkdtemp(prefix="pyvae-dry-")) if options.dry else folder_of(gpu))
     call = Call(out, options.minutes, gpu)
     try:

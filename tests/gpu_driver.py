@@ -58,10 +58,13 @@ def main() -> None:
     from gpu_stages.results import DRY
 
     out, *names = sys.argv[1:]
-    call = gpu.Call(Path(out), 2.0, DRY)
+    call = gpu.Call(Path(out), float(os.environ.get("MINUTES", "2")), DRY)
     seconds = int(os.environ.get("SECONDS", "60"))
-    call.run([Stage(name, "gpu_driver", seconds, ("tests/gpu_driver.py",)) for name in names])
-    call.close()
+    gpu.end_with_a_summary()
+    try:
+        call.run([Stage(name, "gpu_driver", seconds, ("tests/gpu_driver.py",)) for name in names])
+    finally:
+        call.close()
 
 
 if __name__ == "__main__":

@@ -361,7 +361,7 @@ class TestCases:
     def test_a_variant_runs_in_a_process_of_its_own_and_may_fail(self, monkeypatch, capsys):
         bench_train = script("bench_train")
         spread = {"median": 2.0, "low": 1.0, "high": 3.0}
-        outputs = iter([(1, "", "ZeroDivisionError"), (0, json.dumps({"rate": spread, "kernels": None}), "")])
+        outputs = iter([(1, "", "ZeroDivisionError"), (0, json.dumps(spread), "")])
         commands = []
 
         def run(command, **_):
@@ -373,7 +373,7 @@ class TestCases:
         monkeypatch.setattr(bench_train.subprocess, "run", run)
         assert bench_train.run_process("pyvae", 1.0, 2, None) is None
         assert "ZeroDivisionError" in capsys.readouterr().err
-        assert bench_train.run_process("pyvae", 1.0, 2, None).rate.median == 2
+        assert bench_train.run_process("pyvae", 1.0, 2, None).median == 2
         assert commands[1][-2:] == ["--variant", "pyvae"]
 
 

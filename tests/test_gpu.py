@@ -1,6 +1,7 @@
 """`make gpu` without a GPU: what it writes, what it repeats, what it survives."""
 
 import importlib
+import itertools
 import json
 import os
 import shutil
@@ -106,6 +107,28 @@ def test_what_the_time_cuts_off_is_no_failure(tmp_path):
     assert "endless: 1 done, 1 cut off, its time was over" in said
 
 
+def test_the_time_of_the_command_is_that_of_its_stages(tmp_path):
+    out = tmp_path / "out"
+    start_ = time.monotonic()
+    said, _ = start(out, "endless", "naps", MINUTES="0.25").communicate(timeout=60)
+    assert time.monotonic() - start_ < 25
+    assert cases_of(out)["second"]["cut"] is True
+    assert "no time left for naps" in said
+
+
+def test_a_command_that_is_ended_still_sums_up(tmp_path):
+    out = tmp_path / "out"
+    call = start(out, "endless")
+    while not any(line["case"] == "second" for line in lines_of(out)):
+        time.sleep(0.05)
+    call.terminate()
+    call.communicate(timeout=30)
+    assert call.returncode != 0
+    assert (
+        "endless" in (out / "summary.txt").read_text() or "1 cases done" in (out / "summary.txt").read_text()
+    )
+
+
 def test_a_stage_that_fails_outside_of_its_cases_is_told(tmp_path):
     out = tmp_path / "out"
     said, _ = start(out, "broken", "naps").communicate(timeout=90)
@@ -144,6 +167,27 @@ class TestWhatIsDone:
         assert self.done({**line, "ok": False}, line) == {"one"}
         assert self.done(line, {**line, "begun": True}) == {"one"}
 
+    def test_what_failed_is_tried_again_and_nothing_else(self):
+        line = self.line(self.stage())
+        ended = {**line, "case": "all"}
+        assert self.done(line, ended) == {"one", "all"}
+        assert self.done(line, {**line, "case": "two", "ok": False}, ended) == {"one"}
+        assert self.done(line, {**line, "case": "two", "ok": False, "code": "old"}, ended) == {"one", "all"}
+
+    def test_lines_of_another_version_are_passed_over(self, tmp_path):
+        results = module("gpu_stages.results")
+        path = tmp_path / "results.jsonl"
+        for odd in (
+            {"stage": "s"},
+            {"stage": [], "case": "a", "time": "1"},
+            {"stage": "s", "case": "a", "time": 5},
+        ):
+            results.append(path, odd)
+        with path.open("ab") as file:
+            file.write(b"\xff\xfe[1]\n[2]\n")
+        results.append(path, good := {"stage": "s", "case": "a", "time": "1"})
+        assert results.read(path) == [good]
+
     def test_another_card_has_other_times_and_the_same_truth(self):
         line = {**self.line(self.stage()), "gpu": "NVIDIA H200"}
         assert self.done(line) == {"one"}
@@ -176,6 +220,90 @@ class TestWhatIsDone:
         assert found == ["gpu-b", "out", "gpu-a"]
 
 
+class TestChecks:
+    """A stage that finds nothing wrong has looked: each of its ways to judge, on what is wrong."""
+
+    def test_results(self):
+        judged = module("gpu_stages.agreement")._judged
+        x = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+        assert judged([x], [x.double()], 1e-6)["ok"]
+        one = x.clone()
+        one[x.abs().argsort()[800]] = 0.0
+        for wrong in (one, x * 1.01, x.clone().fill_(float("nan")), x[:1], x.roll(1)):
+            assert not judged([wrong], [x.double()], 1e-3)["ok"]
+            assert not judged([x, wrong], [x.double(), x.double()], 1e-3)["ok"]
+
+    def test_one_element_of_many(self):
+        judged = module("gpu_stages.agreement")._judged
+        x = torch.ones(2**20)
+        x[5] = 0.0
+        assert not judged([x], [torch.ones(2**20, dtype=torch.float64)], 1e-2)["ok"]
+
+    def test_equality(self):
+        equal = module("gpu_stages.agreement")._equal
+        x = torch.arange(5)
+        assert equal([x, x], [x, x])["ok"]
+        assert equal([x, x], [x, x + 1]) == {"ok": False, "error": "results [1] differ"}
+
+    def test_steps(self, monkeypatch):
+        """Another trace, or other weights, of the second of the two trainings."""
+        captured = module("gpu_stages.captured")
+        case = SimpleNamespace(device=torch.device("cpu"), dry=True)
+        recipe, data = captured.recipe_of(captured.OBJECTIVES["dip-vae"]), captured.packed_data()
+        assert captured._same(case, recipe, data)["ok"]
+        make = captured.training
+
+        def other(recipe, data, device, *, capture, **_):
+            return make(replace(recipe, seed=recipe.seed + capture), data, device)
+
+        monkeypatch.setattr(captured, "training", other)
+        found = captured._same(case, recipe, data)
+        assert not found["ok"]
+        assert found["first_row"] == 0
+
+        def nudged(recipe, data, device, *, capture, **_):
+            trainer = make(recipe, data, device)
+            if capture:
+                tensors = trainer.tensors
+                trainer.tensors = lambda: {
+                    n: t + (n == "net.encoder.head.bias") for n, t in tensors().items()
+                }
+            return trainer
+
+        monkeypatch.setattr(captured, "training", nudged)
+        assert captured._same(case, recipe, data)["differ"] == ["net.encoder.head.bias"]
+
+    def test_the_reference_is_no_kernel(self, monkeypatch):
+        cases = module("gpu_stages.cases")
+        monkeypatch.setenv("PYVAE_BACKEND", "reference")
+        cases.refuse_reference("bernoulli_nll", torch.device("cpu"))
+        with pytest.raises(RuntimeError, match="bernoulli_nll runs as its reference: PYVAE_BACKEND"):
+            cases.refuse_reference("bernoulli_nll", torch.device("cuda"))
+
+    def test_tests_that_fail_or_hang(self, tmp_path, monkeypatch):
+        tests = tmp_path / "test_some.py"
+        tests.write_text(
+            "import time\ndef test_good(): pass\ndef test_bad(): assert 1 == 2\ndef test_hang(): time.sleep(600)\n"
+            "def test_last(): pass\n"
+        )
+        said = {}
+        case = SimpleNamespace(
+            out=tmp_path, skipped=set(), left=99.0, emit=lambda name, **line: said.update({name: line})
+        )
+        monkeypatch.setenv("PYVAE_GPU_TEST_SECONDS", "2")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, BENCHMARKS))))
+        module("gpu_stages.pytests")._run(case, [str(tests), "--rootdir", str(tmp_path)], processes=1)
+        found = {name.split("::")[-1]: line.get("ok") for name, line in said.items()}
+        assert found == {
+            "test_good": True,
+            "test_bad": False,
+            "test_hang": False,
+            "test_last": True,
+            "pytest": None,
+        }
+        assert "assert 1 == 2" in next(line["error"] for name, line in said.items() if "bad" in name)
+
+
 class TestPlan:
     def test_every_stage_is_a_function_that_says_what_it_does(self):
         for stage in module("gpu_stages.plan").STAGES:
@@ -200,10 +328,26 @@ class TestPlan:
     def test_every_objective_has_a_rate(self):
         from pyvae.objectives import OBJECTIVES
 
-        measured = module("gpu_stages.rates").OBJECTIVES
-        assert {*measured, "beta-vae"} == set(OBJECTIVES)
-        variants = module("bench_train").VARIANTS
-        assert all(f"pyvae {name} --precision tf32" in variants for name in measured)
+        rates, variants = module("gpu_stages.rates"), module("bench_train").VARIANTS
+        assert {*rates.OBJECTIVES, "beta-vae"} == set(OBJECTIVES)
+        named = (rates.RATES, rates.POPULAR, rates.COMPILED, rates.POPULAR_COMPILED, rates.OF_OBJECTIVES)
+        for name in itertools.chain(*named):
+            assert "cuda" in variants[name].devices, name
+
+    @pytest.mark.parametrize(
+        ("files", "what"), [("STEP", "pyvae.engine.training"), ("TABLES", "pyvae.reproduce")]
+    )
+    def test_results_become_stale_with_all_that_is_imported(self, files, what):
+        reads = getattr(module("gpu_stages.plan"), files)
+        read = {str(path.relative_to(ROOT)) for path in module("gpu_stages.results")._files(reads)}
+        code = f"import {what}, sys; print(*(n for n in sys.modules if n.startswith('pyvae.')))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+        )
+        imported = {name.replace(".", "/") + ".py" for name in done.stdout.split()}
+        # no result depends on what is drawn and said
+        apart = ("pyvae/report/", "pyvae/errors", "pyvae/allocator")
+        assert {f for f in imported - read if (ROOT / f).is_file() and not f.startswith(apart)} == set()
 
 
 def test_without_a_gpu_it_says_what_it_would_need(monkeypatch, capsys):
@@ -319,7 +463,7 @@ class TestTables:
 
     def lines(self):
         common = {"gpu": self.GPU, "torch": "2.11", "commit": "abc", "time": "2026-01-02T"}
-        rate = {"steps_per_second": [1900, 2000, 2100], "kernels": 114.2}
+        rate = {"steps_per_second": [1900, 2000, 2100]}
         number = {"quantity": "mig-chen", "published": {"value": 0.45, "high": 0.5}}
         scores = {"study": "tc-vae", "arm": "tc-vae-6"}
         found = [
@@ -327,6 +471,7 @@ class TestTables:
             {"stage": "ops_agree", "case": "bad", "ok": False, "errors": [1e-9, 0.25]},
             {"stage": "captured", "case": "late", "cut": True},
             {"stage": "rates", "case": "pyvae --precision tf32", **rate},
+            {"stage": "counted", "case": "pyvae --precision tf32", "kernels": 114.2},
             {"stage": "objectives", "case": "pyvae dip-vae", "ok": False, "error": "no | such kernel"},
             *(
                 {
@@ -347,12 +492,15 @@ class TestTables:
         text = self.text(self.lines())
         assert "| every op against float64, three dtypes, forward and gradient | 1 | 1 | 0 |" in text
         assert "| captured steps against uncaptured ones, bit for bit | 0 | 0 | 1 |" in text
-        assert "| ops_agree: bad | largest error 0.25 |" in text
+        assert "| ops_agree: bad | errors [1e-09, 0.25] |" in text
         assert "| objectives: pyvae dip-vae | no \\| such kernel |" in text
         assert "| pyvae dip-vae | failed | - | - |" in text
         assert "| pyvae --precision tf32 | 2,000 | 12.5 | 114 |" in text
         assert "| tc-vae, tc-vae-6, mig-chen | 0.42, 0.4 to 0.44 of 2 seeds | 0.45 to 0.5 |" in text
         assert text.endswith("NVIDIA H200; torch 2.11; commit abc, 2026-01-02; medians.")
+
+    def test_a_card_that_only_began_has_no_table(self):
+        assert self.text([{**self.lines()[0], "case": "start"}]) == ""
 
     def test_a_dry_run_is_no_result(self):
         dry = [{**line, "gpu": module("gpu_stages.results").DRY} for line in self.lines()]
@@ -369,15 +517,16 @@ class TestTables:
         assert report.render(filled, tmp_path) == filled
 
     def test_the_summary_says_what_to_do_next(self):
-        text = module("gpu_stages.summary").summary(self.lines(), self.GPU)
-        assert "FAILED ops_agree: bad: {'errors': [1e-09, 0.25]}" in text
+        text = module("gpu_stages.summary").summary(self.lines(), self.GPU, "2.11")
+        assert "FAILED ops_agree: bad: errors [1e-09, 0.25]" in text
         assert "steps/s (minutes for 1.5M): --precision tf32 2,000 (12.5)" in text
         assert "next: mend what failed in ops_agree, objectives, in this order" in text
         assert "next: the next call begins with ops_agree, steps_agree" in text
         assert len(text.splitlines()) <= 20
 
     def test_the_summary_is_twenty_lines_whatever_happens(self):
-        failed = [{**self.lines()[1], "case": str(i)} for i in range(30)]
+        error = "def test():\n>   assert 1 == 2\nE   assert 1 == 2\n" * 9
+        failed = [{**self.lines()[1], "case": str(i), "error": error} for i in range(30)]
         device = {
             **self.lines()[0],
             "stage": "kernels",
@@ -393,16 +542,18 @@ class TestTables:
             for p in ("tf32", "bf16")
         ]
         rates = [
-            {**self.lines()[3], "stage": stage, "case": case, "steps_per_second": [r, r, r]}
+            {**self.lines()[0], "stage": stage, "case": case, "steps_per_second": [r, r, r]}
             for stage, case, r in (
                 ("rates", "pyvae --precision bf16, captured", 1000),
                 ("rates", "pyvae --no-capture", 2000),
+                ("rates", "pyvae --precision fp32", 1900),
                 ("compiled", "pyvae --precision tf32 --compile", 3000),
                 ("popular", "popular code", 500),
             )
         ]
         lines = [*self.lines(), *failed, device, *layouts, *rates]
-        text = module("gpu_stages.summary").summary(lines, self.GPU)
+        text = module("gpu_stages.summary").summary(lines, self.GPU, "2.11")
+        assert "FAILED ops_agree: 0: assert 1 == 2\n" in text
         assert "400: 100 us lie between launches" in text
         assert "bf16 is slower than tf32 (0.50x)" in text
         assert "torch.compile's networks are 1.50x as fast" in text

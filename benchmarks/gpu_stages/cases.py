@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from gpu_stages import results
+from pyvae.backend import choose
 
 _LEAST_SECONDS = 2.0
 Values = dict[str, Any]
@@ -22,6 +23,13 @@ class OutOfTimeError(Exception):
     """The stage's time is over; what is left is for the next call."""
 
 
+def refuse_reference(op: str, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    """Raises RuntimeError where an op would run as its reference on a GPU: right, and as slow, by no merit of ours."""
+    choice = choose(op, device, dtype)
+    if device.type == "cuda" and choice.backend == "reference":
+        raise RuntimeError(f"{op} runs as its reference: {choice.reason}")
+
+
 class Cases:
     """Runs cases of a stage.
 
@@ -29,17 +37,17 @@ class Cases:
         path: file of results.
         common: what every line says of its code and machine.
         skip: cases that need not be run again.
-        seconds: of the stage, from now on.
+        end: of the stage, on the monotonic clock, which all processes share.
         device: to run on.
         dry: whether the stage is only tried, on a CPU and at tiny sizes.
     """
 
     def __init__(
-        self, path: Path, common: Values, skip: set[str], seconds: float, device: torch.device, *, dry: bool
+        self, path: Path, common: Values, skip: set[str], end: float, device: torch.device, *, dry: bool
     ) -> None:
         self.device = device
         self.dry = dry
-        self.end = time.monotonic() + seconds
+        self.end = end
         self._path = path
         self._common = common
         self.skipped = skip

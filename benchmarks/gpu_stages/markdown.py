@@ -1,11 +1,12 @@
 """The README's tables of GPUs, from lines of results: what is right, what failed, and how fast it is."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from gpu_stages import results
 from gpu_stages.results import Line
-from gpu_stages.summary import Newest, minutes, of_card
+from gpu_stages.summary import Newest, minutes, of_card, why
 
 CHECKS = {
     "ops_agree": "every op against float64, three dtypes, forward and gradient",
@@ -16,7 +17,7 @@ CHECKS = {
     "chosen_tests": "the tests that say most",
     "all_tests": "every test",
 }
-_RATES = ("popular", "rates", "compiled", "objectives")
+_RATES = ("popular", "popular_compiled", "rates", "compiled", "objectives")
 _CONSTANTS = ("launches", "optimizers")
 OpsTable = Callable[[dict[str, Any]], str]
 
@@ -33,6 +34,8 @@ def gpu_tables(lines: list[Line], ops_table: OpsTable) -> str:
     for card in cards:
         if card and card != results.DRY:
             found = {k: line for k, line in of_card(lines, card).items() if k[1] not in ("start", "all")}
+            if not found:
+                continue
             sections.append(
                 "\n\n".join([f"#### {card}", *_parts(found, ops_table), _provenance(card, found)])
             )
@@ -77,10 +80,7 @@ def _checks(found: Newest) -> Iterator[str]:
 def _failures(found: Newest) -> Iterator[str]:
     for (stage, case), line in found.items():
         if line.get("ok") is False:
-            why = (
-                line.get("error") or f"largest error {max(line.get('errors') or [line.get('worst', 0)]):.3g}"
-            )
-            yield f"| {stage}: {case} | {_cell(why)[:160]} |"
+            yield f"| {stage}: {case} | {_cell(why(line))[:160]} |"
 
 
 def _cell(text: Any) -> str:
@@ -94,7 +94,8 @@ def _training(found: Newest) -> Iterator[str]:
                 continue
             if "steps_per_second" in line:
                 rate = line["steps_per_second"][1]
-                launches = f"{line['kernels']:.0f}" if "kernels" in line else "-"
+                counted = found.get(("counted", case), {}).get("kernels")
+                launches = "-" if counted is None else f"{counted:.0f}"
                 yield f"| {case} | {rate:,.0f} | {minutes(rate):.1f} | {launches} |"
             else:
                 yield f"| {case} | failed | - | - |"
@@ -137,14 +138,14 @@ def _provenance(card: str, found: Newest) -> str:
     machine = found.get(("build", "machine"), {})
     last = max(found.values(), key=lambda line: line["time"])
     commits = dict.fromkeys(line.get("commit") or "unknown" for line in found.values())
+    driver = re.search(r"\b\d{3}\.\d+(\.\d+)?", machine.get("driver") or "")
+    triton = (machine.get("packages") or {}).get("triton")
     parts = [
         card,
-        f"driver {machine['driver'].split('  ')[-2].strip()}"
-        if machine.get("driver", "").count("  ") > 1
-        else "",
+        f"driver {driver[0]}" if driver else "",
         f"CUDA {machine['cuda']}" if machine.get("cuda") else "",
-        f"torch {last['torch']}",
-        f"triton {machine['packages']['triton']}" if machine.get("packages", {}).get("triton") else "",
+        f"torch {last.get('torch')}",
+        f"triton {triton}" if triton else "",
         f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}, {last['time'][:10]}",
         "medians.",
     ]

@@ -2,20 +2,32 @@
 
 from dataclasses import dataclass
 
+
+def _files(folder: str, names: str) -> tuple[str, ...]:
+    return tuple(f"{folder}/{name}.py" for name in names.split())
+
+
 DEVICE_CODE = ("kernels/*.py", "csrc/**/*")
 OPS = (
     *DEVICE_CODE,
-    *("pyvae/ops/*.py", "pyvae/reference.py", "pyvae/random.py", "pyvae/backend.py", "setup.py"),
+    *("pyvae/ops/*.py", "setup.py"),
+    *_files("pyvae", "reference random backend native checks functional"),
 )
-NETS = tuple(
-    f"pyvae/{name}.py" for name in ("bias_activation", "product", "layers", "nets", "adversarial_nets")
+STEP = (
+    *OPS,
+    *_files("pyvae", "bias_activation product layers nets adversarial_nets constants control schedules"),
+    *("pyvae/engine/*.py", "pyvae/objectives/*.py", "pyvae/data/*.py"),
 )
-STEP = (*OPS, *NETS, "pyvae/constants.py", "pyvae/engine/*.py", "pyvae/objectives/*.py")
-CAPTURED = (*STEP, "tests/test_trainer.py")
-TRAINING = (*STEP, "benchmarks/bench_train.py")
+SMALL_DATA = ("tests/tiny.py", "benchmarks/gpu_stages/tiny_data.py")
+STEPS_OF_TESTS = (*STEP, "tests/test_trainer.py", *SMALL_DATA)
+TRAINING = (*STEP, "benchmarks/bench_train.py", "pyvae/recipes.py")
 TIMED = (*OPS, "benchmarks/bench_*.py", "benchmarks/interleaved.py")
-EVERYTHING = (*DEVICE_CODE, "pyvae/**/*.py", "tests/*.py")
-TOYS = ("pyvae/signal_to_noise.py", "pyvae/toys.py")
+TABLES = (
+    *(*STEP, "pyvae/metrics/*.py"),
+    *_files("pyvae", "recipes studies reproduce evaluation marginal_likelihood"),
+)
+TOYS = _files("pyvae", "signal_to_noise toys")
+EVERYTHING = (*DEVICE_CODE, "setup.py", "pyvae/**/*.py", "tests/*.py")
 
 
 @dataclass(frozen=True)
@@ -36,34 +48,37 @@ class Stage:
     """Whether it runs beside the stage before it."""
     always: bool = False
     """Whether it prepares the machine, which every call must."""
+    includes: str = ""
+    """A stage whose cases are among its own, and need not be run twice."""
 
 
 STAGES = (
     Stage("build", "gpu_stages.environment", 150, (*DEVICE_CODE, "setup.py"), always=True),
     Stage("data", "gpu_stages.environment", 60, ("pyvae/data/*.py",), beside=True, always=True),
     # right or wrong
-    Stage("ops_agree", "gpu_stages.agreement", 100, OPS),
-    Stage("steps_agree", "gpu_stages.agreement", 60, CAPTURED),
-    Stage("integers", "gpu_stages.agreement", 30, OPS),
-    Stage("captured", "gpu_stages.captured", 110, CAPTURED),
-    # how fast
-    Stage("rates", "gpu_stages.rates", 60, TRAINING, per_card=True),
-    Stage("kernels", "gpu_stages.rates", 45, STEP, per_card=True),
-    Stage("objectives", "gpu_stages.rates", 100, TRAINING, per_card=True),
-    Stage("popular", "gpu_stages.rates", 60, ("benchmarks/bench_train.py",), per_card=True),
-    Stage("compiled", "gpu_stages.rates", 60, TRAINING, per_card=True),
-    Stage("small_ops", "gpu_stages.timings", 90, TIMED, per_card=True),
-    Stage("both_migs", "gpu_stages.timings", 40, (*OPS, "benchmarks/bench_metrics.py"), per_card=True),
-    # what decides designs
+    Stage("ops_agree", "gpu_stages.agreement", 130, OPS),
+    Stage("steps_agree", "gpu_stages.agreement", 90, STEPS_OF_TESTS),
+    Stage("integers", "gpu_stages.agreement", 30, STEP),
+    Stage("captured", "gpu_stages.captured", 90, STEPS_OF_TESTS),
+    # how fast, and what decides designs: what takes seconds first
+    Stage("rates", "gpu_stages.rates", 40, TRAINING, per_card=True),
+    Stage("kernels", "gpu_stages.rates", 45, TRAINING, per_card=True),
+    Stage("popular", "gpu_stages.rates", 40, ("benchmarks/bench_train.py",), per_card=True),
     Stage("launches", "gpu_stages.constants", 30, ("benchmarks/gpu_stages/barriers.py",), per_card=True),
-    Stage("optimizers", "gpu_stages.constants", 20, STEP, per_card=True),
+    Stage("optimizers", "gpu_stages.constants", 20, TRAINING, per_card=True),
     Stage("convolutions", "gpu_stages.constants", 60, (), per_card=True),
+    Stage("both_migs", "gpu_stages.timings", 40, (*OPS, "benchmarks/bench_metrics.py"), per_card=True),
+    Stage("objectives", "gpu_stages.rates", 90, TRAINING, per_card=True),
+    Stage("small_ops", "gpu_stages.timings", 120, TIMED, per_card=True),
+    Stage("compiled", "gpu_stages.rates", 150, TRAINING, per_card=True),
+    Stage("popular_compiled", "gpu_stages.rates", 150, ("benchmarks/bench_train.py",), per_card=True),
     # the rest, as time allows
     Stage("chosen_tests", "gpu_stages.pytests", 180, EVERYTHING),
+    Stage("captured_rest", "gpu_stages.captured", 240, STEPS_OF_TESTS),
     Stage("large_ops", "gpu_stages.timings", 150, TIMED, per_card=True),
-    Stage("captured_rest", "gpu_stages.captured", 240, CAPTURED),
-    Stage("published_tables", "gpu_stages.tables", 600, STEP),
+    Stage("counted", "gpu_stages.rates", 90, TRAINING, per_card=True),
+    Stage("all_tests", "gpu_stages.pytests", 400, EVERYTHING, includes="chosen_tests"),
+    Stage("published_tables", "gpu_stages.tables", 600, TABLES),
     Stage("toys", "gpu_stages.tables", 600, TOYS, beside=True),
-    Stage("all_tests", "gpu_stages.pytests", 600, EVERYTHING),
     Stage("tuned_ops", "gpu_stages.timings", 240, TIMED, per_card=True),
 )

@@ -1,10 +1,9 @@
 """Steps per second of whole training steps, and what one of them spends its time on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 import bench_train
@@ -23,47 +22,65 @@ OBJECTIVES = (
 )
 
 
+RATES = (
+    *("pyvae --precision tf32", "pyvae --precision fp32", "pyvae --precision bf16, captured"),
+    "pyvae --no-capture",
+)
+POPULAR = ("popular code", "+ fused Adam", "+ channels_last", "popular code, our two losses")
+COMPILED = tuple(f"pyvae --precision {precision} --compile" for precision in ("tf32", "bf16", "fp32"))
+POPULAR_COMPILED = ("popular code, torch.compile", "+ torch.compile")
+OF_OBJECTIVES = tuple(f"pyvae {name} --precision tf32" for name in OBJECTIVES)
+_COMPILED_SECONDS = 150.0
+
+
 def rates(case: Cases) -> None:
     """pyvae's beta-VAE at every precision, captured, and uncaptured."""
-    names = ["pyvae --precision tf32", "pyvae --precision fp32", "pyvae --precision bf16, captured"]
-    _measure(case, [*names, "pyvae --no-capture"], ["pyvae"])
+    _measure(case, RATES, "pyvae")
 
 
 def objectives(case: Cases) -> None:
     """Every other objective."""
-    _measure(case, [f"pyvae {name} --precision tf32" for name in OBJECTIVES], ["pyvae dip-vae"])
+    _measure(case, OF_OBJECTIVES, "pyvae dip-vae")
 
 
 def popular(case: Cases) -> None:
     """The same step as popular repositories write it, in torch's own arithmetic."""
-    names = ["popular code", "+ fused Adam", "+ channels_last", "popular code, our two losses"]
-    _measure(case, [*names, "popular code, torch.compile", "+ torch.compile"], ["popular code"])
+    _measure(case, POPULAR, "popular code")
 
 
 def compiled(case: Cases) -> None:
-    """pyvae's with the networks through torch.compile."""
-    names = [f"pyvae --precision {precision} --compile" for precision in ("tf32", "bf16", "fp32")]
-    _measure(case, names, ["popular code, torch.compile"])
+    """pyvae's with the networks through torch.compile, which takes half a minute each."""
+    _measure(case, COMPILED, "pyvae dip-vae")
+
+
+def popular_compiled(case: Cases) -> None:
+    """The popular code through torch.compile, in torch's own arithmetic: so in a process without pyvae's steps."""
+    _measure(case, POPULAR_COMPILED, "popular code, torch.compile")
+
+
+def counted(case: Cases) -> None:
+    """Kernels that a step of each objective launches. Profiles come last: they may slow what follows."""
+    _settle_for(case)
+    for name in ("pyvae dip-vae",) if case.dry else (*RATES, *OF_OBJECTIVES):
+        case(name, lambda name=name: {"kernels": _launches(case, name)}, 60)
 
 
 def kernels(case: Cases) -> None:
     """Kernels of a captured step by time."""
+    _settle_for(case)
     for precision in ("tf32", "bf16", "fp32"):
         case(precision, lambda p=precision: _kernels(case, p))
 
 
-def _measure(case: Cases, names: Sequence[str], dry: Sequence[str]) -> None:
+def _measure(case: Cases, names: Sequence[str], dry: str) -> None:
     _settle_for(case)
-    for name in dry if case.dry else names:
-        case(name, lambda name=name: _rate(name, 0.01 if case.dry else _SECONDS), 60)
+    for name in (dry,) if case.dry else names:
+        seconds = _COMPILED_SECONDS if "compile" in name else 60
 
+        def call(name: str = name) -> dict[str, Any]:
+            return {"steps_per_second": bench_train.measure(name, 0.01 if case.dry else _SECONDS).rounded()}
 
-def _rate(name: str, seconds: float) -> dict[str, Any]:
-    found = bench_train.measure(name, seconds)
-    return {
-        "steps_per_second": found.rate.rounded(),
-        **({} if found.kernels is None else {"kernels": round(found.kernels, 2)}),
-    }
+        case(name, call, seconds)
 
 
 def _settle_for(case: Cases) -> None:
@@ -75,22 +92,32 @@ def _settle_for(case: Cases) -> None:
         bench_train.RECIPE = replace(bench_train.RECIPE, batch_size=4)
 
 
+def _profiled(case: Cases, call: Callable[[], object], steps: int) -> list[tuple[str, float, float]]:
+    activities = [ProfilerActivity.CPU]
+    if case.device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    bench_train.synchronise()
+    with profile(activities=activities) as profiler:
+        call()
+        bench_train.synchronise()
+    return kernels_of(profiler, case.device, steps)
+
+
+def _launches(case: Cases, name: str) -> float:
+    variant = bench_train.VARIANTS[name]
+    step = variant.make()
+    step()
+    found = _profiled(case, step, variant.steps)
+    return round(sum(calls for *_, calls in found), 2)
+
+
 def _kernels(case: Cases, precision: str) -> dict[str, Any]:
-    _settle_for(case)
     settle_arithmetic(precision)
     recipe = replace(bench_train.RECIPE, precision=precision)
     trainer = training(recipe, bench_train.load("dsprites"), case.device, log_every=100)
     steps = 1 if case.dry else _STEPS
-    trainer.advance(steps + _STEPS * (not case.dry))
-    activities = [ProfilerActivity.CPU]
-    if case.device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
-        torch.cuda.synchronize()
-    with profile(activities=activities) as profiler:
-        trainer.advance(steps)
-        if case.device.type == "cuda":
-            torch.cuda.synchronize()
-    found = kernels_of(profiler, case.device, steps)
+    trainer.advance(2 * steps)
+    found = _profiled(case, lambda: trainer.advance(steps), steps)
     return {
         "us": round(sum(us for _, us, _ in found), 1),
         "launches": round(sum(calls for *_, calls in found), 2),

@@ -8,6 +8,7 @@ from gpu_stages.plan import STAGES
 
 STEPS = 1_500_000
 """Of the field's full-length runs."""
+_LINES = 20
 _FAILED = 5
 _SHOWN = 3
 Newest = dict[tuple[str, str], results.Line]
@@ -23,31 +24,48 @@ def of_card(lines: list[results.Line], gpu: str) -> Newest:
     return results.newest(line for line in lines if line.get("gpu") == gpu)
 
 
-def summary(lines: list[results.Line], gpu: str) -> str:
-    """The summary of a card's results."""
+def summary(lines: list[results.Line], gpu: str, torch: str) -> str:
+    """The summary of a card's results, of at most twenty lines.
+
+    Args:
+        lines: of every call.
+        gpu: the card.
+        torch: its version, of which results must be.
+    """
     found = of_card(lines, gpu)
-    cases = {key: line for key, line in found.items() if key[1] not in ("start", "all")}
+    cases = {
+        key: line for key, line in found.items() if key[1] != "all" and (key[1] != "start" or "ok" in line)
+    }
     code = {stage.name: results.code_of(stage) for stage in STAGES}
     stale = sum(line.get("code") != code.get(stage) for (stage, _), line in cases.items())
-    failed = [(key, line) for key, line in found.items() if line.get("ok") is False]
+    failed = [(key, line) for key, line in cases.items() if line.get("ok") is False]
     cut = sum("cut" in line for line in cases.values())
     last = max(found.values(), key=lambda line: line["time"], default={})
     text = [
-        f"{gpu}; torch {last.get('torch', '')}; commit {last.get('commit') or 'unknown'}",
+        f"{gpu}; torch {torch}; commit {last.get('commit') or 'unknown'}",
         f"{len(cases) - len(failed) - cut} cases done, {len(failed)} failed, {cut} cut off; {stale} of older code",
     ]
-    for (stage, case), line in failed[:_FAILED]:
-        text.append(f"FAILED {stage}: {case}: {str(line.get('error') or _values(line))[:150]}")
+    text += [f"FAILED {stage}: {case}: {why(line)[:150]}" for (stage, case), line in failed[:_FAILED]]
     if len(failed) > _FAILED:
         text.append(f"FAILED: {len(failed) - _FAILED} more, in {results.NAME}")
     text += [*_rates(found), *_kernels(found), *_constants(found), *_seconds(found), *_tables(found)]
-    text += [f"next: {advice}" for advice in _next(found, failed, code)]
-    return "\n".join(text) + "\n"
+    left = [
+        stage.name
+        for stage in STAGES
+        if not stage.always and "all" not in results.done(lines, stage, gpu=gpu, torch=torch)
+    ]
+    advice = [f"next: {' '.join(each.split())}" for each in _next(found, failed, left)]
+    return "\n".join([*text, *advice][:_LINES]) + "\n"
 
 
-def _values(line: results.Line) -> dict[str, Any]:
-    known = {"stage", "case", "code", "gpu", "torch", "commit", "time", "seconds", "ok"}
-    return {name: value for name, value in line.items() if name not in known}
+def why(line: results.Line) -> str:
+    """What a failed case says of itself, in one line: of a test what was not so, else its error, else its values."""
+    error = line.get("error")
+    if not error:
+        known = {"stage", "case", "code", "gpu", "torch", "commit", "time", "seconds", "ok"}
+        return "; ".join(f"{name} {value}" for name, value in line.items() if name not in known)
+    said = str(error).splitlines()
+    return " ".join(next((x[1:] for x in said if x.startswith("E ")), " ".join(said)).split())
 
 
 def rate_of(found: Newest, stage: str, case: str) -> float | None:
@@ -57,7 +75,7 @@ def rate_of(found: Newest, stage: str, case: str) -> float | None:
 
 
 def _rates(found: Newest) -> Iterator[str]:
-    for stages in (("popular",), ("rates", "compiled"), ("objectives",)):
+    for stages in (("popular", "popular_compiled"), ("rates", "compiled"), ("objectives",)):
         rates = [
             f"{case.removeprefix('pyvae ')} {rate:,.0f} ({minutes(rate):.1f})"
             for (stage, case) in found
@@ -124,15 +142,16 @@ def slower_ops(found: Newest) -> list[str]:
     return slower
 
 
-def _next(found: Newest, failed: list[Any], code: dict[str, str]) -> Iterator[str]:
+def _next(found: Newest, failed: list[Any], left: list[str]) -> Iterator[str]:
     if failed:
         stages = list(dict.fromkeys(stage for (stage, _), _ in failed))
         yield f"mend what failed in {', '.join(stages)}, in this order"
-    tf32, bf16, eager, compiled = (
+    tf32, bf16, fp32, eager, compiled = (
         rate_of(found, stage, case)
         for stage, case in (
             ("rates", "pyvae --precision tf32"),
             ("rates", "pyvae --precision bf16, captured"),
+            ("rates", "pyvae --precision fp32"),
             ("rates", "pyvae --no-capture"),
             ("compiled", "pyvae --precision tf32 --compile"),
         )
@@ -145,17 +164,12 @@ def _next(found: Newest, failed: list[Any], code: dict[str, str]) -> Iterator[st
         yield f"bf16 is slower than tf32 ({bf16 / tf32:.2f}x): look for casts among its kernels"
     if tf32 and compiled and compiled > 1.05 * tf32:
         yield f"torch.compile's networks are {compiled / tf32:.2f}x as fast: see what it fuses"
-    if tf32 and eager and eager > 0.95 * tf32:
+    if fp32 and eager and eager > 0.95 * fp32:
         yield "capture pays nothing: see whether steps were captured at all"
     yield from _layouts(found)
     if slower := slower_ops(found):
         yield f"ops behind another way: {'; '.join(slower[:_SHOWN])}"
-    done = {
-        stage
-        for (stage, case), line in found.items()
-        if case == "all" and line.get("code") == code.get(stage)
-    }
-    if left := [stage.name for stage in STAGES if stage.name not in done and not stage.always]:
+    if left:
         yield f"the next call begins with {', '.join(left[:4])}{' ...' if len(left) > 4 else ''}"
 
 

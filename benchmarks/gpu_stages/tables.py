@@ -10,6 +10,7 @@ import shutil
 import signal
 import tarfile
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ PACKED_BYTES = 15 << 20
 _HOURS = 3600.0
 _CLOSING_SECONDS = 20.0
 """To finish the steps under way, save and pack."""
+_PACKED_SECONDS = 60.0
 # study, seeds
 STUDIES = (("tc-vae", 5), ("beta-vae", 1), ("control-vae-capacity", 1))
 
@@ -156,19 +158,29 @@ def _steps_in(pack: Path, recipe: dict[str, Any]) -> int:
 
 @contextmanager
 def _before_the_end(case: Cases, save: Callable[[], None]) -> Iterator[None]:
-    """First as Ctrl-C: training finishes its steps, saves, and returns. If that is not over soon, since the run is
-    being scored, its checkpoint is saved as it is."""
-    timers = [
-        threading.Timer(max(case.left - _CLOSING_SECONDS, 1.0), os.kill, (os.getpid(), signal.SIGTERM)),
-        threading.Timer(max(case.left - _CLOSING_SECONDS / 2, 1.0), save),
-    ]
-    for timer in timers:
-        timer.daemon = True
-        timer.start()
+    """Before the end, as Ctrl-C: training finishes its steps, saves, and returns. And every minute, should the whole
+    command be ended from outside, the run's newest checkpoint is packed as it is."""
+    over = threading.Event()
+
+    def watch() -> None:
+        packed, told = time.monotonic(), False
+        while not over.wait(0.5):
+            if not told and case.left < _CLOSING_SECONDS:
+                told = True
+                os.kill(os.getpid(), signal.SIGTERM)
+            late = case.left < _CLOSING_SECONDS / 2
+            if late or time.monotonic() - packed > _PACKED_SECONDS:
+                save()
+                packed = time.monotonic()
+            if late:
+                return
+
+    watching = threading.Thread(target=watch, daemon=True)
     previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # outside of training it would end the process
+    watching.start()
     try:
         yield
     finally:
-        for timer in timers:
-            timer.cancel()
+        over.set()
+        watching.join()
         signal.signal(signal.SIGTERM, previous)

@@ -196,41 +196,13 @@ def adam_kernel(
     good = tl.load(found_inf_ptr) == 0.0
     if left >= BLOCK:
         _move(
-            gradient,
-            half,
-            weight,
-            exp_avg_ptr + block,
-            exp_avg_sq_ptr + block,
-            rounded,
-            rate,
-            scale,
-            good,
-            base,
-            at,
-            left,
-            BETA1,
-            BETA2,
-            EPS,
-            WHOLE=True,
-        )
+            gradient, half, weight, exp_avg_ptr + block, exp_avg_sq_ptr + block, rounded, rate, scale, good,
+            base, at, left, BETA1, BETA2, EPS, WHOLE=True,
+        )  # fmt: skip
     else:
         _move(
-            gradient,
-            half,
-            weight,
-            exp_avg_ptr + block,
-            exp_avg_sq_ptr + block,
-            rounded,
-            rate,
-            scale,
-            good,
-            base,
-            at,
-            left,
-            BETA1,
-            BETA2,
-            EPS,
-            WHOLE=False,
-        )
+            gradient, half, weight, exp_avg_ptr + block, exp_avg_sq_ptr + block, rounded, rate, scale, good,
+            base, at, left, BETA1, BETA2, EPS, WHOLE=False,
+        )  # fmt: skip
     # nobody reads a step here; all read the attempt
     tl.store(steps_ptr + number, attempt, mask=good & (base == 0) & (size > 0))

@@ -49,7 +49,9 @@ def _run(case: Cases, arguments: list[str], processes: int = 8) -> None:
     lines, skipped = case.out / "tests.tmp.jsonl", case.out / "skipped.tmp.json"
     lines.unlink(missing_ok=True)
     skipped.write_text(json.dumps(sorted(case.skipped)))
-    environment = {**os.environ, "PYVAE_GPU_TESTS": str(lines), "PYVAE_GPU_SKIP": str(skipped)}
+    # not those of a pytest that this one may run within
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = {**own, "PYVAE_GPU_TESTS": str(lines), "PYVAE_GPU_SKIP": str(skipped)}
     environment.pop("PYVAE_BACKEND", None)
     command = [
         sys.executable,

@@ -77,7 +77,13 @@ def test_draws_without_a_kernel_are_those_of_the_objective(monkeypatch):
     assert draw(objective, key, 9, 0).points.shape == (0,)
 
 
-@pytest.mark.parametrize("objective", [InfoGAN(), InfoWGANGP(critic_steps=2)], ids=["gan", "wgan"])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param(InfoGAN(), id="gan"),
+        pytest.param(InfoWGANGP(critic_steps=2), id="wgan", marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_on_either(objective, device, monkeypatch):
     pytest.importorskip("triton")
     recipe = Recipe(

@@ -201,7 +201,12 @@ def test_a_step_that_is_not_finite_changes_nothing(kind, optimizer, where, monke
 
 @pytest.mark.usefixtures("triton_backend", "wide_blocks")
 @pytest.mark.parametrize(
-    ("kind", "where"), [("beta-vae", "loss"), ("beta-vae", "gradient"), ("factor-vae", "discriminator")]
+    ("kind", "where"),
+    [
+        ("beta-vae", "gradient"),
+        pytest.param("beta-vae", "loss", marks=pytest.mark.slow),
+        pytest.param("factor-vae", "discriminator", marks=pytest.mark.slow),
+    ],
 )
 def test_nor_does_it_on_kernels(kind, where, device, monkeypatch):
     trainer = Trainer(recipe_of(OBJECTIVES[kind], batch_size=4), TinyData(), device, capture=False)

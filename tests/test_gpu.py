@@ -1,6 +1,5 @@
 """`make gpu` without a GPU: what it writes, what it repeats, what it survives."""
 
-import importlib
 import itertools
 import json
 import os
@@ -11,24 +10,13 @@ import sys
 import time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from gpu_driver import CASES
 
-ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ROOT / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-def module(name):
-    return importlib.import_module(name)
+from scripts import ROOT, module, scripts  # noqa: F401
 
 
 def start(out, *stages, **environment):

@@ -1,25 +1,13 @@
 """A stage of `make gpu` that finds nothing wrong has looked: each of its ways to judge, on what is wrong."""
 
-import importlib
 import os
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ROOT / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-def module(name):
-    return importlib.import_module(name)
+from scripts import BENCHMARKS, ROOT, module, scripts  # noqa: F401
 
 
 def test_results():

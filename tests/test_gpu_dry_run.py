@@ -1,25 +1,13 @@
 """Every stage of `make gpu` runs to its end on a CPU, at tiny sizes."""
 
-import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ROOT / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-def module(name):
-    return importlib.import_module(name)
+from scripts import BENCHMARKS, module, scripts  # noqa: F401
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to be used instead")

@@ -1,21 +1,6 @@
 """What `make gpu` found, in the README and in twenty lines."""
 
-import importlib
-from pathlib import Path
-
-import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-BENCHMARKS = ROOT / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-def module(name):
-    return importlib.import_module(name)
+from scripts import module, scripts  # noqa: F401
 
 
 class TestTables:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pyvae import files
 from pyvae.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -157,30 +157,18 @@ def _write(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """The path of a temporary file to be made beside ``path``, whose directory is made where there is none.
+    """:func:`pyvae.files.replacing` in the cache, whose directory is made where there is none.
 
-    It takes the place of ``path`` when the block ends, flushed to the disk, and is removed when the block
-    fails. Any `OSError` in the block counts as one of that disk: it becomes a `DataError`.
+    What killed processes left there is removed first. Any `OSError` in the block counts as one of that disk: it
+    becomes a `DataError`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    with _removing(temporary):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield temporary
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            raise refusal("write", path, error) from error
-
-
-@contextlib.contextmanager
-def _removing(temporary: Path) -> Iterator[None]:
     try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.remove_leftovers(path.parent)
+        with files.replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise refusal("write", path, error) from error
 
 
 def refusal(verb: str, path: Path, error: OSError) -> DataError:

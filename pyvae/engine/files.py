@@ -1,9 +1,9 @@
-"""Files that are whole or not there at all."""
+"""Files of a run."""
 
-import os
 from pathlib import Path
 
 from pyvae.errors import RunError
+from pyvae.files import replacing
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -12,25 +12,11 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         RunError: the disk is full or the directory cannot be written; what was there before survives.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(path.parent)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RunError(
             f"cannot write {path}: {error.strerror}; what was saved before is intact, "
             "free some space or permissions and run the same command again"
         ) from error
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

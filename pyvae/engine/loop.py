@@ -68,12 +68,14 @@ def train(
         compile: the networks through torch.compile, which rounds otherwise.
 
     Raises:
-        RunError: another process holds the run, the data is not what it was, a file cannot be written, or the loss
-            is no longer finite (the last checkpoint is from before).
+        RunError: another process holds the run, the data is not what it was, more steps are done than the recipe
+            has, a file cannot be written, or the loss is no longer finite (the last checkpoint is from before).
+        RecipeError: the recipe cannot be trained on this data.
     """
     keep_large_buffers()
     settle_arithmetic(run.recipe.precision)
     with run.locked():
+        run.check_recipe()  # again, now that nobody else changes it
         trainer = training(run.recipe, dataset, device, log_every=log_every, capture=capture, compile=compile)
         return _Loop(run, dataset, trainer, checkpoint_seconds).train()
 
@@ -92,6 +94,7 @@ class _Loop:
             "versions": {"pyvae": pyvae.__version__, "torch": torch.__version__},
         }
         self._resume()
+        run.write_recipe()
         self._first_step = self._saved_step = trainer.step
         self._saver = checkpoint.Saver(run.checkpoints)
         self._pace = _Pace(trainer)
@@ -107,6 +110,11 @@ class _Loop:
             raise RunError(
                 f"{self._run.path} was trained on {saved.metadata['data']}, but the data now is "
                 f"{self._metadata['data']}: give the same data, or name another --out"
+            )
+        if saved.step > self._run.recipe.steps:
+            raise RunError(
+                f"{self._run.path} has made {saved.step:,} steps, more than --steps {self._run.recipe.steps}: give "
+                f"--steps {saved.step} or more, or name another --out"
             )
         self._trainer.restore(saved.step, saved.tensors)
         self._seconds_before = saved.metadata["seconds"]

@@ -159,12 +159,12 @@ class Recipe:
 
 
 def differences(mine: Recipe, theirs: Recipe) -> list[str]:
-    """Fields in which two recipes differ, with both values, but for the length of the run."""
+    """Fields in which two recipes differ, with both values, but for the length of the run and where the data lies."""
     a, b = _flat(mine), _flat(theirs)
     return [
         f"{name} is {b.get(name, 'absent')} there and {a.get(name, 'absent')} here"
         for name in a | b
-        if name != "steps" and a.get(name, MISSING) != b.get(name, MISSING)
+        if name not in ("steps", "data") and a.get(name, MISSING) != b.get(name, MISSING)
     ]
 
 

@@ -1,10 +1,10 @@
 """A run directory: ``recipe.json``, ``trace.csv``, ``checkpoints/``, ``snapshots/`` of the steps that the recipe keeps,
 ``events/`` for TensorBoard, ``figures/``."""
 
-import fcntl
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +13,20 @@ import torch
 from pyvae.adversarial_nets import AdversarialPair
 from pyvae.data.binarised import Binarised
 from pyvae.data.dataset import Dataset
+from pyvae.data.location import absolute
 from pyvae.engine import checkpoint
 from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.files import write_atomically
+from pyvae.engine.lock import lock
 from pyvae.engine.pair import pair_of
 from pyvae.engine.recipe import Recipe, differences
 from pyvae.engine.trace import read_trace
 from pyvae.errors import RecipeError, RunError
 from pyvae.nets import Autoencoder, build
 from pyvae.objectives import InfoGAN
+
+
+_OF_RUN = ("checkpoints", "events", "figures", "profile", "recipe.json", "snapshots", "trace.csv")
 
 
 class Run:
@@ -50,29 +55,46 @@ class Run:
 
     @classmethod
     def create_or_resume(cls, path: Path, recipe: Recipe) -> "Run":
-        """The run of this recipe at ``path``, new or begun.
+        """The run of this recipe at ``path``, new or begun; nothing is written before it is trained.
+
+        Where the data lies is no part of what must agree: training compares what it holds. A run without a
+        checkpoint binds nobody.
 
         Raises:
-            RunError: the path is a file, a directory with something else in it, a run of another recipe, or cannot
-                be written.
+            RunError: the path is a file, a directory with something else in it, or a run of another recipe.
         """
-        if path.exists() and not path.is_dir():
-            raise RunError(f"--out {path} is a file: name a directory")
-        if (path / "recipe.json").exists():
-            existing = cls.open(path)
-            if different := differences(recipe, existing.recipe):
+        run = cls(path, replace(recipe, data=absolute(recipe.data)))
+        run.check_recipe()
+        return run
+
+    def check_recipe(self) -> None:
+        """Raise RunError unless this recipe may be trained in the directory, which need not be there."""
+        path = self.path
+        try:
+            if not path.exists():
+                return
+            if not path.is_dir():
+                raise RunError(f"--out {path} is a file: name a directory")
+            foreign = [entry.name for entry in path.iterdir() if not _is_of_run(entry.name)]
+        except OSError as error:
+            raise RunError(f"cannot read --out {path}: {error.strerror}") from error
+        if checkpoint.paths(self.checkpoints):
+            if different := differences(self.recipe, Run.open(path).recipe):
                 raise RunError(
                     f"{path} holds a run of another recipe ({'; '.join(different)}): "
                     "name another --out, or give that recipe to resume it"
                 )
-        elif path.is_dir() and any(path.iterdir()):
+        elif foreign and not (path / "recipe.json").exists():
             raise RunError(f"--out {path} is not empty and holds no run: name another directory")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make --out {path}: {error.strerror}") from error
-        write_atomically(path / "recipe.json", (json.dumps(recipe.to_json(), indent=2) + "\n").encode())
-        return cls(path, recipe)
+
+    def write_recipe(self) -> None:
+        """Write ``recipe.json``.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        content = json.dumps(self.recipe.to_json(), indent=2) + "\n"
+        write_atomically(self.path / "recipe.json", content.encode())
 
     @property
     def adversarial(self) -> bool:
@@ -93,13 +115,31 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run: a second process that trains it is refused with a RunError."""
-        with open(self.path / ".lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RunError(f"{self.path} is being trained by another process") from error
-            yield
+        """Hold the run for training, in a directory that is made where there is none; it goes again where nothing came
+        of it.
+
+        Raises:
+            RunError: another process trains it, or the directory cannot be made or written.
+        """
+        made = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make --out {self.path}: {error.strerror}") from error
+        file = self.path / ".lock"
+        try:
+            with lock(file, wait=False) as held:
+                if not held:
+                    raise RunError(f"{self.path} is being trained by another process")
+                try:
+                    yield
+                finally:
+                    if made and [entry.name for entry in self.path.iterdir()] == [file.name]:
+                        file.unlink()
+        finally:
+            if made:
+                with suppress(OSError):  # it holds something
+                    self.path.rmdir()
 
     def trace(self) -> dict[str, np.ndarray]:
         """Columns of ``trace.csv``: step, loss, recon, kl, beta, capacity, kl_0, kl_1, ..."""
@@ -160,3 +200,8 @@ class Run:
         """
         newest = self.newest_checkpoint()
         return self.net_of(newest), newest.step
+
+
+def _is_of_run(name: str) -> bool:
+    """Whether a directory that holds this alone is free to become a run."""
+    return name in _OF_RUN or name.startswith(".")

@@ -20,7 +20,7 @@ from pyvae.engine.stepper import Stepper
 from pyvae.errors import RecipeError
 from pyvae.functional import reparameterize_kl
 from pyvae.nets import ANY_SIDE, SIDE, build
-from pyvae.objectives import TERMS, ControlVAE, FactorVAE, ImportanceWeighted, InfoGAN, Outputs
+from pyvae.objectives import TCVAE, TERMS, ControlVAE, FactorVAE, ImportanceWeighted, InfoGAN, Outputs
 from pyvae.objectives.likelihood import image_nll
 from pyvae.random import Stream
 from pyvae.schedules import staged
@@ -226,6 +226,8 @@ def check_data(recipe: Recipe, dataset: Dataset) -> None:
         )
     if recipe.binarise != "none":
         check_binarisable(dataset)
+    if isinstance(recipe.objective, TCVAE):
+        recipe.objective.check_batch(recipe.batch_size, len(dataset))
     if recipe.code == "encoder":
         return
     if not isinstance(dataset, FactorDataset):

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, NamedTuple
 from torch import Tensor
 
 from pyvae.constants import constant
+from pyvae.errors import RecipeError
 from pyvae.functional import aggregate_log_density
 from pyvae.objectives.objective import Outputs
 
@@ -30,6 +31,18 @@ class TCVAE:
     """Estimator of the aggregate posterior; see pyvae.aggregate_log_density."""
 
     extra_terms: ClassVar[tuple[str, ...]] = ("mi", "tc", "dwkl")
+
+    def check_batch(self, batch_size: int, dataset_size: int) -> None:
+        """Raise RecipeError where the estimator has no weights for such batches."""
+        if batch_size > dataset_size:
+            raise RecipeError(
+                f"batch_size {batch_size:,} is more than the {dataset_size:,} images there are, for which the weights "
+                f"of beta-TCVAE are not defined: --batch-size {dataset_size} or less"
+            )
+        if self.weighting == "mss" and batch_size < 2:
+            raise RecipeError(
+                "batch_size 1 has no other image, which weighting mss needs: --batch-size 2 or more"
+            )
 
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
         """See :class:`pyvae.objectives.objective.Objective`; also "mi", "tc" and "dwkl" in nats."""

@@ -1,6 +1,9 @@
 """The command line, generated from the recipes' dataclasses."""
 
+import io
 import logging
+import math
+import os
 import shlex
 import signal
 import sys
@@ -12,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
+import pyvae
 from pyvae.engine.recipe import Recipe
-from pyvae.errors import PyvaeError
+from pyvae.errors import DataError, PyvaeError, RunError
 from pyvae.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -58,24 +62,26 @@ class Train:
 
         if self.log_every < 1:
             raise PyvaeError(f"--log-every must be at least 1, got {self.log_every}")
+        if not 0 <= self.checkpoint_seconds < math.inf:
+            raise PyvaeError(f"--checkpoint-seconds must not be negative, got {self.checkpoint_seconds}")
         device = _device(self.device, self.recipe.precision)
+        run = Run.create_or_resume(self.out, self.recipe)
         dataset = _load(self.recipe)
         if self.in_memory and isinstance(dataset, Shapes3D):
             dataset.to_memory()
+        check_data(self.recipe, dataset)
+        check_compile(self.recipe, self.compile)
         if self.profile:
             from pyvae.engine.profile import profile_steps
 
             _say(profile_steps(self.recipe, dataset, device, self.out / "profile").rstrip())
             return 0
-        check_data(self.recipe, dataset)
-        check_compile(self.recipe, self.compile)
         for name in ("annealing_steps", "capacity_steps"):
             length, option = getattr(self.recipe.objective, name, 0), name.replace("_", "-")
             if length > self.recipe.steps:
                 _LOG.warning(
                     f"the run ends after {self.recipe.steps:,} steps of a schedule of {length:,}: --{option} sets it"
                 )
-        run = Run.create_or_resume(self.out, self.recipe)
         outcome = train(
             run,
             dataset,
@@ -103,16 +109,20 @@ class Traverse:
     """Traverse from -span to span."""
     columns: int = 11
     """Values of each latent."""
+    data: str | None = None
+    """Where the data of the run lies, if it is not where it lay when the run was made."""
     seeds: tuple[int, ...] | None = None
     """Indices of the images to start from; default: a square, an ellipse and a heart, or three images spread over
     other data."""
 
     def __call__(self) -> int:
+        from pyvae.engine.files import check_writable
         from pyvae.report import traverse
 
-        run, dataset = _open(self.run)
+        run, dataset = _open(self.run, self.data)
+        check_writable(run.figures)
         for path in traverse(run, dataset, span=self.span, columns=self.columns, seeds=self.seeds):
-            _say(str(path))
+            _say(escaped(str(path)))
         return 0
 
 
@@ -133,37 +143,57 @@ class Evaluate:
     """Images of a fixed random subset for the marginal likelihood."""
     held_out: str | None = None
     """Images for the marginal likelihood, as --data of `pyvae train`; default: those it was trained on."""
+    data: str | None = None
+    """Where the data of the run lies, if it is not where it lay when the run was made."""
     seed: int = 0
     """Of what the metrics draw."""
     device: str = "auto"
     """Where the network runs."""
 
     def __call__(self) -> int:
-        from pyvae.evaluation import MARGINAL_LIKELIHOOD, score, score_likelihood
+        from pyvae.evaluation import (
+            MARGINAL_LIKELIHOOD,
+            check_likelihood,
+            check_scores,
+            compute_likelihood,
+            compute_scores,
+            write_metrics,
+        )
         from pyvae.metrics import METRICS
 
-        run, dataset = _open(self.run)
-        device = _device(self.device)
-        names = tuple(METRICS) if self.metrics == ("all",) else self.metrics
+        if not self.metrics:
+            raise PyvaeError(f"--metrics: name at least one of {', '.join((*METRICS, MARGINAL_LIKELIHOOD))}")
+        if not 0 <= self.seed < 2**64:
+            raise PyvaeError(f"--seed must be from 0 to 2^64 - 1, got {self.seed}")
+        asked = [each for name in self.metrics for each in (METRICS if name == "all" else (name,))]
+        names = list(dict.fromkeys(asked))
         of_codes = [name for name in names if name != MARGINAL_LIKELIHOOD]
-        scores = {}
+        run, dataset = _open(self.run, self.data)
+        device = _device(self.device)
+        held_out = None if self.held_out is None else _load(replace(run.recipe, data=self.held_out))
+        sizes: dict[str, Any] = {"samples": self.samples, "images": self.images, "held_out": held_out}
+        # whatever can be refused is, before the minutes that the encoder takes
         if of_codes:
-            scores = score(run, dataset, of_codes, device=device, without=self.without, seed=self.seed)
+            check_scores(run, dataset, of_codes, without=self.without)
         if MARGINAL_LIKELIHOOD in names:
-            scores[MARGINAL_LIKELIHOOD] = score_likelihood(
-                run,
-                dataset,
-                device=device,
-                samples=self.samples,
-                images=self.images,
-                held_out=None if self.held_out is None else _load(replace(run.recipe, data=self.held_out)),
-                seed=self.seed,
+            check_likelihood(run, dataset, **sizes)
+        missing: dict[str, str] = {}
+        if of_codes:
+            scores = compute_scores(
+                run, dataset, of_codes, device=device, without=self.without, seed=self.seed
             )
-        for name, parts in scores.items():
-            for part, value in parts.items():
-                label = f"{name if part == 'score' else f'{name} {part}':28s}"
-                if isinstance(value, int | float):
-                    _say(f"{label} {value:.4f}" if isinstance(value, float) else f"{label} {value:,}")
+            missing = scores.missing
+            _say_scores(scores.found)
+            write_metrics(run, scores.steps, dataset, {"scores": scores.found})
+        if MARGINAL_LIKELIHOOD in names:
+            steps, likelihood = compute_likelihood(run, dataset, device=device, seed=self.seed, **sizes)
+            _say_scores({MARGINAL_LIKELIHOOD: likelihood})
+            write_metrics(run, steps, dataset, {"marginal_likelihood": likelihood})
+        for name, why in missing.items():
+            _LOG.warning("%s was not computed: %s", name, why)
+        # what nobody named need not be there
+        if named := [name for name in missing if name in self.metrics and self.metrics != QUICK_METRICS]:
+            raise PyvaeError(f"{', '.join(named)} could not be computed; the others stand in metrics.json")
         return 0
 
 
@@ -175,12 +205,16 @@ class Report:
     """Run directory."""
     span: float = 2.0
     """Latent traversals go from -span to span."""
+    data: str | None = None
+    """Where the data of the run lies, if it is not where it lay when the run was made."""
 
     def __call__(self) -> int:
+        from pyvae.engine.files import check_writable
         from pyvae.report import report
 
-        run, dataset = _open(self.run)
-        _say(str(report(run, dataset, span=self.span)))
+        run, dataset = _open(self.run, self.data)
+        check_writable(run.figures)
+        _say(escaped(str(report(run, dataset, span=self.span))))
         return 0
 
 
@@ -255,7 +289,7 @@ class Reproduce:
             page = None
         if page is None:
             return _interrupted()
-        _say(str(page))
+        _say(escaped(str(page)))
         return 0
 
 
@@ -303,17 +337,63 @@ def parse(arguments: Sequence[str]) -> Callable[[], int]:
 
 def main() -> None:
     """Entry point of ``pyvae``: exits with 1 on an error of the user's, 2 on a wrong option, 130 when interrupted."""
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine())
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("pyvae").setLevel(logging.INFO)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
     # as ^C does: what is begun is put away, where training does not save first
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    arguments = sys.argv[1:]
+    if arguments in (["--version"], ["-V"]):
+        sys.stdout.write(f"pyvae {pyvae.__version__}\n")
+        return
     try:
-        sys.exit(parse(sys.argv[1:])())
-    except PyvaeError as error:
-        sys.exit(f"pyvae: error: {error}")
+        status = parse(arguments)()
+        sys.stdout.flush()
+        sys.exit(status)
     except KeyboardInterrupt:
         sys.stderr.write("pyvae: interrupted\n")
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        if (line := one_line(error)) is None:
+            raise
+        sys.exit(f"pyvae: error: {line}")
+
+
+def one_line(error: Exception) -> str | None:
+    """What a user is told of an error; None for those that are faults of pyvae, whose traceback is to be seen."""
+    if isinstance(error, PyvaeError):
+        return escaped(str(error))
+    if isinstance(error, OSError):
+        file = "" if error.filename is None else f"{error.filename}: "
+        return escaped(f"{file}{error.strerror or error}; give room or permission, or another path")
+    if isinstance(error, MemoryError) or _is_of_memory(error):
+        return "out of memory: give a smaller --batch-size, or another --device"
+    return None
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether torch lacked memory: on a CPU it says so in words alone."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def escaped(text: str) -> str:
+    """One line, whatever the name of a file holds."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return escaped(record.getMessage())
 
 
 def _load(recipe: Recipe) -> "Dataset":
@@ -336,11 +416,28 @@ def _test_images(recipe: Recipe) -> "Dataset | None":
     return _load(replace(recipe, data=str(test))) if test else None
 
 
-def _open(path: Path) -> tuple["Run", "Dataset"]:
+def _open(path: Path, data: str | None) -> tuple["Run", "Dataset"]:
+    """A run and its data, from where it lay when the run was made, or from ``data``."""
+    from pyvae.data.location import NAMES
     from pyvae.engine.run import Run
 
     run = Run.open(path)
-    return run, _load(run.recipe)
+    trained_on = run.newest_checkpoint().metadata["data"]
+    if data is not None:
+        run = Run(path, replace(run.recipe, data=data))
+    try:
+        dataset = _load(run.recipe)
+    except DataError as error:
+        there = run.recipe.data
+        if data is None and there not in NAMES and not Path(there).expanduser().exists():
+            raise RunError(f"the data of {path} is not at {there} any more: say where with --data") from error
+        raise
+    if dataset.fingerprint != trained_on:
+        found = f"{path} was trained on {trained_on}, but {run.recipe.data} holds {dataset.fingerprint}"
+        if data is None:
+            raise RunError(f"{found}: say with --data where the former is, or give the latter to take it")
+        _LOG.warning("%s: the results are of the latter", found)
+    return run, dataset
 
 
 def _device(name: str, precision: str = "fp32") -> "torch.device":
@@ -350,6 +447,8 @@ def _device(name: str, precision: str = "fp32") -> "torch.device":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("there are cpu and cuda")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise PyvaeError(
@@ -367,6 +466,14 @@ def _device(name: str, precision: str = "fp32") -> "torch.device":
 def _interrupted() -> int:
     _say(f"interrupted and saved; go on with: {shlex.join(['pyvae', *sys.argv[1:]])}")
     return INTERRUPTED
+
+
+def _say_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, parts in scores.items():
+        for part, value in parts.items():
+            label = f"{name if part == 'score' else f'{name} {part}':28s}"
+            if isinstance(value, int | float):
+                _say(f"{label} {value:.4f}" if isinstance(value, float) else f"{label} {value:,}")
 
 
 def _say(line: str) -> None:

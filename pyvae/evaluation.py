@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,10 +14,11 @@ from pyvae.data.subset import subset
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.batches import ImageSource
 from pyvae.engine.files import write_atomically
+from pyvae.engine.lock import lock
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError
 from pyvae.marginal_likelihood import GROUP, active_units, marginal_likelihood
-from pyvae.metrics import METRICS, encode, evaluate
+from pyvae.metrics import METRICS, encode, evaluate_each, unavailable
 from pyvae.nets import Autoencoder
 from pyvae.objectives import InfoGAN
 
@@ -26,6 +27,17 @@ OF_VARIANCES = frozenset({"mig-chen"})
 """Metrics that read the variance of a posterior, not only the mean of a code."""
 MARGINAL_LIKELIHOOD = "marginal-likelihood"
 """Under which name :func:`score_likelihood` goes beside the metrics of the codes."""
+
+
+class Scores(NamedTuple):
+    """Metrics of a run's newest weights."""
+
+    steps: int
+    """That the weights were trained for."""
+    found: dict[str, Any]
+    """For each metric the fields of its result."""
+    missing: dict[str, str]
+    """Metrics that could not be computed, and why."""
 
 
 def score(
@@ -37,9 +49,35 @@ def score(
     without: Sequence[str] = (),
     seed: int = 0,
 ) -> dict[str, Any]:
+    """What :func:`compute_scores` finds, also written to ``metrics.json`` under "scores".
+
+    Returns:
+        for each metric the fields of its result.
+
+    Raises:
+        PyvaeError: as :func:`compute_scores`; a metric that cannot be computed, after the others were written; a file
+            that cannot be written.
+    """
+    scores = compute_scores(run, dataset, names, device=device, without=without, seed=seed)
+    write_metrics(run, scores.steps, dataset, {"scores": scores.found})
+    if scores.missing:
+        raise PyvaeError("; ".join(f"{name}: {why}" for name, why in scores.missing.items()))
+    return scores.found
+
+
+def compute_scores(
+    run: Run,
+    dataset: Dataset,
+    names: Sequence[str],
+    *,
+    device: torch.device,
+    without: Sequence[str] = (),
+    seed: int = 0,
+) -> Scores:
     """Encode the whole data set once with the run's newest weights, and compute metrics from the codes.
 
-    Codes of InfoGAN are those of its information head; see :class:`pyvae.adversarial_nets.CodePosterior`.
+    Codes of InfoGAN are those of its information head; see :class:`pyvae.adversarial_nets.CodePosterior`. What can be
+    told without the codes is told before they are made.
 
     Args:
         run: with a checkpoint.
@@ -49,55 +87,75 @@ def score(
         without: factors to leave out, "shape" for the four-factor MIG of Chen et al. 2018.
         seed: of what the metrics draw.
 
-    Returns:
-        for each metric the fields of its result, also written to ``metrics.json`` under "scores".
-
     Raises:
-        PyvaeError: unknown metric or factor, no factors, no checkpoint, or a metric that cannot be computed.
+        PyvaeError: unknown metric or factor, no checkpoint, images of another shape than it was trained on, or none
+            of the metrics can be computed.
     """
-    for name in names:
-        if name not in METRICS:
-            raise PyvaeError(f"unknown metric {name!r}: there are {', '.join(METRICS)}")
-    supervised = [name for name in names if name != UNSUPERVISED]
-    if supervised and not isinstance(dataset, FactorDataset):
-        raise PyvaeError(
-            f"the factors of {run.recipe.data} are not known, which {', '.join(supervised)} need: "
-            f"only --metrics {UNSUPERVISED} can do without"
-        )
-    if run.recipe.code == "factors":
-        raise PyvaeError(f"the code of {run.path} is its true factors: there is no encoder to evaluate")
+    names = list(dict.fromkeys(names))
+    missing = check_scores(run, dataset, names, without=without)
+    names = [name for name in names if name not in missing]
     net: Autoencoder | AdversarialPair
-    newest = run.newest_checkpoint()
-    if run.adversarial:
-        _check_variance(run, names)
+    newest = run.newest_for(dataset)
     net, steps = run.pair_of(newest) if run.adversarial else run.net_of(newest), newest.step
     settle_arithmetic(run.recipe.precision)
     dataset = run.shown(dataset)
     images = ImageSource(dataset, device).images
     table = encode(net.to(device), dataset, device=device, images=images)
     options: dict[str, dict[str, Any]] = {name: _all_points(name, len(dataset)) for name in names}
-    for name in supervised:
-        options[name]["without"] = tuple(without)
-    try:
-        scores = evaluate(table, names, seed=seed, options=options)
-    except ValueError as error:
-        raise PyvaeError(str(error)) from error
-    earlier = read_scores(run, steps, dataset)
-    write_metrics(run, steps, dataset, {"scores": {**earlier, **scores}})
-    return scores
+    for name in names:
+        if name != UNSUPERVISED:
+            options[name]["without"] = tuple(without)
+    found, failed = evaluate_each(table, names, seed=seed, options=options)
+    return Scores(steps, found, {**missing, **failed})
 
 
-def _check_variance(run: Run, names: Sequence[str]) -> None:
-    """Refuse metrics of a posterior that the information head does not give."""
+def check_scores(
+    run: Run, dataset: Dataset, names: Sequence[str], *, without: Sequence[str] = ()
+) -> dict[str, str]:
+    """Which metrics cannot be computed of a run, and why, as far as can be told without its codes.
+
+    Raises:
+        PyvaeError: an unknown metric or factor, or none of the metrics can be computed.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise PyvaeError(f"unknown metric {name!r}: there are {', '.join(METRICS)}")
+    if run.recipe.code == "factors":
+        raise PyvaeError(f"the code of {run.path} is its true factors: there is no encoder to evaluate")
+    supervised = [name for name in names if name != UNSUPERVISED]
+    if not isinstance(dataset, FactorDataset):
+        why = f"the factors of {run.recipe.data} are not known"
+        if supervised == list(names):
+            raise PyvaeError(
+                f"{why}, which {', '.join(supervised)} need: only --metrics {UNSUPERVISED} can do without"
+            )
+        return dict.fromkeys(supervised, why)
+    for factor in without:
+        if factor not in dataset.factor_names:
+            raise PyvaeError(f"without: no factor {factor!r}; there are {', '.join(dataset.factor_names)}")
+    missing = unavailable(
+        names,
+        latents=run.recipe.latents,
+        factor_names=dataset.factor_names,
+        factor_sizes=dataset.factor_sizes,
+        without=without,
+    )
+    missing |= _without_variance(run, names)
+    if len(missing) == len(names):
+        raise PyvaeError("; ".join(f"{name}: {why}" for name, why in missing.items()))
+    return missing
+
+
+def _without_variance(run: Run, names: Sequence[str]) -> dict[str, str]:
+    """Metrics of a posterior that the information head does not give."""
     objective = run.recipe.objective
     if not isinstance(objective, InfoGAN) or (objective.variance == "learned" and not objective.categories):
-        return
-    if refused := [name for name in names if name in OF_VARIANCES]:
-        possible = " ".join(name for name in METRICS if name not in OF_VARIANCES)
-        raise PyvaeError(
-            f"{', '.join(refused)} needs the variance of every code, which the information head of {run.path} does "
-            f"not give (it would with --variance learned --categories 0): --metrics {possible}"
-        )
+        return {}
+    why = (
+        f"needs the variance of every code, which the information head of {run.path} does not give (it would with "
+        "--variance learned --categories 0)"
+    )
+    return {name: why for name in names if name in OF_VARIANCES}
 
 
 def _all_points(name: str, size: int) -> dict[str, None]:
@@ -118,6 +176,36 @@ def score_likelihood(
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
+    """What :func:`compute_likelihood` finds, also written to ``metrics.json`` under "marginal_likelihood".
+
+    Raises:
+        PyvaeError: as :func:`compute_likelihood`; a file that cannot be written.
+    """
+    steps, result = compute_likelihood(
+        run,
+        dataset,
+        device=device,
+        samples=samples,
+        images=images,
+        held_out=held_out,
+        seed=seed,
+        progress=progress,
+    )
+    write_metrics(run, steps, dataset, {"marginal_likelihood": result})
+    return result
+
+
+def compute_likelihood(
+    run: Run,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    samples: int = 5000,
+    images: int = 1000,
+    held_out: Dataset | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[int, dict[str, Any]]:
     """Estimate log p(x) under the run's newest weights, as Burda et al. 2016 and Rainforth et al. 2018 do.
 
     Args:
@@ -131,37 +219,18 @@ def score_likelihood(
         progress: whether to show a progress bar.
 
     Returns:
-        averages over the images, in nats: "log_p", its standard error "log_p_error", "iwae_64", "elbo" and
-        "difference", of iwae_64 and log_p, which the papers write -KL(Q || P); "effective_sample_size" out of
-        "samples"; "active_units" out of "latents"; "images" and their "data". Also written to ``metrics.json`` under
-        "marginal_likelihood".
+        the steps that the weights were trained for; averages over the images, in nats: "log_p", its standard error
+        "log_p_error", "iwae_64", "elbo" and "difference", of iwae_64 and log_p, which the papers write -KL(Q || P);
+        "effective_sample_size" out of "samples"; "active_units" out of "latents"; "images" and their "data".
 
     Raises:
         PyvaeError: no Bernoulli pixels, fewer than 64 samples or one image, images of another shape than the run was
             trained on, or grey ones without binarisation; no checkpoint.
     """
-    if run.adversarial:
-        raise PyvaeError(
-            f"{MARGINAL_LIKELIHOOD} needs a decoder's likelihood, and {run.path} has a generator: leave it out"
-        )
-    if run.recipe.likelihood != "bernoulli":
-        raise PyvaeError(
-            f"{MARGINAL_LIKELIHOOD} is of bernoulli pixels, but the likelihood of {run.path} is {run.recipe.likelihood}"
-        )
-    if samples < GROUP:
-        raise PyvaeError(f"IWAE-{GROUP} needs at least {GROUP} samples, got {samples}")
-    if images < 1:
-        raise PyvaeError(f"at least 1 image is needed, got {images}")
+    check_likelihood(run, dataset, samples=samples, images=images, held_out=held_out)
     newest = run.newest_checkpoint()
     net, steps = run.net_of(newest), newest.step
     shown = run.shown(dataset if held_out is None else held_out)
-    if (trained_on := tuple(newest.metadata["image_shape"])) != shown.image_shape:
-        raise PyvaeError(
-            f"{run.path} was trained on images of shape {trained_on}, but those of {shown.fingerprint} are "
-            f"{shown.image_shape}"
-        )
-    if net.reads_factors and held_out is not None:
-        raise PyvaeError(f"the code of {run.path} is its true factors, which held-out images do not have")
     settle_arithmetic(run.recipe.precision)
     try:
         found, means = marginal_likelihood(
@@ -177,7 +246,7 @@ def score_likelihood(
         raise PyvaeError(f"{shown.fingerprint}: {error}") from error
     count = len(means)
     averages = {name: float(values.mean()) for name, values in found._asdict().items()}
-    result = {
+    return steps, {
         "data": shown.fingerprint,
         "trained_on": newest.metadata["data"],
         "images": count,
@@ -192,8 +261,28 @@ def score_likelihood(
         "active_units": active_units(means),
         "latents": net.latents,
     }
-    write_metrics(run, steps, dataset, {"marginal_likelihood": result})
-    return result
+
+
+def check_likelihood(
+    run: Run, dataset: Dataset, *, samples: int, images: int, held_out: Dataset | None
+) -> None:
+    """Raise the PyvaeError of :func:`compute_likelihood` that can be told without sampling."""
+    if run.adversarial:
+        raise PyvaeError(
+            f"{MARGINAL_LIKELIHOOD} needs a decoder's likelihood, and {run.path} has a generator: leave it out"
+        )
+    if run.recipe.likelihood != "bernoulli":
+        raise PyvaeError(
+            f"{MARGINAL_LIKELIHOOD} is of bernoulli pixels, but the likelihood of {run.path} is {run.recipe.likelihood}"
+        )
+    if samples < GROUP:
+        raise PyvaeError(f"IWAE-{GROUP} needs at least {GROUP} samples, got {samples}")
+    if images < 1:
+        raise PyvaeError(f"at least 1 image is needed, got {images}")
+    shown = run.shown(dataset if held_out is None else held_out)
+    run.newest_for(shown)
+    if run.recipe.code == "factors" and held_out is not None:
+        raise PyvaeError(f"the code of {run.path} is its true factors, which held-out images do not have")
 
 
 def read_likelihood(run: Run, steps: int, dataset: Dataset) -> dict[str, Any] | None:
@@ -207,9 +296,19 @@ def read_scores(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:
 
 
 def write_metrics(run: Run, steps: int, dataset: Dataset, values: dict[str, Any]) -> None:
-    """Put values into ``metrics.json``; what stood there is kept if it is of the same weights and data."""
-    content = {**_read(run, steps, dataset), "steps": steps, "data": dataset.fingerprint, **values}
-    write_atomically(run.path / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
+    """Put values into ``metrics.json``; what stood there is kept if it is of the same weights and data.
+
+    Scores are put beside those that stand there. Processes that do this at once wait for one another.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    with lock(run.path / ".metrics-lock", wait=True):
+        earlier = _read(run, steps, dataset)
+        content = {**earlier, "steps": steps, "data": dataset.fingerprint, **values}
+        if "scores" in values:
+            content["scores"] = {**earlier.get("scores", {}), **values["scores"]}
+        write_atomically(run.path / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _read(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:

@@ -90,6 +90,7 @@ def reproduce(
     }
     for path, recipe in runs.values():
         _check_length(path, recipe)
+        Run.create_or_resume(path, recipe)
         check_data(recipe, dataset)
     measured: dict[str, list[Measured]] = {arm.name: [] for arm in study.arms}
     page = None
@@ -158,7 +159,7 @@ def _is_finished(run: Run, dataset: Dataset) -> bool:
 
 
 def _check_length(path: Path, recipe: Recipe) -> None:
-    if not (path / "recipe.json").exists():
+    if not checkpoint.paths(path / "checkpoints"):
         return
     there = Run.open(path).recipe.steps
     if there != recipe.steps:

@@ -270,7 +270,7 @@ def test_a_study_goes_on_where_it_was_interrupted(tmp_path, finished, monkeypatc
         if run.recipe.seed == 2 and run.path.parent.name == "plain":
             begun = Run.create_or_resume(run.path, replace(run.recipe, steps=2))
             train(begun, dataset, device, **options)
-            Run.create_or_resume(run.path, run.recipe)
+            run.write_recipe()
             return Outcome(2, True, 1.0)
         return train(run, dataset, device, **options)
 

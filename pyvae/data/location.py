@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-
 NAMES = ("dsprites", "shapes3d")
 """Names that are no paths, whatever lies there."""
 

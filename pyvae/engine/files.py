@@ -1,5 +1,6 @@
 """Files of a run."""
 
+import os
 from pathlib import Path
 
 from pyvae.errors import RunError
@@ -20,3 +21,15 @@ def write_atomically(path: Path, content: bytes) -> None:
             f"cannot write {path}: {error.strerror}; what was saved before is intact, "
             "free some space or permissions and run the same command again"
         ) from error
+
+
+def check_writable(directory: Path) -> None:
+    """Raise RunError unless a directory, or the one that it would be made in, can be written to.
+
+    What takes minutes to compute asks before it begins; the disk may still fail when it is written.
+    """
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    if not existing.is_dir():
+        raise RunError(f"cannot write to {directory}: {existing} is no directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise RunError(f"cannot write to {existing}: give permission, or copy it to where there is")

@@ -25,7 +25,6 @@ from pyvae.errors import RecipeError, RunError
 from pyvae.nets import Autoencoder, build
 from pyvae.objectives import InfoGAN
 
-
 _OF_RUN = ("checkpoints", "events", "figures", "profile", "recipe.json", "snapshots", "trace.csv")
 
 
@@ -154,6 +153,20 @@ class Run:
         newest = checkpoint.load_newest(self.checkpoints)
         if newest is None:
             raise RunError(f"{self.path} has no checkpoint yet: run its `pyvae train` command")
+        return newest
+
+    def newest_for(self, dataset: Dataset) -> Checkpoint:
+        """The newest checkpoint, for images of this data set.
+
+        Raises:
+            RunError: there is none yet, it is damaged, or it was trained on images of another shape.
+        """
+        newest = self.newest_checkpoint()
+        if (trained_on := tuple(newest.metadata["image_shape"])) != dataset.image_shape:
+            raise RunError(
+                f"{self.path} was trained on images of shape {trained_on}, but those of {dataset.fingerprint} are "
+                f"{dataset.image_shape}: give the data it was trained on"
+            )
         return newest
 
     def pair_of(self, saved: Checkpoint) -> AdversarialPair:

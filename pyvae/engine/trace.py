@@ -98,7 +98,7 @@ class TraceFile:
         self.path = path
         header = ",".join(["step", *fields])
         kept = [header]
-        if path.exists():
+        if resume_at and path.exists():
             lines = path.read_text().splitlines()
             if lines and lines[0] != header:
                 raise RunError(f"{path} has other columns than this run; move it away to go on")

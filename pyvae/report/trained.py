@@ -8,7 +8,6 @@ from pyvae.adversarial_nets import AdversarialPair
 from pyvae.data.dataset import Dataset
 from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.run import Run
-from pyvae.errors import RunError
 from pyvae.nets import Autoencoder
 
 
@@ -47,7 +46,7 @@ def load_trained(run: Run, dataset: Dataset) -> Trained:
     Raises:
         RunError: there is no checkpoint yet, or it was trained on images of another shape.
     """
-    newest = _newest(run, dataset)
+    newest = run.newest_for(dataset)
     return Trained(run.net_of(newest), newest.step, newest.metadata, _speed(newest))
 
 
@@ -57,19 +56,8 @@ def load_trained_pair(run: Run, dataset: Dataset) -> TrainedPair:
     Raises:
         RunError: as :func:`load_trained`, or the run has an encoder and a decoder.
     """
-    newest = _newest(run, dataset)
+    newest = run.newest_for(dataset)
     return TrainedPair(run.pair_of(newest), newest.step, newest.metadata, _speed(newest))
-
-
-def _newest(run: Run, dataset: Dataset) -> Checkpoint:
-    newest = run.newest_checkpoint()
-    expected = tuple(newest.metadata["image_shape"])
-    if expected != dataset.image_shape:
-        raise RunError(
-            f"{run.path} was trained on images of shape {expected}, but those of {dataset.fingerprint} are "
-            f"{dataset.image_shape}: give the data it was trained on"
-        )
-    return newest
 
 
 def _speed(newest: Checkpoint) -> float | None:

@@ -174,7 +174,7 @@ class Evaluate:
         sizes: dict[str, Any] = {"samples": self.samples, "images": self.images, "held_out": held_out}
         # whatever can be refused is, before the minutes that the encoder takes
         if of_codes:
-            check_scores(run, dataset, of_codes, without=self.without)
+            check_scores(run, dataset, of_codes, without=self.without, seed=self.seed)
         if MARGINAL_LIKELIHOOD in names:
             check_likelihood(run, dataset, **sizes)
         missing: dict[str, str] = {}

@@ -18,7 +18,7 @@ from pyvae.engine.lock import lock
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError
 from pyvae.marginal_likelihood import GROUP, active_units, marginal_likelihood
-from pyvae.metrics import METRICS, encode, evaluate_each, unavailable
+from pyvae.metrics import METRICS, encode, evaluate_possible, unavailable
 from pyvae.nets import Autoencoder
 from pyvae.objectives import InfoGAN
 
@@ -92,7 +92,7 @@ def compute_scores(
             of the metrics can be computed.
     """
     names = list(dict.fromkeys(names))
-    missing = check_scores(run, dataset, names, without=without)
+    missing = check_scores(run, dataset, names, without=without, seed=seed)
     names = [name for name in names if name not in missing]
     net: Autoencoder | AdversarialPair
     newest = run.newest_for(dataset)
@@ -101,16 +101,12 @@ def compute_scores(
     dataset = run.shown(dataset)
     images = ImageSource(dataset, device).images
     table = encode(net.to(device), dataset, device=device, images=images)
-    options: dict[str, dict[str, Any]] = {name: _all_points(name, len(dataset)) for name in names}
-    for name in names:
-        if name != UNSUPERVISED:
-            options[name]["without"] = tuple(without)
-    found, failed = evaluate_each(table, names, seed=seed, options=options)
+    found, failed = evaluate_possible(table, names, seed=seed, options=_options(dataset, names, without))
     return Scores(steps, found, {**missing, **failed})
 
 
 def check_scores(
-    run: Run, dataset: Dataset, names: Sequence[str], *, without: Sequence[str] = ()
+    run: Run, dataset: Dataset, names: Sequence[str], *, without: Sequence[str] = (), seed: int = 0
 ) -> dict[str, str]:
     """Which metrics cannot be computed of a run, and why, as far as can be told without its codes.
 
@@ -138,7 +134,8 @@ def check_scores(
         latents=run.recipe.latents,
         factor_names=dataset.factor_names,
         factor_sizes=dataset.factor_sizes,
-        without=without,
+        seed=seed,
+        options=_options(dataset, names, without),
     )
     missing |= _without_variance(run, names)
     if len(missing) == len(names):
@@ -158,11 +155,16 @@ def _without_variance(run: Run, names: Sequence[str]) -> dict[str, str]:
     return {name: why for name in names if name in OF_VARIANCES}
 
 
-def _all_points(name: str, size: int) -> dict[str, None]:
-    """Options that let a metric take all images where there are fewer than it draws by default."""
-    parameters = signature(METRICS[name]).parameters
-    sizes = (parameters[option] for option in ("points", "variance_points") if option in parameters)
-    return {p.name: None for p in sizes if p.default is not None and p.default > size}
+def _options(dataset: Dataset, names: Sequence[str], without: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Of each metric: the factors to leave out, and all images where there are fewer than it draws by default."""
+    options: dict[str, dict[str, Any]] = {}
+    for name in names:
+        parameters = signature(METRICS[name]).parameters
+        sizes = (parameters[option] for option in ("points", "variance_points") if option in parameters)
+        options[name] = {p.name: None for p in sizes if p.default is not None and p.default > len(dataset)}
+        if name != UNSUPERVISED:
+            options[name]["without"] = tuple(without)
+    return options
 
 
 def score_likelihood(

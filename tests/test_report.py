@@ -292,6 +292,7 @@ def test_runs_without_anything_to_report(tmp_path):
         run.load_net()
     with pytest.raises(RunError, match=r"cannot read .*trace.csv"):
         report(run, TinyData())
+    run.path.mkdir()
     (run.path / "trace.csv").write_text("step,loss\n")
     with pytest.raises(RunError, match="holds no step yet"):
         report(run, TinyData())

@@ -7,7 +7,6 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pyvae.functional import code_histogram
-from pyvae.metrics.sampling import draw_points
 from pyvae.metrics.table import CodeTable
 from pyvae.reference import CodeHistogram, bin_edges
 
@@ -25,11 +24,10 @@ def bin_codes(codes: Tensor, bins: int) -> npt.NDArray[np.int64]:
     )
 
 
-def table_counts(table: CodeTable, points: int | None, bins: int, key: Tensor) -> CodeHistogram:
-    """`code_histogram` of random rows of a table, of all for None."""
-    if points is None:
+def table_counts(table: CodeTable, rows: Tensor | None, bins: int) -> CodeHistogram:
+    """`code_histogram` of rows of a table, of all for None."""
+    if rows is None:
         return code_histogram(table.mu, table.factors, table.factor_sizes, bins=bins)
-    rows = draw_points(points, len(table), key)
     return code_histogram(table.mu[rows], table.classes(rows), table.factor_sizes, bins=bins)
 
 

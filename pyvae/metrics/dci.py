@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from pyvae.metrics.sampling import Draw, draw_split, sklearn_seed
+from pyvae.metrics.layout import Layout
+from pyvae.metrics.sampling import Draw, check_split, sklearn_seed, split_codes
 from pyvae.metrics.table import CodeTable
 
 Array = npt.NDArray[np.float64]
@@ -69,10 +71,8 @@ def dci(
     """
     from tqdm import tqdm
 
-    table.require_latents("dci")
-    kept, split = draw_split(table, train, test, without, seed, Draw.DCI)
-    if len(kept) < 2:
-        raise ValueError(f"dci compares factors: it needs at least 2, got {', '.join(table.names(kept))}")
+    kept, rows = check_dci(table, seed=seed, train=train, test=test, without=without)
+    split = split_codes(table, kept, rows, train)
     make = classifier or _boosting(seed)
     importance, accuracies = [], []
     for k in tqdm(range(len(kept)), desc="dci", unit="factor", disable=not progress):
@@ -97,6 +97,15 @@ def dci(
         per_factor,
         table.names(kept),
     )
+
+
+def check_dci(
+    layout: Layout, *, seed: int, train: int, test: int, without: Collection[str]
+) -> tuple[list[int], Tensor]:
+    """The positions of the kept factors and the rows to read, if the metric can be computed; else as `dci` raises."""
+    layout.require_latents("dci")
+    layout.require_factors("dci", layout.kept(without))
+    return check_split(layout, train, test, without, seed, Draw.DCI)
 
 
 def _boosting(seed: int) -> Callable[[], Any]:

@@ -4,9 +4,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyvae.functional import code_histogram
 from pyvae.metrics.counts import bin_codes, information_matrix
+from pyvae.metrics.layout import Layout, check_count
 from pyvae.metrics.sampling import Draw, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
 
@@ -42,8 +44,7 @@ def unsupervised(
     Raises:
         ValueError: too few rows for ``points``, or fewer than two latents.
     """
-    table.require_latents("unsupervised")
-    codes = table.mu[draw_points(points, len(table), draw_key(seed, Draw.UNSUPERVISED))]
+    codes = table.mu[check_unsupervised(table, seed=seed, points=points, bins=bins)]
     covariance = np.cov(codes.double().numpy(), rowvar=False)
     varied = np.diag(covariance) > 0
     covariance = covariance[varied][:, varied]
@@ -66,3 +67,10 @@ def unsupervised(
         max(wasserstein, 0.0) / trace if trace > 0 else 0.0,
         float(information.sum() - np.trace(information)) / pairs,
     )
+
+
+def check_unsupervised(layout: Layout, *, seed: int, points: int | None, bins: int) -> Tensor:
+    """The rows to read, if the metric can be computed; else as `unsupervised` raises."""
+    layout.require_latents("unsupervised")
+    check_count("bins", bins, 1)
+    return draw_points(points, len(layout), draw_key(seed, Draw.UNSUPERVISED))

@@ -123,9 +123,10 @@ class Layout:
         if not self.knows_classes:
             return
         classes = self.classes(rows)[:, kept]
-        for name, constant in zip(self.names(kept), (classes == classes[:1]).all(0).tolist(), strict=True):
+        for f, constant in zip(kept, (classes == classes[:1]).all(0).tolist(), strict=True):
             if constant:
-                raise TooFewCodes(
+                name, kind = self.factor_names[f], TooFewCodes if self.factor_sizes[f] > 1 else ValueError
+                raise kind(
                     f"factor {name} has one class among the points: leave it out with without={name!r}"
                 )
 

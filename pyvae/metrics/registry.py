@@ -34,6 +34,8 @@ _CHECKED: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 METRICS: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in _CHECKED}
 """Metrics of one table, by the names of the command line."""
+OF_GRID = frozenset({"mig-chen", "factor-vae", "beta-vae"})
+"""Metrics that intervene on factors, and so need a code of every combination of classes."""
 _CHECKS = {name: _CHECKED[f] for name, f in METRICS.items()}
 
 Options = Mapping[str, Mapping[str, Any]]
@@ -163,6 +165,23 @@ def defaults(name: str) -> dict[str, Any]:
     """The options of a metric, and what each is by default."""
     parameters = [p for p in signature(METRICS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
     return {p.name: p.default for p in parameters if p.name != "seed"}
+
+
+def reads_variances(name: str, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether a metric, with these options, reads the log-variances of the posteriors beside their means."""
+    return name == "mig-chen" or {**defaults(name), **(options or {})}.get("prune") == "kl"
+
+
+def fitted(name: str, options: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Options with which a metric does with so many rows: all of them for points, the same shares to train and test."""
+    fits, values = dict(options), {**defaults(name), **options}
+    for option in ("points", "variance_points"):
+        if values.get(option) is not None and values[option] > rows:
+            fits[option] = None
+    if "test" in values and values["train"] + values["test"] > rows:
+        fits["train"] = max(rows * values["train"] // (values["train"] + values["test"]), 2)
+        fits["test"] = max(rows - fits["train"], 2)
+    return fits
 
 
 def check_names(names: Iterable[str], options: Options | None) -> tuple[list[str], Options]:

@@ -53,6 +53,8 @@ def dci(
     trees are one per class and round, so that it takes minutes. The paper uses a lasso and a random forest, and the
     error of prediction in place of the accuracy; ``classifier`` takes either's classifier.
 
+    A latent that is constant over the points to train on is of no importance.
+
     Args:
         table: N codes.
         seed: of the points and of the classifier.
@@ -74,10 +76,12 @@ def dci(
     kept, rows = check_dci(table, seed=seed, train=train, test=test, without=without)
     split = split_codes(table, kept, rows, train)
     make = classifier or _boosting(seed)
+    # a linear classifier weighs a constant like an intercept
+    varied = (split.train_codes != split.train_codes[0]).any(0)
     importance, accuracies = [], []
     for k in tqdm(range(len(kept)), desc="dci", unit="factor", disable=not progress):
         model = make().fit(split.train_codes, split.train_classes[:, k])
-        importance.append(_importance(model))
+        importance.append(_importance(model) * varied)
         accuracies.append(
             (
                 (model.predict(split.test_codes) == split.test_classes[:, k]).mean(),

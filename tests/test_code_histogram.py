@@ -160,3 +160,15 @@ def test_wrong_arguments():
         code_histogram(x.long(), None, (3, 4))
     with pytest.raises(ValueError, match="bins: expected at least 1"):
         code_histogram(x, None, (3, 4), bins=0)
+
+
+@pytest.mark.parametrize("value", [2.0**46, 2.0**50, 2.0**53, 1e17, -3e38])
+def test_huge_constants(value):
+    """Half a unit to either side is less than a step of float64, or some of it: bins of no width, and no fault."""
+    x = torch.full((12, 2), value)
+    x[:, 1] = torch.arange(12)
+    found = code_histogram(x, None, (3, 4))
+    expected = reference.code_histogram(x, None, (3, 4))
+    assert torch.equal(found.counts, expected.counts)
+    assert found.counts[0].amax(0).tolist() == [4, 4, 4, 3, 3, 3, 3]
+    assert (found.low[0], found.high[0]) == (float(x[0, 0]) - 0.5, float(x[0, 0]) + 0.5)

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import chisquare
 
 import codes
-from pyvae.metrics.sampling import Draw, draw_integers, draw_key, draw_points, draw_split
+from pyvae.metrics.sampling import Draw, check_split, draw_integers, draw_key, draw_points, split_codes
 from pyvae.random import data_order, make_key
 
 N = 737_280
@@ -55,7 +55,8 @@ def test_integers_are_uniform(size):
 
 def test_a_split_holds_codes_with_their_classes():
     perfect = codes.table(codes.classes(codes.SMALL))
-    kept, split = draw_split(perfect, 500, 200, ("scale",), 0, Draw.SAP)
+    kept, rows = check_split(perfect, 500, 200, ("scale",), 0, Draw.SAP)
+    split = split_codes(perfect, kept, rows, 500)
     assert kept == [0, 2, 3]
     assert np.array_equal(split.train_codes[:, kept], split.train_classes)
     assert np.array_equal(split.test_codes[:, kept], split.test_classes)
@@ -71,9 +72,9 @@ def test_too_few_points_are_refused():
     with pytest.raises(ValueError, match="points: at least 2"):
         draw_points(1, 768, draw_key(0, Draw.MIG))
     with pytest.raises(ValueError, match=r"train \+ test: 700 \+ 69 points asked for, the table has 768"):
-        draw_split(table, 700, 69, (), 0, Draw.DCI)
+        check_split(table, 700, 69, (), 0, Draw.DCI)
     with pytest.raises(ValueError, match="test: at least 2"):
-        draw_split(table, 700, 0, (), 0, Draw.DCI)
+        check_split(table, 700, 0, (), 0, Draw.DCI)
 
 
 def test_a_factor_that_does_not_vary_is_refused():
@@ -81,5 +82,5 @@ def test_a_factor_that_does_not_vary_is_refused():
     labels[:, 1] = 2
     table = codes.table(codes.perfect(codes.SMALL), labels=labels)
     with pytest.raises(ValueError, match="factor scale has one class"):
-        draw_split(table, 100, 100, (), 0, Draw.DCI)
-    assert draw_split(table, 100, 100, ("scale",), 0, Draw.DCI)[0] == [0, 2, 3]
+        check_split(table, 100, 100, (), 0, Draw.DCI)
+    assert check_split(table, 100, 100, ("scale",), 0, Draw.DCI)[0] == [0, 2, 3]

@@ -7,7 +7,7 @@ from pyvae.metrics.irs import Irs, irs
 from pyvae.metrics.mig import Mig, mig
 from pyvae.metrics.mig_chen import MigChen, mig_chen
 from pyvae.metrics.modularity import Explicitness, Modularity, explicitness, modularity
-from pyvae.metrics.registry import METRICS, evaluate
+from pyvae.metrics.registry import METRICS, Evaluation, evaluate, evaluate_possible, unavailable
 from pyvae.metrics.sap import Sap, sap
 from pyvae.metrics.streaming import StreamedMetrics
 from pyvae.metrics.table import CodeTable, encode
@@ -20,6 +20,7 @@ __all__ = [
     "BetaVae",
     "CodeTable",
     "Dci",
+    "Evaluation",
     "Explicitness",
     "FactorVae",
     "Irs",
@@ -34,6 +35,7 @@ __all__ = [
     "dci",
     "encode",
     "evaluate",
+    "evaluate_possible",
     "explicitness",
     "factor_vae",
     "irs",
@@ -42,5 +44,6 @@ __all__ = [
     "modularity",
     "sap",
     "udr",
+    "unavailable",
     "unsupervised",
 ]

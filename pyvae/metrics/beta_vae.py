@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyvae.metrics.layout import Layout, check_count
 from pyvae.metrics.sampling import Draw, draw_integers, draw_key, sklearn_seed
 from pyvae.metrics.table import CodeTable
 
@@ -60,18 +61,10 @@ def beta_vae(
     """
     from sklearn.linear_model import LogisticRegression
 
-    table.require_grid("beta_vae")
-    kept = table.kept(without)
-    if len(kept) < 2:
-        raise ValueError(
-            f"beta_vae tells factors apart: it needs at least 2, got {', '.join(table.names(kept))}"
-        )
-    for option, value in (("pairs", pairs), ("train", train), ("evaluation", evaluation)):
-        if value < 1:
-            raise ValueError(f"{option}: at least 1 needed, got {value}")
-    factor, features = _differences(table, kept, pairs, train + evaluation, seed)
-    if len(np.unique(factor[:train])) < len(kept):
-        raise ValueError(f"train: {train} points do not hold every factor, ask for more")
+    kept, drawn = check_beta_vae(
+        table, seed=seed, pairs=pairs, train=train, evaluation=evaluation, max_iter=max_iter, without=without
+    )
+    factor, features = drawn.squeeze(-1).numpy(), _differences(table, torch.tensor(kept)[drawn], pairs, seed)
     model = LogisticRegression(max_iter=max_iter, random_state=sklearn_seed(seed))
     model.fit(features[:train], factor[:train])
     right = model.predict(features) == factor
@@ -80,19 +73,44 @@ def beta_vae(
     )
 
 
-def _differences(
-    table: CodeTable, kept: list[int], pairs: int, points: int, seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """The shared factor ``[points]``, as a position in ``kept``, and the mean |mu_1 - mu_2| ``[points, D]``."""
-    factor = draw_integers(len(kept), points, 1, draw_key(seed, Draw.BETA_VAE_FACTOR))
-    shared = torch.tensor(kept)[factor]
+def check_beta_vae(
+    layout: Layout,
+    *,
+    seed: int,
+    pairs: int,
+    train: int,
+    evaluation: int,
+    max_iter: int,
+    without: Collection[str],
+) -> tuple[list[int], Tensor]:
+    """The positions of the kept factors and which of them each point shares, int64 ``[points, 1]``, if the metric can
+    be computed; else as `beta_vae` raises.
+    """
+    kept = layout.kept(without)
+    layout.require_factors("beta_vae", kept)
+    for option, value in (
+        ("pairs", pairs),
+        ("train", train),
+        ("evaluation", evaluation),
+        ("max_iter", max_iter),
+    ):
+        check_count(option, value, 1)
+    factor = draw_integers(len(kept), train + evaluation, 1, draw_key(seed, Draw.BETA_VAE_FACTOR))
+    if len(factor[:train].unique()) < len(kept):
+        raise ValueError(f"train: {train} points do not hold every factor, ask for more")
+    layout.require_grid("beta_vae")
+    return kept, factor
+
+
+def _differences(table: CodeTable, shared: Tensor, pairs: int, seed: int) -> npt.NDArray[np.float64]:
+    """Mean |mu_1 - mu_2| ``[points, D]`` of pairs that share the factor ``shared`` ``[points, 1]``."""
+    points = len(shared)
     first = draw_integers(len(table), points, pairs, draw_key(seed, Draw.BETA_VAE_FIRST))
     second = draw_integers(len(table), points, pairs, draw_key(seed, Draw.BETA_VAE_SECOND))
     second = table.with_class(second, shared, table.class_of(first, shared))
 
     def difference(a: Tensor, b: Tensor) -> Tensor:
-        return (table.mu[a] - table.mu[b]).abs().double().mean(1)
+        return (table.mu[a].double() - table.mu[b]).abs().mean(1)
 
     chunks = zip(first.split(_CHUNK), second.split(_CHUNK), strict=True)
-    features = torch.cat([difference(a, b) for a, b in chunks])
-    return factor.squeeze(-1).numpy(), features.numpy()
+    return torch.cat([difference(a, b) for a, b in chunks]).numpy()

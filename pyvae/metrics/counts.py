@@ -7,7 +7,6 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pyvae.functional import code_histogram
-from pyvae.metrics.sampling import draw_points
 from pyvae.metrics.table import CodeTable
 from pyvae.reference import CodeHistogram, bin_edges
 
@@ -25,11 +24,10 @@ def bin_codes(codes: Tensor, bins: int) -> npt.NDArray[np.int64]:
     )
 
 
-def table_counts(table: CodeTable, points: int | None, bins: int, key: Tensor) -> CodeHistogram:
-    """`code_histogram` of random rows of a table, of all for None."""
-    if points is None:
+def table_counts(table: CodeTable, rows: Tensor | None, bins: int) -> CodeHistogram:
+    """`code_histogram` of rows of a table, of all for None."""
+    if rows is None:
         return code_histogram(table.mu, table.factors, table.factor_sizes, bins=bins)
-    rows = draw_points(points, len(table), key)
     return code_histogram(table.mu[rows], table.classes(rows), table.factor_sizes, bins=bins)
 
 
@@ -41,21 +39,22 @@ def split_counts(histogram: CodeHistogram, factor_sizes: Sequence[int]) -> list[
 def entropy(counts: npt.NDArray[np.int64]) -> Array:
     """Entropy in nats of the empirical distribution over the last axis."""
     p = counts / counts.sum(-1, keepdims=True)
-    return -(p * _log(p)).sum(-1)
+    return -(p * np.log(np.where(p > 0, p, 1.0))).sum(-1)
 
 
 def mutual_information(counts: npt.NDArray[np.int64]) -> Array:
-    """Mutual information in nats of the empirical joint distribution over the last two axes; at least 0."""
-    p = counts / counts.sum((-2, -1), keepdims=True)
-    independent = p.sum(-1, keepdims=True) * p.sum(-2, keepdims=True)
-    return np.maximum((p * (_log(p) - _log(independent))).sum((-2, -1)), 0.0)
+    """Mutual information in nats of the empirical joint distribution over the last two axes; at least 0.
+
+    Exactly 0 where the two are independent: what a count exceeds independence by is a difference of whole numbers, of
+    which no rounding is left to pass for information.
+    """
+    total = counts.sum((-2, -1), keepdims=True)
+    independent = counts.sum(-1, keepdims=True) * counts.sum(-2, keepdims=True)
+    excess = np.where(counts > 0, counts * total - independent, 0)
+    nats = np.log1p(excess / np.where(counts > 0, independent, 1))
+    return np.maximum((counts * nats).sum((-2, -1)) / total[..., 0, 0], 0.0)
 
 
 def information_matrix(histogram: CodeHistogram, factor_sizes: Sequence[int]) -> Array:
     """Mutual information in nats ``[D, F]`` of every code with every factor."""
     return np.stack([mutual_information(c) for c in split_counts(histogram, factor_sizes)], axis=-1)
-
-
-def _log(p: Array) -> Array:
-    """Logarithm with 0 log 0 = 0 in mind."""
-    return np.log(np.where(p > 0, p, 1.0))

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from pyvae.metrics.sampling import Draw, draw_split, sklearn_seed
+from pyvae.metrics.layout import Layout
+from pyvae.metrics.sampling import Draw, check_split, sklearn_seed, split_codes
 from pyvae.metrics.table import CodeTable
 
 Array = npt.NDArray[np.float64]
@@ -51,6 +53,8 @@ def dci(
     trees are one per class and round, so that it takes minutes. The paper uses a lasso and a random forest, and the
     error of prediction in place of the accuracy; ``classifier`` takes either's classifier.
 
+    A latent that is constant over the points to train on is of no importance.
+
     Args:
         table: N codes.
         seed: of the points and of the classifier.
@@ -69,15 +73,15 @@ def dci(
     """
     from tqdm import tqdm
 
-    table.require_latents("dci")
-    kept, split = draw_split(table, train, test, without, seed, Draw.DCI)
-    if len(kept) < 2:
-        raise ValueError(f"dci compares factors: it needs at least 2, got {', '.join(table.names(kept))}")
+    kept, rows = check_dci(table, seed=seed, train=train, test=test, without=without)
+    split = split_codes(table, kept, rows, train)
     make = classifier or _boosting(seed)
+    # a linear classifier weighs a constant like an intercept
+    varied = (split.train_codes != split.train_codes[0]).any(0)
     importance, accuracies = [], []
     for k in tqdm(range(len(kept)), desc="dci", unit="factor", disable=not progress):
         model = make().fit(split.train_codes, split.train_classes[:, k])
-        importance.append(_importance(model))
+        importance.append(_importance(model) * varied)
         accuracies.append(
             (
                 (model.predict(split.test_codes) == split.test_classes[:, k]).mean(),
@@ -97,6 +101,15 @@ def dci(
         per_factor,
         table.names(kept),
     )
+
+
+def check_dci(
+    layout: Layout, *, seed: int, train: int, test: int, without: Collection[str]
+) -> tuple[list[int], Tensor]:
+    """The positions of the kept factors and the rows to read, if the metric can be computed; else as `dci` raises."""
+    layout.require_latents("dci")
+    layout.require_factors("dci", layout.kept(without))
+    return check_split(layout, train, test, without, seed, Draw.DCI)
 
 
 def _boosting(seed: int) -> Callable[[], Any]:

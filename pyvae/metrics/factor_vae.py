@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyvae.metrics.layout import Layout, check_count, check_number
 from pyvae.metrics.sampling import Draw, draw_integers, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
 
@@ -78,19 +79,17 @@ def factor_vae(
     Raises:
         ValueError: not the full grid, too few points or votes, an unknown factor, one of one class, unknown pruning.
     """
-    table.require_grid("factor_vae")
-    kept = table.kept(without)
-    for name, size in zip(table.names(kept), table.sizes(kept), strict=True):
-        if size < 2:
-            raise ValueError(f"factor {name} has one class: leave it out with without={name!r}")
-    for option, value, least in (
-        ("points_per_vote", points_per_vote, 2),
-        ("votes", votes, 1),
-        ("evaluation_votes", evaluation_votes, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{option}: at least {least} needed, got {value}")
-    rows = draw_points(variance_points, len(table), draw_key(seed, Draw.FACTOR_VAE_VARIANCE))
+    kept, rows = check_factor_vae(
+        table,
+        seed=seed,
+        points_per_vote=points_per_vote,
+        votes=votes,
+        evaluation_votes=evaluation_votes,
+        variance_points=variance_points,
+        prune=prune,
+        threshold=threshold,
+        without=without,
+    )
     variance = table.mu[rows].double().var(0, unbiased=True)
     active = _active(table, variance, prune, threshold)
     factors = table.names(kept)
@@ -107,9 +106,35 @@ def factor_vae(
     return FactorVae(score, train, evaluation, active.numpy(), counts.numpy(), factors)
 
 
-def _active(table: CodeTable, variance: Tensor, prune: str, threshold: float | None) -> Tensor:
+def check_factor_vae(
+    layout: Layout,
+    *,
+    seed: int,
+    points_per_vote: int,
+    votes: int,
+    evaluation_votes: int,
+    variance_points: int | None,
+    prune: str,
+    threshold: float | None,
+    without: Collection[str],
+) -> tuple[list[int], Tensor]:
+    """The positions of the kept factors and the rows that give the variance, if the metric can be computed; else as
+    `factor_vae` raises.
+    """
+    kept = layout.kept(without)
+    layout.require_sizes(kept)
+    check_count("points_per_vote", points_per_vote, 2)
+    check_count("votes", votes, 1)
+    check_count("evaluation_votes", evaluation_votes, 0)
     if prune not in _THRESHOLDS:
         raise ValueError(f"prune: expected 'std' or 'kl', got {prune!r}")
+    if threshold is not None:
+        check_number("threshold", threshold)
+    layout.require_grid("factor_vae")
+    return kept, draw_points(variance_points, len(layout), draw_key(seed, Draw.FACTOR_VAE_VARIANCE))
+
+
+def _active(table: CodeTable, variance: Tensor, prune: str, threshold: float | None) -> Tensor:
     limit = _THRESHOLDS[prune] if threshold is None else threshold
     used = variance.sqrt() >= limit if prune == "std" else table.mean_kl() > limit
     # a latent that never varies is of variance 0 whatever is held, and cannot be compared

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
+from pyvae.metrics.layout import Layout, check_number
 from pyvae.metrics.sampling import Draw, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
 
@@ -56,10 +58,7 @@ def irs(
     Raises:
         ValueError: too few rows for ``points``, an unknown factor, a quantile outside (0, 1].
     """
-    if not 0 < quantile <= 1:
-        raise ValueError(f"quantile: expected a number in (0, 1], got {quantile}")
-    kept = table.kept(without)
-    rows = draw_points(points, len(table), draw_key(seed, Draw.IRS))
+    kept, rows = check_irs(table, seed=seed, points=points, quantile=quantile, without=without)
     codes = table.mu[rows].double().numpy()
     classes = table.classes(rows)[:, kept].numpy()
     deviation = np.abs(codes - codes.mean(0)).max(0)
@@ -69,6 +68,17 @@ def irs(
     per_code = robustness.max(1)
     score = float(per_code @ deviation / deviation.sum()) if active.any() else 0.0
     return Irs(score, robustness, per_code, deviation, table.names(kept))
+
+
+def check_irs(
+    layout: Layout, *, seed: int, points: int | None, quantile: float, without: Collection[str]
+) -> tuple[list[int], Tensor]:
+    """The positions of the kept factors and the rows to read, if the metric can be computed; else as `irs` raises."""
+    kept = layout.kept(without)
+    check_number("quantile", quantile)
+    if not 0 < quantile <= 1:
+        raise ValueError(f"quantile: expected a number in (0, 1], got {quantile}")
+    return kept, draw_points(points, len(layout), draw_key(seed, Draw.IRS))
 
 
 def _deviation_held(codes: Array, classes: npt.NDArray[np.int64], quantile: float) -> Array:

@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from pyvae.metrics.counts import entropy, information_matrix, split_counts, table_counts
-from pyvae.metrics.sampling import Draw, draw_key
+from pyvae.metrics.layout import Layout, check_count
+from pyvae.metrics.sampling import Draw, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
 
 
@@ -52,19 +54,24 @@ def mig(
     Raises:
         ValueError: too few rows for ``points``, fewer than two latents, an unknown factor, or one that does not vary.
     """
-    table.require_latents("mig")
-    kept = table.kept(without)
-    histogram = table_counts(table, points, bins, draw_key(seed, Draw.MIG))
+    kept, rows = check_mig(table, seed=seed, points=points, bins=bins, without=without)
+    histogram = table_counts(table, rows if points is not None else None, bins)
     entropies = np.array([entropy(c[0].sum(0)) for c in split_counts(histogram, table.factor_sizes)])[kept]
-    names = table.names(kept)
-    for name, nats in zip(names, entropies, strict=True):
-        if nats <= 0:
-            raise ValueError(
-                f"factor {name} has one class among the points: leave it out with without={name!r}"
-            )
     information = information_matrix(histogram, table.factor_sizes)[:, kept]
     gaps = information_gaps(information) / entropies
-    return Mig(float(gaps.mean()), gaps, information, entropies, names)
+    return Mig(float(gaps.mean()), gaps, information, entropies, table.names(kept))
+
+
+def check_mig(
+    layout: Layout, *, seed: int, points: int | None, bins: int, without: Collection[str]
+) -> tuple[list[int], Tensor]:
+    """The positions of the kept factors and the rows to read, if the metric can be computed; else as `mig` raises."""
+    layout.require_latents("mig")
+    kept = layout.kept(without)
+    check_count("bins", bins, 1)
+    rows = draw_points(points, len(layout), draw_key(seed, Draw.MIG))
+    layout.require_varied(rows, kept)
+    return kept, rows
 
 
 def information_gaps(information: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyvae.metrics.layout import Layout, check_count, check_number
 from pyvae.metrics.mig import information_gaps
 from pyvae.metrics.sampling import Draw, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
@@ -69,22 +70,32 @@ def mig_chen(
     Raises:
         ValueError: not the full grid, fewer than two latents, an unknown factor or estimator, a factor of one class.
     """
-    table.require_grid("mig_chen")
-    table.require_latents("mig_chen")
-    kept = table.kept(without)
-    names, sizes = table.names(kept), table.sizes(kept)
-    for name, size in zip(names, sizes, strict=True):
-        if size < 2:
-            raise ValueError(f"factor {name} has one class: leave it out with without={name!r}")
+    kept = check_mig_chen(table, estimator=estimator, samples=samples, nodes=nodes, tol=tol, without=without)
     if estimator == "quadrature":
         marginal, conditional, error = _quadrature(table, kept, nodes, tol)
-    elif estimator == "sampled":
-        marginal, conditional, error = _sampled(table, kept, samples, seed, progress)
     else:
-        raise ValueError(f"estimator: expected 'quadrature' or 'sampled', got {estimator!r}")
+        marginal, conditional, error = _sampled(table, kept, samples, seed, progress)
     information = np.maximum(marginal[:, None] - conditional, 0.0)
-    gaps = information_gaps(information) / np.log(sizes)
-    return MigChen(float(gaps.mean()), gaps, information, marginal, conditional, error, names)
+    gaps = information_gaps(information) / np.log(table.sizes(kept))
+    return MigChen(float(gaps.mean()), gaps, information, marginal, conditional, error, table.names(kept))
+
+
+def check_mig_chen(
+    layout: Layout, *, estimator: str, samples: int, nodes: int, tol: float, without: Collection[str]
+) -> list[int]:
+    """The positions of the kept factors, if the metric can be computed; else as `mig_chen` raises."""
+    layout.require_latents("mig_chen")
+    kept = layout.kept(without)
+    layout.require_sizes(kept)
+    if estimator not in ("quadrature", "sampled"):
+        raise ValueError(f"estimator: expected 'quadrature' or 'sampled', got {estimator!r}")
+    check_count("samples", samples, 2)
+    check_count("nodes", nodes, 4)
+    check_number("tol", tol)
+    if tol <= 0:
+        raise ValueError(f"tol: expected more than 0, got {tol}")
+    layout.require_grid("mig_chen")
+    return kept
 
 
 Entropies = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
@@ -103,8 +114,6 @@ def _sampled(table: CodeTable, kept: list[int], samples: int, seed: int, progres
 
     from pyvae.ops.posterior_entropy import sampled_entropy
 
-    if samples < 2:
-        raise ValueError(f"samples: at least 2 are needed, got {samples}")
     z = one_sample_per_image(table, seed)
     rows = draw_points(min(samples, len(z)), len(z), draw_key(seed, Draw.CHEN_POINTS))
     marginal, error = sampled_entropy(z[rows], table.mu, table.logvar)

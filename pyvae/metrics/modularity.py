@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from pyvae.metrics.counts import information_matrix, table_counts
-from pyvae.metrics.sampling import Draw, draw_key, draw_split, sklearn_seed
+from pyvae.metrics.layout import Layout, TooFewCodes, check_count
+from pyvae.metrics.sampling import Draw, check_split, draw_key, draw_points, sklearn_seed, split_codes
 from pyvae.metrics.table import CodeTable
 
 Array = npt.NDArray[np.float64]
@@ -60,15 +62,23 @@ def modularity(
     Raises:
         ValueError: too few rows for ``points``, an unknown factor, fewer than two factors.
     """
-    kept = table.kept(without)
-    if len(kept) < 2:
-        raise ValueError(
-            f"modularity compares factors: it needs at least 2, got {', '.join(table.names(kept))}"
-        )
-    histogram = table_counts(table, points, bins, draw_key(seed, Draw.MODULARITY))
+    kept, rows = check_modularity(table, seed=seed, points=points, bins=bins, without=without)
+    histogram = table_counts(table, rows if points is not None else None, bins)
     information = information_matrix(histogram, table.factor_sizes)[:, kept]
     per_code = per_code_modularity(information)
     return Modularity(float(per_code.mean()), per_code, information, table.names(kept))
+
+
+def check_modularity(
+    layout: Layout, *, seed: int, points: int | None, bins: int, without: Collection[str]
+) -> tuple[list[int], Tensor]:
+    """The positions of the kept factors and the rows to read, if the metric can be computed; else as `modularity`
+    raises.
+    """
+    kept = layout.kept(without)
+    layout.require_factors("modularity", kept)
+    check_count("bins", bins, 1)
+    return kept, draw_points(points, len(layout), draw_key(seed, Draw.MODULARITY))
 
 
 def per_code_modularity(information: Array) -> Array:
@@ -112,7 +122,10 @@ def explicitness(
     """
     from sklearn.linear_model import LogisticRegression
 
-    kept, split = draw_split(table, train, test, without, seed, Draw.EXPLICITNESS)
+    kept, rows = check_explicitness(
+        table, seed=seed, train=train, test=test, max_iter=max_iter, without=without
+    )
+    split = split_codes(table, kept, rows, train)
     mean, deviation = split.train_codes.mean(0), split.train_codes.std(0)
     deviation[deviation == 0] = 1.0
     train_codes, test_codes = ((codes - mean) / deviation for codes in (split.train_codes, split.test_codes))
@@ -131,6 +144,16 @@ def explicitness(
     return Explicitness(float(score), float(train_score), per_factor[:, 0], table.names(kept))
 
 
+def check_explicitness(
+    layout: Layout, *, seed: int, train: int, test: int, max_iter: int, without: Collection[str]
+) -> tuple[list[int], Tensor]:
+    """The positions of the kept factors and the rows to read, if the metric can be computed; else as `explicitness`
+    raises.
+    """
+    check_count("max_iter", max_iter, 1)
+    return check_split(layout, train, test, without, seed, Draw.EXPLICITNESS)
+
+
 def mean_area(known: npt.NDArray[np.int64], classes: npt.NDArray[np.int64], probabilities: Array) -> float:
     """Mean area under the ROC curve over the known classes; classes of no or of all points left out."""
     from sklearn.metrics import roc_auc_score
@@ -141,5 +164,5 @@ def mean_area(known: npt.NDArray[np.int64], classes: npt.NDArray[np.int64], prob
         if 0 < (classes == c).sum() < len(classes)
     ]
     if not areas:
-        raise ValueError("test: the points have one class of a factor, ask for more")
+        raise TooFewCodes("test: the points have one class of a factor, ask for more")
     return float(np.mean(areas))

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from enum import IntEnum
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pyvae.metrics.layout import Layout, TooFewCodes, check_count
 from pyvae.metrics.table import CodeTable
 from pyvae.random import Stream, bits, data_order, make_key
 
@@ -47,21 +49,24 @@ class Split(NamedTuple):
 
 def draw_key(seed: int, draw: Draw, part: int = 0) -> Tensor:
     """Key ``[2]`` of one draw; ``part`` numbers the draws of a kind."""
-    return make_key(seed, part * _DRAWS + draw)
+    if not isinstance(seed, Integral):
+        raise TypeError(f"seed: expected a whole number, got {seed!r}")
+    return make_key(int(seed), part * _DRAWS + draw)
 
 
 def draw_points(count: int | None, size: int, key: Tensor) -> Tensor:
     """int64 ``[count]``: different rows in random order; None means all ``size`` rows, in order.
 
     Raises:
-        ValueError: fewer than two points, or more than there are.
+        TypeError: not a whole number. ValueError: fewer than two points, or more than there are.
     """
+    if size < 2:
+        raise TooFewCodes(f"points: at least 2 are needed, the table has {size} row")
     if count is None:
         return torch.arange(size)
-    if count < 2:
-        raise ValueError(f"points: at least 2 are needed, got {count}")
+    check_count("points", count, 2)
     if count > size:
-        raise ValueError(
+        raise TooFewCodes(
             f"points: {count} asked for, the table has {size} rows: ask for fewer, or for all (None)"
         )
     # data_order draws from the stream of the training batches: a seed of its own keeps metrics apart from them
@@ -74,33 +79,31 @@ def draw_integers(size: int, rows: int, columns: int, key: Tensor) -> Tensor:
     return bits(key, rows, columns, Stream.METRIC) * size >> 32
 
 
-def draw_split(
-    table: CodeTable, train: int, test: int, without: Collection[str], seed: int, draw: Draw
-) -> tuple[list[int], Split]:
-    """The positions of the kept factors, and disjoint points to train and to test on.
+def check_split(
+    layout: Layout, train: int, test: int, without: Collection[str], seed: int, draw: Draw
+) -> tuple[list[int], Tensor]:
+    """The positions of the kept factors, and different rows ``[train + test]`` to train and to test on.
 
     Raises:
-        ValueError: more points than the table has, or a kept factor that does not vary.
+        TypeError: a number of points that is not whole.
+        ValueError: more points than the table has, or a kept factor that does not vary in those to train on.
     """
+    kept = layout.kept(without)
     for name, count in (("train", train), ("test", test)):
-        if count < 2:
-            raise ValueError(f"{name}: at least 2 points are needed, got {count}")
-    if train + test > len(table):
-        raise ValueError(f"train + test: {train} + {test} points asked for, the table has {len(table)} rows")
-    kept = table.kept(without)
-    rows = draw_points(train + test, len(table), draw_key(seed, draw))
+        check_count(name, count, 2)
+    if train + test > len(layout):
+        raise TooFewCodes(
+            f"train + test: {train} + {test} points asked for, the table has {len(layout)} rows"
+        )
+    rows = draw_points(train + test, len(layout), draw_key(seed, draw))
+    layout.require_varied(rows[:train], kept)
+    return kept, rows
+
+
+def split_codes(table: CodeTable, kept: list[int], rows: Tensor, train: int) -> Split:
+    """The codes and classes of rows, the first ``train`` of them to train on."""
     codes, classes = table.mu[rows].double().numpy(), table.classes(rows)[:, kept].numpy()
-    check_varied(classes[:train], table.names(kept))
-    return kept, Split(codes[:train], classes[:train], codes[train:], classes[train:])
-
-
-def check_varied(classes: npt.NDArray[np.int64], names: tuple[str, ...]) -> None:
-    """Raise ValueError unless every factor, a column of ``classes``, takes two classes at least."""
-    for name, constant in zip(names, (classes == classes[0]).all(0), strict=True):
-        if constant:
-            raise ValueError(
-                f"factor {name} has one class among the points: leave it out with without={name!r}"
-            )
+    return Split(codes[:train], classes[:train], codes[train:], classes[train:])
 
 
 def sklearn_seed(seed: int) -> int:

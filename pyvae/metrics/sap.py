@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
+from pyvae.metrics.layout import Layout
 from pyvae.metrics.mig import information_gaps
-from pyvae.metrics.sampling import Draw, Split, draw_split, sklearn_seed
+from pyvae.metrics.sampling import Draw, Split, check_split, sklearn_seed, split_codes
 from pyvae.metrics.table import CodeTable
 
 _LEAST_VARIANCE = 1e-12
@@ -53,11 +55,19 @@ def sap(
     Raises:
         ValueError: more points than rows, fewer than two latents, an unknown factor, or one that does not vary.
     """
-    table.require_latents("sap")
-    kept, split = draw_split(table, train, test, without, seed, Draw.SAP)
+    kept, rows = check_sap(table, seed=seed, train=train, test=test, without=without)
+    split = split_codes(table, kept, rows, train)
     matrix = _squared_correlations(split) if continuous else _accuracies(split, seed)
     gaps = information_gaps(matrix)
     return Sap(float(gaps.mean()), gaps, matrix, table.names(kept))
+
+
+def check_sap(
+    layout: Layout, *, seed: int, train: int, test: int, without: Collection[str]
+) -> tuple[list[int], Tensor]:
+    """The positions of the kept factors and the rows to read, if the metric can be computed; else as `sap` raises."""
+    layout.require_latents("sap")
+    return check_split(layout, train, test, without, seed, Draw.SAP)
 
 
 def _squared_correlations(split: Split) -> npt.NDArray[np.float64]:

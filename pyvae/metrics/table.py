@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from pyvae.adversarial_nets import AdversarialPair
 from pyvae.allocator import keep_large_buffers
+from pyvae.metrics.layout import Layout, check_factors
 from pyvae.nets import Autoencoder
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class CodeTable:
+class CodeTable(Layout):
     """Posterior parameters of N images, and the factors that made the images.
 
     Attributes:
@@ -32,7 +32,8 @@ class CodeTable:
             classes, in mixed-radix order with the last factor the fastest, where the row number says them all.
 
     Raises:
-        ValueError: shapes that do not fit one another, codes that are NaN or infinite, classes out of range.
+        ValueError: shapes that do not fit one another, codes that are NaN or infinite, classes out of range, a factor
+            without a class or of the name of another.
         TypeError: anything but float32 codes and int64 factors on the CPU.
     """
 
@@ -43,19 +44,19 @@ class CodeTable:
     factors: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if len(self.factor_names) != len(self.factor_sizes):
-            raise ValueError(f"factor_sizes: {self.factor_sizes} does not fit the names {self.factor_names}")
+        check_factors(self.factor_names, self.factor_sizes)
+        for name in ("mu", "logvar"):
+            check_tensor(name, x := getattr(self, name), torch.float32)
+            # numpy takes no tensor that is part of a graph
+            object.__setattr__(self, name, x.detach() if x.requires_grad else x)
         if self.mu.ndim != 2 or self.mu.numel() == 0:
             raise ValueError(f"mu: expected shape [N, D], got {list(self.mu.shape)}")
         if self.logvar.shape != self.mu.shape:
             raise ValueError(
                 f"logvar: expected the shape of mu {list(self.mu.shape)}, got {list(self.logvar.shape)}"
             )
-        for name, x in (("mu", self.mu), ("logvar", self.logvar)):
-            _check_dtype(name, x, torch.float32)
-            if not bool(torch.isfinite(x).all()):
-                column = int((~torch.isfinite(x)).any(0).nonzero()[0])
-                raise ValueError(f"{name}: latent {column} holds NaN or infinity: has the training diverged?")
+        check_codes("mu", self.mu)
+        check_codes("logvar", self.logvar)
         if self.factors is None:
             if self.factor_sizes and len(self) != math.prod(self.factor_sizes):
                 raise ValueError(
@@ -63,20 +64,8 @@ class CodeTable:
                     f"{math.prod(self.factor_sizes)}: give the factors of each row"
                 )
         else:
-            self._check_factors(self.factors)
-
-    def _check_factors(self, factors: Tensor) -> None:
-        _check_dtype("factors", factors, torch.int64)
-        if factors.shape != (len(self), len(self.factor_sizes)):
-            raise ValueError(
-                f"factors: expected shape {[len(self), len(self.factor_sizes)]}, got {list(factors.shape)}"
-            )
-        wrong = ((factors < 0) | (factors >= torch.tensor(self.factor_sizes))).any(0)
-        if bool(wrong.any()):
-            factor = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"factors: a class of {self.factor_names[factor]} is not in [0, {self.factor_sizes[factor]})"
-            )
+            check_tensor("factors", self.factors, torch.int64)
+            check_classes(self.factors, len(self), self.factor_names, self.factor_sizes)
 
     def __len__(self) -> int:
         return len(self.mu)
@@ -85,63 +74,6 @@ class CodeTable:
     def latents(self) -> int:
         """D."""
         return self.mu.shape[1]
-
-    @cached_property
-    def strides(self) -> Tensor:
-        """int64 ``[F]``: how many rows of the full grid apart two neighbouring classes of a factor are."""
-        sizes = self.factor_sizes
-        return torch.tensor([math.prod(sizes[f + 1 :]) for f in range(len(sizes))])
-
-    def classes(self, rows: Tensor | None = None) -> Tensor:
-        """int64 ``[len(rows), F]``: factor classes of rows, of all rows by default."""
-        if self.factors is not None:
-            return self.factors if rows is None else self.factors[rows]
-        rows = torch.arange(len(self)) if rows is None else rows
-        return rows[:, None] // self.strides % torch.tensor(self.factor_sizes)
-
-    def class_of(self, rows: Tensor, factor: Tensor) -> Tensor:
-        """int64: the class of one factor for each row of the full grid; ``rows`` and ``factor`` broadcast."""
-        return rows // self.strides[factor] % torch.tensor(self.factor_sizes)[factor]
-
-    def with_class(self, rows: Tensor, factor: Tensor, classes: Tensor) -> Tensor:
-        """int64: the rows of the full grid that differ from ``rows`` in the class of one factor alone."""
-        return rows + (classes - self.class_of(rows, factor)) * self.strides[factor]
-
-    def kept(self, without: Collection[str]) -> list[int]:
-        """Positions of the factors that are not left out.
-
-        Raises:
-            ValueError: no factors are known, a name that is no factor, or none is kept.
-        """
-        if not self.factor_names:
-            raise ValueError("the factors behind these codes are not known, and this metric needs them")
-        if isinstance(without, str):
-            without = (without,)
-        for name in without:
-            if name not in self.factor_names:
-                raise ValueError(f"without: no factor {name!r}; there are {', '.join(self.factor_names)}")
-        kept = [f for f, name in enumerate(self.factor_names) if name not in without]
-        if not kept:
-            raise ValueError("without: every factor is left out")
-        return kept
-
-    def names(self, kept: list[int]) -> tuple[str, ...]:
-        """Names of the factors at these positions."""
-        return tuple(self.factor_names[f] for f in kept)
-
-    def sizes(self, kept: list[int]) -> tuple[int, ...]:
-        """Sizes of the factors at these positions."""
-        return tuple(self.factor_sizes[f] for f in kept)
-
-    def require_grid(self, metric: str) -> None:
-        """Raise ValueError unless this is the full grid."""
-        if self.factors is not None:
-            raise ValueError(f"{metric} intervenes on factors: it needs the codes of the full grid")
-
-    def require_latents(self, metric: str) -> None:
-        """Raise ValueError unless there are two latents to compare."""
-        if self.latents < 2:
-            raise ValueError(f"{metric} compares latents: it needs at least 2, got {self.latents}")
 
     def mean_kl(self, rows: Tensor | None = None) -> Tensor:
         """float64 ``[D]``: KL(q(z_j|x) || N(0, 1)) in nats, averaged over rows, over all by default."""
@@ -204,6 +136,30 @@ def encode(
     return CodeTable(mu, logvar, known.factor_names, known.factor_sizes, factors)
 
 
-def _check_dtype(name: str, x: Tensor, dtype: torch.dtype) -> None:
-    if x.dtype != dtype or x.device.type != "cpu":
-        raise TypeError(f"{name}: expected {dtype} on the CPU, got {x.dtype} on {x.device}")
+def check_tensor(name: str, x: object, dtype: torch.dtype) -> None:
+    """Raise TypeError unless x is a plain tensor of this dtype on the CPU."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    if x.dtype != dtype or x.device.type != "cpu" or x.layout != torch.strided:
+        kind = "" if x.layout == torch.strided else f", {x.layout}"
+        raise TypeError(f"{name}: expected {dtype} on the CPU, got {x.dtype} on {x.device}{kind}")
+
+
+def check_codes(name: str, codes: Tensor) -> None:
+    """Raise ValueError unless codes ``[N, D]`` are finite."""
+    finite = torch.isfinite(codes).all(0)
+    if not bool(finite.all()):
+        column = int((~finite).nonzero()[0])
+        raise ValueError(f"{name}: latent {column} holds NaN or infinity: has the training diverged?")
+
+
+def check_classes(
+    factors: Tensor, rows: int, factor_names: Sequence[str], factor_sizes: Sequence[int]
+) -> None:
+    """Raise ValueError unless integer factors are of shape ``[rows, F]`` and each class is one of its factor."""
+    if factors.shape != (rows, len(factor_sizes)):
+        raise ValueError(f"factors: expected shape {[rows, len(factor_sizes)]}, got {list(factors.shape)}")
+    wrong = ((factors < 0) | (factors >= torch.tensor(factor_sizes))).any(0)
+    if bool(wrong.any()):
+        factor = int(wrong.nonzero()[0])
+        raise ValueError(f"factors: a class of {factor_names[factor]} is not in [0, {factor_sizes[factor]})")

@@ -3,10 +3,13 @@
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pyvae.functional import code_histogram
 from pyvae.metrics.counts import bin_codes, information_matrix
+from pyvae.metrics.layout import Layout, check_count
 from pyvae.metrics.sampling import Draw, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
 
@@ -31,7 +34,7 @@ def unsupervised(
     latents by histograms, in nats.
 
     Defaults are those of disentanglement_lib (unsupervised_study_v1). A constant latent is independent of all others
-    and adds 0 to each; codes that determine one another give an infinite total correlation, up to rounding.
+    and adds 0 to each; codes that determine one another, as duplicates do, have an infinite total correlation.
 
     Args:
         table: N codes; its factors are not used.
@@ -42,18 +45,8 @@ def unsupervised(
     Raises:
         ValueError: too few rows for ``points``, or fewer than two latents.
     """
-    table.require_latents("unsupervised")
-    codes = table.mu[draw_points(points, len(table), draw_key(seed, Draw.UNSUPERVISED))]
-    covariance = np.cov(codes.double().numpy(), rowvar=False)
-    varied = np.diag(covariance) > 0
-    covariance = covariance[varied][:, varied]
-    variance = np.diag(covariance)
-    scale = np.sqrt(np.outer(variance, variance))
-    total_correlation = -0.5 * np.linalg.slogdet(covariance / scale)[1]
-    # tr sqrt(diag(C) C) by the symmetric matrix of the same eigenvalues, free of a complex square root
-    eigenvalues = np.linalg.eigvalsh(covariance * scale)
-    trace = float(variance.sum())
-    wasserstein = 2 * trace - 2 * float(np.sqrt(np.maximum(eigenvalues, 0.0)).sum())
+    codes = table.mu[check_unsupervised(table, seed=seed, points=points, bins=bins)]
+    total_correlation, wasserstein, trace = _gaussian(codes.double().numpy())
     binned = bin_codes(codes, bins)
     sizes = (bins,) * table.latents
     information = information_matrix(
@@ -61,8 +54,36 @@ def unsupervised(
     )
     pairs = table.latents * (table.latents - 1)
     return Unsupervised(
-        max(float(total_correlation), 0.0),
-        max(wasserstein, 0.0),
-        max(wasserstein, 0.0) / trace if trace > 0 else 0.0,
+        total_correlation,
+        wasserstein,
+        wasserstein / trace if trace > 0 else 0.0,
         float(information.sum() - np.trace(information)) / pairs,
     )
+
+
+def _gaussian(codes: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """Total correlation, squared Wasserstein distance, and tr C, of the Gaussian of codes ``[N, D]``.
+
+    By singular values of the codes: those of a covariance lose half the digits of what is nearly dependent.
+    """
+    centred = codes - codes.mean(0)
+    deviation = np.sqrt((centred**2).sum(0) / (len(codes) - 1))
+    centred, deviation = centred[:, deviation > 0], deviation[deviation > 0]
+    trace = float((deviation**2).sum())
+    if not deviation.size:
+        return 0.0, 0.0, 0.0
+    # of the codes times a diagonal: Q of a QR decomposition changes no singular value, and R is small
+    r = np.linalg.qr(centred / deviation, mode="r") / np.sqrt(len(codes) - 1)
+    correlated = np.linalg.svd(r, compute_uv=False)
+    singular = len(r) < len(deviation) or correlated[-1] <= correlated[0] * len(codes) * np.finfo(float).eps
+    total_correlation = np.inf if singular else -float(np.log(correlated).sum())
+    # C^1/2 diag(C) C^1/2 has the eigenvalues of diag(C)^1/2 C diag(C)^1/2
+    wasserstein = 2 * trace - 2 * float(np.linalg.svd(r * deviation**2, compute_uv=False).sum())
+    return max(total_correlation, 0.0), max(wasserstein, 0.0), trace
+
+
+def check_unsupervised(layout: Layout, *, seed: int, points: int | None, bins: int) -> Tensor:
+    """The rows to read, if the metric can be computed; else as `unsupervised` raises."""
+    layout.require_latents("unsupervised")
+    check_count("bins", bins, 1)
+    return draw_points(points, len(layout), draw_key(seed, Draw.UNSUPERVISED))

@@ -737,8 +737,11 @@ class TestRuns:
         data = open_images(write_folder(tmp_path / "f"))
         run = trained(tmp_path / "run", data, data="photographs")
         with pytest.raises(PyvaeError, match="the factors of photographs are not known, which mig, irs need"):
-            score(run, data, ["mig", "unsupervised", "irs"], device=torch.device("cpu"))
+            score(run, data, ["mig", "irs"], device=torch.device("cpu"))
         scores = score(run, data, ["unsupervised"], device=torch.device("cpu"))
+        with pytest.raises(PyvaeError, match="irs: the factors of photographs are not known"):
+            score(run, data, ["irs", "unsupervised"], device=torch.device("cpu"))
+        assert read_scores(run, 2, data) == scores
         table = encode(run.load_net()[0], data, device="cpu", progress=False)
         assert scores["unsupervised"] == pytest.approx(unsupervised(table, points=None)._asdict())
         assert (table.factor_names, table.factor_sizes, table.factors) == ((), (), None)

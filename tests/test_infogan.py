@@ -424,7 +424,7 @@ def test_scores_are_of_the_information_head(run):
     if run.recipe.objective.variance == "learned":
         assert "mig-chen" in score(run, data, ["mig-chen"], device=CPU)
     else:
-        with pytest.raises(PyvaeError, match=r"mig-chen needs the variance of every code.*--metrics mig "):
+        with pytest.raises(PyvaeError, match="mig-chen: needs the variance of every code"):
             score(run, data, ["mig", "mig-chen"], device=CPU)
     with pytest.raises(PyvaeError, match="marginal-likelihood needs a decoder's likelihood"):
         score_likelihood(run, data, device=CPU)

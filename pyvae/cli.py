@@ -330,6 +330,8 @@ def _commands() -> Any:
 
 def parse(arguments: Sequence[str]) -> Callable[[], int]:
     """The command that the arguments name, ready to be called; a wrong option exits with 2."""
+    if list(arguments) in (["--version"], ["-V"]):
+        return _version
     config = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     command = tyro.cli(_commands(), prog="pyvae", args=arguments, config=config)
     return getattr(command, "command", command)
@@ -346,9 +348,6 @@ def main() -> None:
     # as ^C does: what is begun is put away, where training does not save first
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = sys.argv[1:]
-    if arguments in (["--version"], ["-V"]):
-        sys.stdout.write(f"pyvae {pyvae.__version__}\n")
-        return
     try:
         status = parse(arguments)()
         sys.stdout.flush()
@@ -461,6 +460,11 @@ def _device(name: str, precision: str = "fp32") -> "torch.device":
             "this CPU has no instructions for bfloat16, and is many times faster with --precision fp32"
         )
     return device
+
+
+def _version() -> int:
+    _say(f"pyvae {pyvae.__version__}")
+    return 0
 
 
 def _interrupted() -> int:

@@ -162,9 +162,7 @@ def test_a_folder_of_images(pyvae, tmp_path):
         done = pyvae(command, "run")
         assert done.returncode == 0, done.stderr
         assert "packing" not in done.stderr
-    refused(
-        pyvae("evaluate", "run"), "faces are not known, which mig", "--metrics unsupervised"
-    )
+    refused(pyvae("evaluate", "run"), "faces are not known, which mig", "--metrics unsupervised")
     done = pyvae("evaluate", "run", "--metrics", "unsupervised")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("unsupervised gaussian_total_correlation")

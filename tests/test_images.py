@@ -27,7 +27,7 @@ from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.errors import DataError, PyvaeError, RunError
-from pyvae.evaluation import score
+from pyvae.evaluation import read_scores, score
 from pyvae.metrics import encode, unsupervised
 from pyvae.report import report, traverse
 
@@ -741,7 +741,7 @@ class TestRuns:
         scores = score(run, data, ["unsupervised"], device=torch.device("cpu"))
         with pytest.raises(PyvaeError, match="irs: the factors of photographs are not known"):
             score(run, data, ["irs", "unsupervised"], device=torch.device("cpu"))
-        assert read_scores(run, 2, data) == scores
+        assert read_scores(run, 3, data) == scores
         table = encode(run.load_net()[0], data, device="cpu", progress=False)
         assert scores["unsupervised"] == pytest.approx(unsupervised(table, points=None)._asdict())
         assert (table.factor_names, table.factor_sizes, table.factors) == ((), (), None)

@@ -12,18 +12,21 @@ from pyvae.engine.checkpoint import Checkpoint
 from pyvae.errors import RunError
 
 
+ABOUT = {"data": "tiny", "image_shape": (1, 64, 64)}
+
+
 def make(step, scale=1.0):
     channels_last = (
         (torch.arange(96.0) * scale).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     )
-    return Checkpoint(step, {"net.w": channels_last, "optimizer.w.step": torch.tensor(7.0)}, {"data": "tiny"})
+    return Checkpoint(step, {"net.w": channels_last, "optimizer.w.step": torch.tensor(7.0)}, dict(ABOUT))
 
 
 def test_round_trip(tmp_path):
     checkpoint.save(tmp_path, make(12))
     loaded = checkpoint.load_newest(tmp_path)
     assert loaded.step == 12
-    assert loaded.metadata == {"data": "tiny"}
+    assert loaded.metadata == ABOUT
     for name, tensor in make(12).tensors.items():
         assert torch.equal(loaded.tensors[name], tensor)
 

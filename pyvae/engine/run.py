@@ -3,9 +3,12 @@
 
 import fcntl
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,13 +18,16 @@ from pyvae.data.binarised import Binarised
 from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
 from pyvae.engine.checkpoint import Checkpoint
-from pyvae.engine.files import write_atomically
+from pyvae.engine.files import cause_of, write_atomically
 from pyvae.engine.pair import pair_of
+from pyvae.engine.plain import read_json
 from pyvae.engine.recipe import Recipe, differences
 from pyvae.engine.trace import read_trace
 from pyvae.errors import RecipeError, RunError
 from pyvae.nets import Autoencoder, build
 from pyvae.objectives import InfoGAN
+
+Net = TypeVar("Net", bound=torch.nn.Module)
 
 
 class Run:
@@ -39,14 +45,20 @@ class Run:
             RunError: no such directory, or no run in it.
         """
         file = path / "recipe.json"
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise RunError(
                 f"{path} holds no run (no recipe.json): make one with `pyvae train ... --out {path}`"
             )
         try:
-            return cls(path, Recipe.from_json(json.loads(file.read_text())))
-        except (RecipeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise RunError(f"{file} is not a recipe of this version of pyvae: {error}") from error
+            return cls(path, Recipe.from_json(read_json(file)))
+        except OSError as error:
+            reason = cause_of(error)
+        except (RecipeError, ValueError) as error:
+            reason = str(error)
+        raise RunError(
+            f"{file} is not a recipe of this version of pyvae: {reason}; put back a copy of it: "
+            "the header of every checkpoint holds one"
+        )
 
     @classmethod
     def create_or_resume(cls, path: Path, recipe: Recipe) -> "Run":
@@ -109,43 +121,88 @@ class Run:
         """The newest checkpoint.
 
         Raises:
-            RunError: there is none yet, or it is damaged.
+            RunError: there is none yet, none is whole, or it is of another recipe than ``recipe.json``.
         """
-        newest = checkpoint.load_newest(self.checkpoints)
+        newest = self.resumable()
         if newest is None:
             raise RunError(f"{self.path} has no checkpoint yet: run its `pyvae train` command")
         return newest
+
+    def resumable(self, *, repair: bool = False) -> Checkpoint | None:
+        """The newest checkpoint, None where there is none yet; see :func:`pyvae.engine.checkpoint.load_newest`.
+
+        Raises:
+            RunError: as :meth:`newest_checkpoint`.
+        """
+        newest = checkpoint.load_newest(self.checkpoints, repair=repair)
+        if newest is not None and "recipe" in newest.metadata:
+            self._check_recipe(newest)
+        return newest
+
+    def _check_recipe(self, saved: Checkpoint) -> None:
+        """Refuse a ``recipe.json`` that was changed since; but for where the data lies, and the length of the run."""
+        path = checkpoint.path_of(self.checkpoints, saved.step)
+        try:
+            trained = Recipe.from_json(saved.metadata["recipe"])
+        except RecipeError as error:
+            raise RunError(f"the recipe in {path} is not one of this version of pyvae: {error}") from error
+        if different := differences(self.recipe, replace(trained, data=self.recipe.data)):
+            raise RunError(
+                f"{self.path / 'recipe.json'} is not what {path.name} was trained with ({'; '.join(different)}): put "
+                "that back into it"
+            )
 
     def pair_of(self, saved: Checkpoint) -> AdversarialPair:
         """Generator and critic of a checkpoint, on the CPU in eval mode, where the objective has them.
 
         Raises:
-            RunError: it has none.
+            RunError: it has none, or the checkpoint is not of this recipe.
         """
-        if not isinstance(self.recipe.objective, InfoGAN):
+        objective = self.recipe.objective
+        if not isinstance(objective, InfoGAN):
             raise RunError(f"{self.path} has an encoder and a decoder, no generator and critic")
-        pair = pair_of(self.recipe, self.recipe.objective, int(saved.metadata["image_shape"][0]))
-        pair.load_state_dict({name: saved.tensors[name] for name in pair.state_dict()})
+        channels = saved.metadata["image_shape"][0]
+        pair = self._filled(lambda: pair_of(self.recipe, objective, channels), saved, "")
         return pair.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def net_of(self, saved: Checkpoint) -> Autoencoder:
         """The network of a checkpoint, on the CPU in eval mode.
 
         Raises:
-            RunError: the run has generator and critic instead.
+            RunError: the run has generator and critic instead, or the checkpoint is not of this recipe.
         """
         if self.adversarial:
             raise RunError(f"{self.path} has a generator and a critic, no encoder and decoder")
         sizes = saved.tensors.get("net.encoder.sizes")
-        net = build(
-            self.recipe.architecture,
-            int(saved.metadata["image_shape"][0]),
-            self.recipe.latents,
-            side=int(saved.metadata["image_shape"][1]),
-            factor_sizes=None if sizes is None else sizes.tolist(),
+        channels, side, _ = saved.metadata["image_shape"]
+        net = self._filled(
+            lambda: build(
+                self.recipe.architecture,
+                channels,
+                self.recipe.latents,
+                side=side,
+                factor_sizes=None if sizes is None else sizes.flatten().tolist(),
+            ),
+            saved,
+            "net.",
         )
-        net.load_state_dict({name: saved.tensors[f"net.{name}"] for name in net.state_dict()})
         return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    def _filled(self, make: Callable[[], Net], saved: Checkpoint, prefix: str) -> Net:
+        """A network with the weights of a checkpoint, if it is one that they fit."""
+        what = f"the checkpoint of step {saved.step:,} in {self.path}"
+        try:
+            # without memory, of which a recipe can ask for any amount
+            with torch.device("meta"):
+                wanted = make().state_dict()
+        except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+            raise RunError(
+                f"{what} does not fit its recipe, of which no network can be made: {str(error).splitlines()[0]}"
+            ) from error
+        checkpoint.check_fit(saved.tensors, {prefix + name: tensor for name, tensor in wanted.items()}, what)
+        net = make()
+        net.load_state_dict({name: saved.tensors[prefix + name] for name in wanted})
+        return net
 
     def shown(self, dataset: Dataset) -> Dataset:
         """A data set as the run's network is to be evaluated on it: grey images binarised once for all, if it was

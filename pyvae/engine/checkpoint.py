@@ -103,6 +103,13 @@ class Saver:
         self._writing: tuple[int, Future[Path]] | None = None
         self._reached = False
 
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What is being written is not lost, whatever else has failed."""
+        self._writer.shutdown()
+
     def save(self, checkpoint: Checkpoint) -> None:
         """Start writing the tensors as they are now.
 

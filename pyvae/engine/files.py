@@ -1,13 +1,15 @@
 """Files of a run."""
 
 import contextlib
+import errno
 import os
 import re
+import stat
 from io import FileIO
 from pathlib import Path
 
 from pyvae.errors import RunError
-from pyvae.files import remove_leftovers, replacing, sync_directory
+from pyvae.files import kind_of, remove_leftovers, replacing, sync_directory
 
 # as earlier versions named what they were writing
 _EARLIER_TEMPORARY = re.compile(r"\..+\.(?P<pid>\d{1,9})\.tmp|\.trace\.csv\.tmp")
@@ -63,6 +65,20 @@ def append_all(file: FileIO, content: bytes) -> None:
     left = memoryview(content)
     while left:
         left = left[file.write(left) :]
+
+
+def open_lock(path: Path) -> FileIO:
+    """Open a file to be locked, and make it where it is not.
+
+    Raises:
+        OSError: as the system does; also, at once, for a named pipe or another thing that is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", os.fspath(path))
+    return FileIO(descriptor, "r+")
 
 
 def set_aside(path: Path) -> Path:

@@ -149,7 +149,7 @@ class Recipe:
         """
         try:
             values = checked(values, dict[str, Any])
-            if values.pop("format", None) != FORMAT:
+            if checked(values.pop("format", None), int, "format") != FORMAT:
                 raise RecipeError("written by another version of pyvae")
             objective = checked(values.pop("objective", None), dict[str, Any], "objective")
             objective_class = OBJECTIVES.get(

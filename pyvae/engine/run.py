@@ -18,14 +18,14 @@ from pyvae.data.binarised import Binarised
 from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
 from pyvae.engine.checkpoint import Checkpoint
-from pyvae.engine.files import cause_of, write_atomically
+from pyvae.engine.files import cause_of, clear_leftovers, open_lock, write_atomically
 from pyvae.engine.pair import pair_of
 from pyvae.engine.plain import read_json
 from pyvae.engine.recipe import Recipe, differences
 from pyvae.engine.trace import read_trace
 from pyvae.errors import RecipeError, RunError
 from pyvae.nets import Autoencoder, build
-from pyvae.objectives import InfoGAN
+from pyvae.objectives import TERMS, InfoGAN
 
 Net = TypeVar("Net", bound=torch.nn.Module)
 
@@ -103,10 +103,23 @@ class Run:
     def figures(self) -> Path:
         return self.path / "figures"
 
+    @property
+    def events(self) -> Path:
+        return self.path / "events"
+
+    def clear_leftovers(self) -> None:
+        """Remove what killed processes were writing; for who holds the run."""
+        for directory in (self.path, self.checkpoints, self.snapshots, self.figures):
+            clear_leftovers(directory)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run: a second process that trains it is refused with a RunError."""
-        with open(self.path / ".lock", "w") as file:
+        try:
+            lock = open_lock(self.path / ".lock")
+        except OSError as error:
+            raise RunError(f"cannot hold {self.path}: its .lock: {cause_of(error)}") from error
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -115,7 +128,8 @@ class Run:
 
     def trace(self) -> dict[str, np.ndarray]:
         """Columns of ``trace.csv``: step, loss, recon, kl, beta, capacity, kl_0, kl_1, ..."""
-        return read_trace(self.path / "trace.csv")
+        needed = ("loss", "information_0") if self.adversarial else (*TERMS, "kl_0")
+        return read_trace(self.path / "trace.csv", needed)
 
     def newest_checkpoint(self) -> Checkpoint:
         """The newest checkpoint.

@@ -23,20 +23,9 @@ from pyvae.evaluation import read_likelihood, read_scores, score, score_likeliho
 from pyvae.objectives import BetaVAE
 from pyvae.report import report
 from pyvae.report.page import _likelihood, _scores
-from tiny import TinyData
+from tiny import Corner
 
 CPU = torch.device("cpu")
-
-
-class Corner(TinyData):
-    """Of the squares, what a network of few weights takes."""
-
-    def __init__(self):
-        super().__init__()
-        self.image_shape = (1, 12, 12)
-
-    def images(self, index):
-        return super().images(index)[..., 16:28, 16:28]
 
 
 RECIPE = Recipe(

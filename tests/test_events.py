@@ -74,7 +74,7 @@ def test_a_disk_that_takes_no_more_events_is_said_once(tmp_path, monkeypatch, ca
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_device_that_is_always_full(tmp_path, monkeypatch, caplog, capfd):
-    monkeypatch.setattr(events, "open", lambda *_, **__: open("/dev/full", "wb", buffering=0), raising=False)
+    monkeypatch.setattr(events, "open", lambda *_, **__: io.FileIO("/dev/full", "w"), raising=False)
     assert made(tmp_path, 2).newest_checkpoint().step == 2
     assert len(warnings(caplog)) == 1
     assert "Traceback" not in capfd.readouterr().err

@@ -83,7 +83,7 @@ def trace_caption(trace: Trace) -> str:
 
 
 def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
-    if not {*TERMS} <= {*trace}:
+    if not {"recon", "kl", "beta", "capacity"} <= trace.keys():
         return _adversarial_panels(trace)
     panels: list[tuple[str, Callable[[Any], None]]] = [
         ("reconstruction, nats per image", lambda axes: _line(axes, trace, "recon", log=True)),

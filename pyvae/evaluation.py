@@ -1,10 +1,11 @@
 """Metrics of a run, kept in its ``metrics.json``."""
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
@@ -13,8 +14,9 @@ from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.data.subset import subset
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.batches import ImageSource
-from pyvae.engine.files import write_atomically
+from pyvae.engine.files import cause_of, set_aside, write_atomically
 from pyvae.engine.lock import lock
+from pyvae.engine.plain import checked, read_json
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError
 from pyvae.marginal_likelihood import GROUP, active_units, marginal_likelihood
@@ -22,6 +24,7 @@ from pyvae.metrics import METRICS, encode, evaluate_possible, unavailable
 from pyvae.nets import Autoencoder
 from pyvae.objectives import InfoGAN
 
+_LOG = logging.getLogger(__name__)
 UNSUPERVISED = "unsupervised"
 OF_VARIANCES = frozenset({"mig-chen"})
 """Metrics that read the variance of a posterior, not only the mean of a code."""
@@ -38,6 +41,49 @@ class Scores(NamedTuple):
     """For each metric the fields of its result."""
     missing: dict[str, str]
     """Metrics that could not be computed, and why."""
+
+
+class _Of(TypedDict):
+    steps: int
+    data: str
+
+
+class _Score(TypedDict, total=False):
+    score: float | None
+    factors: list[str]
+
+
+class _Likelihood(TypedDict):
+    data: str
+    trained_on: str
+    images: int
+    samples: int
+    seed: int
+    log_p: float
+    log_p_error: float | None
+    iwae_64: float
+    elbo: float
+    difference: float
+    effective_sample_size: float
+    active_units: int
+    latents: int
+
+
+class Metrics(_Of, total=False):
+    """What ``metrics.json`` holds, all of it of the weights after ``steps`` steps and of ``data``: ``scores`` of
+    :func:`score`, ``marginal_likelihood`` of :func:`score_likelihood`, and what a report computes."""
+
+    scores: dict[str, _Score]
+    marginal_likelihood: _Likelihood
+    images: int
+    recon: float
+    kl: float
+    elbo: float
+    kl_of_latents: list[float]
+    factors: list[str]
+    eta_squared: list[list[float]] | None
+    information: float
+    information_of_codes: list[float]
 
 
 def score(
@@ -314,9 +360,19 @@ def write_metrics(run: Run, steps: int, dataset: Dataset, values: dict[str, Any]
 
 
 def _read(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:
+    """What ``metrics.json`` holds of these weights and this data; a file that is none is kept under another name."""
+    path = run.path / "metrics.json"
     try:
-        saved = json.loads((run.path / "metrics.json").read_text())
-        same = (saved["steps"], saved["data"]) == (steps, dataset.fingerprint)
-    except (OSError, ValueError, KeyError, TypeError):
+        saved = checked(read_json(path), Metrics)
+    except FileNotFoundError:
         return {}
-    return saved if same else {}
+    except OSError as error:
+        reason = cause_of(error)
+    except ValueError as error:
+        reason = str(error)
+    else:
+        same = (saved["steps"], saved["data"]) == (steps, dataset.fingerprint)
+        return saved if same else {}
+    kept = set_aside(path)
+    _LOG.warning("%s is damaged (%s): kept as %s", path, reason, kept.name)
+    return {}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -130,7 +130,7 @@ def _measure(
     if study.metrics and isinstance(dataset, FactorDataset):
         factors = [factor for factor in dataset.factor_names if factor not in study.without]
         # metrics.json may hold scores over other factors, of `pyvae evaluate`
-        missing = [m for m in study.metrics if scores.get(m, {}).get("factors") != factors]
+        missing = [m for m in study.metrics if not _is_of(scores.get(m, {}), factors)]
         if missing:
             scores |= score(run, dataset, missing, device=device, without=study.without)
     evaluation = evaluate(trained.net, run.shown(dataset), run.recipe.likelihood)
@@ -148,6 +148,10 @@ def _measure(
         for quantity in study.likelihoods:
             values[quantity] = likelihood[LIKELIHOODS[quantity]]
     return Measured(run, trained, evaluation.kl, values)
+
+
+def _is_of(score: dict[str, Any], factors: list[str]) -> bool:
+    return score.get("factors") == factors and score.get("score") is not None
 
 
 def _is_finished(run: Run, dataset: Dataset) -> bool:

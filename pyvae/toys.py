@@ -2,13 +2,16 @@
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 from pyvae.engine.files import write_atomically
+from pyvae.engine.plain import checked, read_json
 from pyvae.report.toy import to_json, write_report
-from pyvae.signal_to_noise import Curve, Ratio, Toy, measure
+from pyvae.signal_to_noise import Curve, Estimator, Ratio, Toy, measure
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,23 +60,41 @@ def reproduce_toy(name: str, out: Path, *, seeds: Sequence[int], scale: float = 
     return page
 
 
+class _Ratio(TypedDict):
+    snr: float | None
+    floor: float
+
+
+class _Curve(TypedDict):
+    parameter: Literal["theta", "phi"]
+    estimator: Estimator
+    against: Literal["K", "M"]
+    samples: tuple[int, ...]
+    ratios: list[_Ratio]
+    slope: float | None
+    theory: float | None
+
+
+class _Measured(TypedDict):
+    scale: float
+    toy: dict[str, Any]
+    curves: list[_Curve]
+
+
 def _read(path: Path, toy: Toy, scale: float) -> list[Curve] | None:
     """What was measured before, of the same toy and as many draws."""
     try:
-        content = json.loads(path.read_text())
+        content = checked(read_json(path), _Measured)
         if (content["scale"], content["toy"]) != (scale, vars(toy)):
             return None
         return [_curve(curve) for curve in content["curves"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return None
 
 
-def _curve(values: dict[str, object]) -> Curve:
-    curve = Curve(**values)  # type: ignore[arg-type]
-    ratios = tuple(Ratio(_number(r["snr"]), r["floor"]) for r in values["ratios"])  # type: ignore[attr-defined]
-    slope = float("nan") if curve.slope is None else curve.slope
-    return curve._replace(samples=tuple(curve.samples), ratios=ratios, slope=slope)
-
-
-def _number(value: float | None) -> float:
-    return float("inf") if value is None else value
+def _curve(values: _Curve) -> Curve:
+    ratios = tuple(Ratio(math.inf if r["snr"] is None else r["snr"], r["floor"]) for r in values["ratios"])
+    if len(ratios) != len(values["samples"]):
+        raise ValueError("a curve has a ratio of each number of samples")
+    slope = math.nan if values["slope"] is None else values["slope"]
+    return Curve(**{**values, "ratios": ratios, "slope": slope})  # type: ignore[arg-type]

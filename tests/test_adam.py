@@ -352,7 +352,7 @@ def test_checkpoints_are_torchs(before, after, tmp_path, device, monkeypatch):
         assert (tensors[name].shape, tensors[name].dtype) == (tensor.shape, tensor.dtype)
         assert module._lie_alike(tensors[name], tensor)
         assert tensors[name].device.type == tensor.device.type or name.endswith("step")
-    checkpoint.save(tmp_path, Checkpoint(4, tensors, {}))
+    checkpoint.save(tmp_path, Checkpoint(4, tensors, {"data": "none", "image_shape": (1, 1, 1)}))
     second = trained(Net(1, device), after, device, monkeypatch)
     train(second, range(100, 102))
     addresses = {name: t.data_ptr() for name, t in second.tensors().items()}

@@ -1,10 +1,13 @@
 """A run that was stopped and resumed equals one that was not, bit for bit."""
 
+import errno
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import unittest.mock
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +15,12 @@ import pytest
 import torch
 
 from pyvae.engine import checkpoint
+from pyvae.engine.files import write_atomically
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
+from pyvae.files import replacing
 from pyvae.objectives import PIWAE, FactorVAE
 from tiny import GreyData, TinyData
 from train_tiny import RECIPE
@@ -173,16 +178,107 @@ def test_other_data_is_refused(straight):
         run_to(straight, replace(RECIPE, steps=300), TinyData(fingerprint="tiny-v2"))
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_works(tmp_path, straight):
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path, straight, caplog):
     run_to(tmp_path / "run", replace(RECIPE, steps=150))
     run_to(tmp_path / "run", replace(RECIPE, steps=180))
     newest = checkpoint.paths(tmp_path / "run/checkpoints")[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.raises(RunError, match="remove it to go on from the one before"):
-        run_to(tmp_path / "run", replace(RECIPE, steps=200))
-    newest.unlink()
+    content = bytearray(newest.read_bytes())
+    content[-1] ^= 1
+    newest.write_bytes(content)
     run_to(tmp_path / "run", replace(RECIPE, steps=200))
+    assert [message for message in caplog.messages if "taking the one before, of step 150" in message]
+    assert newest.with_name(f"{newest.name}.damaged").read_bytes() == content
     assert_same(straight, tmp_path / "run")
+
+
+def test_a_trace_behind_its_checkpoint_is_said_and_the_run_goes_on(tmp_path, caplog):
+    run_to(tmp_path / "whole", replace(RECIPE, steps=9))
+    run_to(tmp_path / "run", replace(RECIPE, steps=7))
+    trace = tmp_path / "run/trace.csv"
+    header, *rows = trace.read_bytes().splitlines(keepends=True)
+    trace.write_bytes(header + rows[0] + bytes(100))
+    run_to(tmp_path / "run", replace(RECIPE, steps=9))
+    said = f"{trace} lacks 2 of the rows before its checkpoint of step 7, as after a power cut (the last is of step 0)"
+    assert [message for message in caplog.messages if message.startswith(said)]
+    one, two = (checkpoint.load_newest(tmp_path / name / "checkpoints").tensors for name in ("whole", "run"))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    assert trace.read_bytes() == header + rows[0]
+    # the gap is known from then on
+    caplog.clear()
+    run_to(tmp_path / "run", replace(RECIPE, steps=10))
+    assert not caplog.messages
+    whole = (tmp_path / "whole/trace.csv").read_bytes().splitlines(keepends=True)
+    assert trace.read_bytes().splitlines(keepends=True)[:2] == whole[:2]
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    run = Run.create_or_resume(tmp_path / "run", replace(RECIPE, steps=1))
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    for directory in (run.path, run.checkpoints, run.snapshots, run.figures):
+        directory.mkdir(exist_ok=True)
+        with replacing(directory / "new") as temporary:
+            name = temporary.name.replace(f"-{os.getpid()}-", f"-{child.pid}-")
+            temporary.write_bytes(b"")
+        for left in (name, f".new.{child.pid}.tmp", ".trace.csv.tmp"):
+            (directory / left).write_bytes(b"half")
+        (directory / f".old.{os.getpid()}.tmp").write_bytes(b"being written")
+    run_to(run.path, replace(RECIPE, steps=1))
+    for directory in (run.path, run.checkpoints, run.snapshots, run.figures):
+        assert {path.name for path in directory.glob(".*.tmp")} == {f".old.{os.getpid()}.tmp"}
+
+
+@pytest.mark.parametrize("change", [{}, {"optimizer": "adagrad"}], ids=["adam", "adagrad"])
+def test_a_checkpoint_of_another_network_is_refused(tmp_path, change):
+    recipe = replace(RECIPE, architecture="kim", steps=1, **change)
+    run = Run.create_or_resume(tmp_path / "run", recipe)
+    run_to(run.path, recipe)
+    (path,) = checkpoint.paths(run.checkpoints)
+    saved = checkpoint.load(path)
+    for name, tensor in (("net.encoder.head.bias", torch.zeros(3)), ("net.encoder.head.bias", None)):
+        tensors = {**saved.tensors, name: tensor} if tensor is not None else {**saved.tensors}
+        if tensor is None:
+            del tensors[name]
+        checkpoint.save(run.checkpoints, saved._replace(tensors=tensors))
+        with pytest.raises(
+            RunError, match=r"the checkpoint of step 1 in .* does not fit its recipe: .*head.bias"
+        ):
+            run_to(run.path, replace(recipe, steps=2))
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("where", ["trace", "trace on the thread", "checkpoint", "the last checkpoint"])
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, where):
+    run_to(tmp_path / "run", replace(RECIPE, steps=4))
+    before = (tmp_path / "run/trace.csv").read_bytes()
+    if where == "trace":
+        monkeypatch.setattr("pyvae.engine.trace.append_all", full)
+    elif where == "trace on the thread":
+        monkeypatch.setattr("pyvae.engine.trace.TraceFile.sync", failing_sync)
+    else:
+        monkeypatch.setattr("pyvae.engine.checkpoint.write_atomically", failing_write)
+    seconds = 1000 if where == "the last checkpoint" else 0
+    with pytest.raises(RunError, match=r"cannot write .*; what was saved before is intact") as caught:
+        run_to(tmp_path / "run", replace(RECIPE, steps=8), checkpoint_seconds=seconds)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    assert checkpoint.load_newest(tmp_path / "run/checkpoints").step == 4
+    assert (tmp_path / "run/trace.csv").read_bytes().startswith(before)
+    run_to(tmp_path / "run", replace(RECIPE, steps=8))
+    run_to(tmp_path / "whole", replace(RECIPE, steps=8))
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def failing_sync(file):
+    raise file._failed(OSError(errno.EIO, os.strerror(errno.EIO)))
+
+
+def failing_write(path, content):
+    with unittest.mock.patch("os.replace", full):
+        write_atomically(path, content)
 
 
 def test_a_second_process_is_refused(straight):

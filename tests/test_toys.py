@@ -1,6 +1,8 @@
 """Computed figures: measured once, kept, reported."""
 
 import json
+import os
+from dataclasses import replace
 
 import pytest
 
@@ -39,6 +41,27 @@ def test_another_scale_is_measured_anew(small, tmp_path, monkeypatch):
     (tmp_path / "seed-1.json").write_text("not JSON")
     reproduce_toy("small", tmp_path, seeds=(1,), scale=0.006)
     assert seen == [0.006, 0.006]
+
+
+def test_what_is_no_measurement_is_not_taken_for_one(small, tmp_path):
+    reproduce_toy("small", tmp_path, seeds=(1,), scale=0.005)
+    file, toy = tmp_path / "seed-1.json", replace(toys.TOYS["small"][1], seed=1)
+    assert toys._read(file, toy, 0.005)
+    content = json.loads(file.read_text())
+    first = content["curves"][0]
+    changes = [
+        {"slope": "1"},
+        {"samples": [1]},
+        {"samples": None},
+        {"ratios": [{"snr": 1.0}] * len(first["ratios"])},
+    ]
+    wrong = [{**content, "curves": [{**first, **change}]} for change in (*changes, {"parameter": "phi2"})]
+    for text in ("[" * 100_000, "null", *map(json.dumps, wrong)):
+        file.write_text(text)
+        assert toys._read(file, toy, 0.005) is None
+    file.unlink()
+    os.mkfifo(file)
+    assert toys._read(file, toy, 0.005) is None
 
 
 def test_another_toy_is_measured_anew(small, tmp_path, monkeypatch):

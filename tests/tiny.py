@@ -29,6 +29,17 @@ class TinyData(FactorDataset):
         return self._images[self._checked(index)]
 
 
+class Corner(TinyData):
+    """Of the squares, what a network of few weights takes."""
+
+    def __init__(self):
+        super().__init__()
+        self.image_shape = (1, 12, 12)
+
+    def images(self, index):
+        return super().images(index)[..., 16:28, 16:28]
+
+
 class GreyData(Dataset):
     """Grey gradients of 12 x 12 pixels, with black and white ones among them."""
 

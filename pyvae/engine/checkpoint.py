@@ -1,21 +1,35 @@
 """Checkpoints: one safetensors file of everything a run needs to go on, with its description in the header.
 
-Nothing is ever unpickled. A file appears whole or not at all, and the one before it is kept.
+Nothing is ever unpickled. A file appears whole or not at all, and the one before it is kept. Its header has a checksum
+of everything else in it, so that what is read is what was written.
 """
 
+import contextlib
 import json
+import logging
+import math
+import os
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
+import torch
 from torch import Tensor
 
-from pyvae.engine.files import write_atomically
+from pyvae.engine.files import cause_of, make_directory, set_aside, sync_path, write_atomically
+from pyvae.engine.plain import checked, parse_json
 from pyvae.engine.trace import HostCopy, to_host
 from pyvae.errors import RunError
+from pyvae.files import open_regular
 
+_LOG = logging.getLogger(__name__)
 _KEPT = 2
-_PATTERN = "step-*.safetensors"
+_NAME = re.compile(r"step-(\d{12,18})\.safetensors")
+# the format's own limit
+_LONGEST_HEADER = 100_000_000
 
 
 class Checkpoint(NamedTuple):
@@ -26,6 +40,28 @@ class Checkpoint(NamedTuple):
     metadata: dict[str, Any]
 
 
+class _Required(TypedDict):
+    step: int
+    data: str
+    image_shape: tuple[int, int, int]
+
+
+class Metadata(_Required, total=False):
+    """What a checkpoint says of itself; ``step``, ``data`` and ``image_shape`` at least."""
+
+    recipe: dict[str, Any]
+    seconds: float
+    device: str
+    versions: dict[str, str]
+    trace_rows: int
+
+
+class _Tensor(TypedDict):
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
 def save(directory: Path, checkpoint: Checkpoint, keep: int | None = _KEPT) -> Path:
     """Write ``step-<number>.safetensors`` and remove all but the newest ``keep``; None keeps all.
 
@@ -34,23 +70,45 @@ def save(directory: Path, checkpoint: Checkpoint, keep: int | None = _KEPT) -> P
     """
     from safetensors.torch import save as serialise
 
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     path = path_of(directory, checkpoint.step)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    header = {"pyvae": json.dumps({"step": checkpoint.step, **checkpoint.metadata})}
+    description = json.dumps({**checkpoint.metadata, "step": checkpoint.step})
+    header = {"pyvae": description, "checksum": _checksum(description, tensors)}
     write_atomically(path, serialise(tensors, header))
     for old in paths(directory)[:-keep] if keep else ():
-        old.unlink(missing_ok=True)
+        # one more than is needed does no harm
+        with contextlib.suppress(OSError):
+            old.unlink()
     return path
+
+
+def _checksum(description: str, tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of the description and of every tensor's name, dtype, shape and bytes: 4 GB/s, where SHA-256 has 2."""
+    crc = zlib.crc32(description.encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode(), crc)
+        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
+    return f"crc32:{crc:08x}"
 
 
 class Saver:
     """Writes checkpoints on a thread of its own: the device stops for no longer than a copy in its own memory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, rest_on: Sequence[Callable[[], None]] = ()) -> None:
+        """Into ``directory``; before a checkpoint takes its name, ``rest_on`` brings to the disk what it stands on."""
         self._directory = directory
+        self._rest_on = rest_on
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="pyvae-save")
         self._writing: tuple[int, Future[Path]] | None = None
+        self._reached = False
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What is being written is not lost, whatever else has failed."""
+        self._writer.shutdown()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Start writing the tensors as they are now.
@@ -76,6 +134,11 @@ class Saver:
 
     def _write(self, checkpoint: Checkpoint, copies: dict[str, HostCopy]) -> Path:
         tensors = {name: copy.wait() for name, copy in copies.items()}
+        if not self._reached:
+            sync_path(self._directory)
+            self._reached = True
+        for sync in self._rest_on:
+            sync()
         return save(self._directory, checkpoint._replace(tensors=tensors))
 
 
@@ -90,34 +153,134 @@ def step_of(path: Path) -> int:
 
 
 def paths(directory: Path) -> list[Path]:
-    """Checkpoint files, oldest first."""
-    return sorted(directory.glob(_PATTERN))
-
-
-def load_newest(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint, or None where there is none.
+    """Checkpoint files, oldest first.
 
     Raises:
-        RunError: the newest file is not a whole checkpoint; the message says what to remove.
+        RunError: the directory cannot be read.
     """
-    found = paths(directory)
-    return load(found[-1]) if found else None
+    try:
+        found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"cannot read {directory}: {cause_of(error)}; there should be checkpoints") from error
+    return sorted(found, key=step_of)
+
+
+def load_newest(directory: Path, *, repair: bool = False) -> Checkpoint | None:
+    """The newest whole checkpoint, or None where there is none at all; of a damaged one before it is told.
+
+    Args:
+        directory: of the checkpoints.
+        repair: rename damaged files, so that they are neither counted nor written over. For who holds the run.
+
+    Raises:
+        RunError: there are checkpoints, and none is whole; the message says what to do.
+    """
+    damaged: list[tuple[Path, RunError]] = []
+    for path in reversed(paths(directory)):
+        try:
+            found = load(path)
+        except RunError as error:
+            if not os.path.lexists(path):
+                # training has written newer ones since they were listed, and removed this
+                return load_newest(directory, repair=repair)
+            damaged.append((path, error))
+            continue
+        for later, problem in damaged:
+            _LOG.warning("%s: taking the one before, of step %s", problem, f"{found.step:,}")
+            if repair:
+                set_aside(later)
+        return found
+    if damaged:
+        more = f", nor is any of the {len(damaged) - 1} before it" if len(damaged) > 1 else ""
+        raise RunError(
+            f"{damaged[0][1]}{more}: put back a copy of {directory}, or remove it to train from the first step on"
+        )
+    return None
 
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        RunError: the file is truncated or foreign.
+        RunError: the file is not what was written, or foreign.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["pyvae"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Checkpoint(metadata.pop("step"), tensors, metadata)
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise RunError(
-            f"{path} is not a whole checkpoint ({type(error).__name__}); remove it to go on from the one before"
-        ) from error
+        return _read(path)
+    except OSError as error:
+        reason = cause_of(error)
+    except ValueError as error:
+        reason = str(error)
+    raise RunError(f"{path} is not a whole checkpoint ({reason})")
+
+
+def _read(path: Path) -> Checkpoint:
+    from safetensors import SafetensorError
+    from safetensors.torch import load as deserialise
+
+    # not by its path: mapped into memory, a file that is cut short meanwhile would end the process
+    with open_regular(path) as file:
+        content = file.read(8)
+        length = int.from_bytes(content, "little")
+        if len(content) < 8 or not 2 <= length <= _LONGEST_HEADER:
+            raise ValueError("no safetensors file")
+        header = file.read(length)
+        parts = checked(parse_json(header), dict[str, Any], "its header")
+        about = checked(parts.pop("__metadata__", {}), dict[str, str], "its description")
+        parts = checked(parts, dict[str, _Tensor], "its header")
+        size = max((part["data_offsets"][1] for part in parts.values()), default=0)
+        # before it is read: a hole of terabytes costs its maker nothing
+        if size != os.fstat(file.fileno()).st_size - 8 - length:
+            raise ValueError("cut short, or of another size than it says")
+        content += header + file.read(size)
+    try:
+        tensors = deserialise(content)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"no safetensors file: {str(error).splitlines()[0]}") from error
+    if "pyvae" not in about:
+        raise ValueError("a safetensors file, but none of pyvae's")
+    # of earlier versions there is none
+    if about.get("checksum", sums := _checksum(about["pyvae"], tensors)) != sums:
+        raise ValueError("its checksum is another: a part of it has changed since it was written")
+    metadata = _description(path, about["pyvae"])
+    return Checkpoint(metadata.pop("step"), tensors, metadata)
+
+
+def _description(path: Path, text: str) -> dict[str, Any]:
+    metadata = checked(parse_json(text.encode()), Metadata)
+    if metadata["step"] != step_of(path):
+        raise ValueError(f"it says that it is of step {metadata['step']}")
+    channels, *sides = metadata["image_shape"]
+    if channels not in (1, 3) or min(sides) < 1:
+        raise ValueError(f"image_shape cannot be {metadata['image_shape']}")
+    if not (0 <= metadata.get("seconds", 0.0) < math.inf):
+        raise ValueError(f"seconds cannot be {metadata['seconds']}")
+    if metadata.get("trace_rows", 0) < 0:
+        raise ValueError(f"trace_rows cannot be {metadata['trace_rows']}")
+    return metadata
+
+
+def check_fit(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    """Refuse tensors that are not those which a network or a trainer has, by name, shape and dtype.
+
+    An optimiser has moments only when it has made a step: those are held to the parameter they are of.
+
+    Raises:
+        RunError: one is missing or another; the line begins with ``what``.
+    """
+    for name, tensor in wanted.items():
+        if name not in held:
+            raise RunError(f"{what} does not fit its recipe: it has no {name}")
+        _check_like(held[name], tensor, f"{what} does not fit its recipe: {name}")
+    for name, tensor in held.items():
+        module, moment_of, rest = name.partition(".optimizer.")
+        parameter = wanted.get(f"{module}.{rest.rpartition('.')[0]}")
+        if moment_of and parameter is not None and tensor.ndim:
+            _check_like(tensor, parameter, f"{what} does not fit its recipe: {name}")
+
+
+def _check_like(held: Tensor, wanted: Tensor, what: str) -> None:
+    if (held.shape, held.dtype) != (wanted.shape, wanted.dtype):
+        there, here = (f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for x in (held, wanted))
+        raise RunError(f"{what} is {there}, and should be {here}")

@@ -2,13 +2,13 @@
 
 import fcntl
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
+from pyvae.engine.files import cause_of, open_lock
 from pyvae.errors import RunError
-from pyvae.files import kind_of
 
 
 @contextmanager
@@ -25,42 +25,36 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
     Raises:
         RunError: it cannot be opened.
     """
-    descriptor = _open(path)
+    file = _open(path)
     try:
-        held = _take(descriptor, wait)
+        held = _take(file, wait)
         # who held it may have removed the file meanwhile
-        while held and not _is_at(path, descriptor):
-            os.close(descriptor)
-            descriptor = _open(path)
-            held = _take(descriptor, wait)
+        while held and not _is_at(path, file):
+            file.close()
+            file = _open(path)
+            held = _take(file, wait)
         yield held
     finally:
-        os.close(descriptor)
+        file.close()
 
 
-def _open(path: Path) -> int:
+def _open(path: Path) -> FileIO:
     try:
-        # with O_RDWR a named pipe does not wait
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        return open_lock(path)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise RunError(f"cannot lock {path}: it is {kind_of(mode)}; remove it")
-    return descriptor
+        raise RunError(f"cannot lock {path}: {cause_of(error)}") from error
 
 
-def _take(descriptor: int, wait: bool) -> bool:
+def _take(file: FileIO, wait: bool) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def _is_at(path: Path, file: FileIO) -> bool:
     try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+        return os.path.samestat(os.stat(path), os.fstat(file.fileno()))
     except FileNotFoundError:
         return False

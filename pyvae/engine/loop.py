@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.checkpoint import Checkpoint
+from pyvae.engine.events import Events
 from pyvae.engine.run import Run
 from pyvae.engine.stepper import BURST, Stepper
 from pyvae.engine.trace import HostCopy, Rows, TraceFile, to_host
@@ -28,8 +29,6 @@ from pyvae.engine.training import training
 from pyvae.errors import RunError
 
 _DRAIN_SECONDS = 0.5
-# more than are drained at once, so that a thread writes them while this one goes on
-_QUEUED_ROWS = 4096
 _SHOWN = ("loss", "recon", "kl", "discriminator_loss", "information")
 # how long a GPU's work handed over at once should take: Ctrl-C waits for two such portions
 _PORTION_SECONDS = (0.05, 0.2)
@@ -82,10 +81,12 @@ def train(
 
 class _Loop:
     def __init__(self, run: Run, dataset: Dataset, trainer: Stepper, checkpoint_seconds: float) -> None:
+        run.clear_leftovers()
         self._run = run
         self._checkpoint_seconds = checkpoint_seconds
         self._trainer = trainer
         self._seconds_before = 0.0
+        self._rows_before = 0
         self._metadata: dict[str, Any] = {
             "recipe": run.recipe.to_json(),
             "data": dataset.fingerprint,
@@ -96,14 +97,13 @@ class _Loop:
         self._resume()
         run.write_recipe()
         self._first_step = self._saved_step = trainer.step
-        self._saver = checkpoint.Saver(run.checkpoints)
         self._pace = _Pace(trainer)
         self._drained_step = trainer.step
         self._copying: tuple[Rows, HostCopy, HostCopy] | None = None
-        self._trace = TraceFile(run.path / "trace.csv", trainer.fields, trainer.step)
+        self._trace = TraceFile(run.path / "trace.csv", trainer.fields, trainer.step, self._rows_before)
 
     def _resume(self) -> None:
-        saved = checkpoint.load_newest(self._run.checkpoints)
+        saved = self._run.resumable(repair=True)
         if saved is None:
             return
         if saved.metadata["data"] != self._metadata["data"]:
@@ -116,14 +116,19 @@ class _Loop:
                 f"{self._run.path} has made {saved.step:,} steps, more than --steps {self._run.recipe.steps}: give "
                 f"--steps {saved.step} or more, or name another --out"
             )
+        what = f"the checkpoint of step {saved.step:,} in {self._run.path}"
+        checkpoint.check_fit(saved.tensors, self._trainer.tensors(), what)
         self._trainer.restore(saved.step, saved.tensors)
-        self._seconds_before = saved.metadata["seconds"]
+        self._seconds_before = saved.metadata.get("seconds", 0.0)
+        # earlier versions did not say; the first step is always logged
+        self._rows_before = saved.metadata.get("trace_rows", min(saved.step, 1))
 
     def train(self) -> Outcome:
         trainer, total = self._trainer, self._run.recipe.steps
         self._started = self._last_save = last_drain = time.monotonic()
         with (
-            _Events(self._run, trainer.fields, trainer.step) as events,
+            Events(self._run.events, trainer.fields, trainer.step) as events,
+            checkpoint.Saver(self._run.checkpoints, (self._trace.sync, events.sync)) as self._saver,
             _signals() as signals,
             _progress(trainer.step, total) as bar,
         ):
@@ -148,7 +153,7 @@ class _Loop:
         recipe = self._run.recipe
         return min(step for step in (*recipe.keep_at, recipe.steps) if step > self._trainer.step)
 
-    def _keep(self, events: "_Events", bar: "tqdm[None]") -> None:
+    def _keep(self, events: "Events", bar: "tqdm[None]") -> None:
         run, step = self._run, self._trainer.step
         if step in run.recipe.keep_at and not checkpoint.path_of(run.snapshots, step).exists():
             self._save(events, bar)
@@ -164,7 +169,7 @@ class _Loop:
         full = self._drained_step + self._trainer.ledger.ring.steps
         return full - full % BURST - self._trainer.step
 
-    def _drain(self, events: "_Events", bar: "tqdm[None]") -> None:
+    def _drain(self, events: "Events", bar: "tqdm[None]") -> None:
         """Write the rows that have been copied out, and start copying those of the steps since."""
         self._write_rows(events, bar)
         trainer = self._trainer
@@ -172,7 +177,7 @@ class _Loop:
         self._copying = rows, to_host(trainer.ledger.bad_step), to_host(trainer.ledger.bad_row)
         self._drained_step = trainer.step
 
-    def _write_rows(self, events: "_Events", bar: "tqdm[None]") -> None:
+    def _write_rows(self, events: "Events", bar: "tqdm[None]") -> None:
         if self._copying is None:
             return
         (copied, bad_step, bad_row), self._copying = self._copying, None
@@ -185,9 +190,8 @@ class _Loop:
                 "try a lower --lr in another --out"
             )
         self._trace.append(rows)
-        for step, row in rows:
-            events.write(step, row)
         if rows:
+            events.write(rows)
             named = dict(zip(self._trainer.fields, rows[-1][1], strict=True))
             bar.set_postfix({name: f"{named[name]:.2f}" for name in _SHOWN if name in named}, refresh=False)
         bar.update(self._drained_step - bar.n)
@@ -196,14 +200,14 @@ class _Loop:
         self._saver.wait()
         return f"the checkpoint of step {self._saved_step}"
 
-    def _save(self, events: "_Events", bar: "tqdm[None]") -> None:
+    def _save(self, events: "Events", bar: "tqdm[None]") -> None:
         # only what is known to be finite is saved, and no checkpoint is ahead of its trace
         self._drain(events, bar)
         self._write_rows(events, bar)
         step = self._trainer.step
         if step > self._saved_step or not checkpoint.paths(self._run.checkpoints):
             seconds = self._seconds_before + self._elapsed()
-            metadata = {**self._metadata, "seconds": seconds}
+            metadata = {**self._metadata, "seconds": seconds, "trace_rows": self._trace.rows}
             self._saver.save(Checkpoint(step, self._trainer.tensors(), metadata))
             self._saved_step = step
         self._last_save = time.monotonic()
@@ -244,32 +248,6 @@ class _Pace:
             self._portion *= 2
         elif seconds > longest and self._portion > BURST:
             self._portion //= 2
-
-
-class _Events:
-    """TensorBoard scalars of every row of the trace."""
-
-    def __init__(self, run: Run, fields: Sequence[str], resume_at: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._summary = Summary
-        self._tags = [field.replace("kl_", "kl/") for field in fields]
-        self._writer = SummaryWriter(str(run.path / "events"), purge_step=resume_at, max_queue=_QUEUED_ROWS)
-
-    def __enter__(self) -> "_Events":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
-
-    def write(self, step: int, row: Sequence[float]) -> None:
-        # one record: add_scalar makes one of each value, which takes ten times as long
-        values = [
-            self._summary.Value(tag=tag, simple_value=value)
-            for tag, value in zip(self._tags, row, strict=True)
-        ]
-        self._writer.file_writer.add_summary(self._summary(value=values), step)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """A recipe: everything that decides what a run computes."""
 
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field
 from typing import Any, Literal
 
+from pyvae.engine.plain import checked, checked_fields, is_nan
 from pyvae.errors import RecipeError
 from pyvae.objectives import (
     CIWAE,
@@ -141,21 +142,28 @@ class Recipe:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Recipe":
-        """Raises RecipeError when the values are not those of a recipe of this version."""
-        values = dict(values)
-        if values.pop("format", None) != FORMAT:
-            raise RecipeError("written by another version of pyvae")
-        objective = dict(values.pop("objective"))
-        known = {f.name for f in fields(cls)}
-        if unknown := set(values) - known:
-            raise RecipeError(f"unknown field {min(unknown)!r}")
-        objective_class = OBJECTIVES.get(name := objective.pop("name"))
-        if objective_class is None:
-            raise RecipeError(f"unknown objective {name!r}")
-        if unknown := set(objective) - {f.name for f in fields(objective_class)}:
-            raise RecipeError(f"unknown field {min(unknown)!r} of {name}")
-        values["keep_at"] = tuple(values.get("keep_at", ()))
-        return cls(objective=objective_class(**objective), **values)
+        """The recipe of what :meth:`to_json` gave.
+
+        Raises:
+            RecipeError: the values are not those of a recipe of this version, by name or by type.
+        """
+        try:
+            values = checked(values, dict[str, Any])
+            if checked(values.pop("format", None), int, "format") != FORMAT:
+                raise RecipeError("written by another version of pyvae")
+            objective = checked(values.pop("objective", None), dict[str, Any], "objective")
+            objective_class = OBJECTIVES.get(
+                name := checked(objective.pop("name", None), str, "objective.name")
+            )
+            if objective_class is None:
+                raise RecipeError(f"unknown objective {name!r}")
+            # the type of the field leaves open which of the objectives it is
+            recipe = cls(objective=checked(objective, objective_class, name), **checked_fields(values, cls))
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+        if is_nan(asdict(recipe)):
+            raise RecipeError("a value is NaN")
+        return recipe
 
 
 def differences(mine: Recipe, theirs: Recipe) -> list[str]:

@@ -2,10 +2,12 @@
 ``events/`` for TensorBoard, ``figures/``."""
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,14 +18,17 @@ from pyvae.data.dataset import Dataset
 from pyvae.data.location import absolute
 from pyvae.engine import checkpoint
 from pyvae.engine.checkpoint import Checkpoint
-from pyvae.engine.files import write_atomically
+from pyvae.engine.files import cause_of, clear_leftovers, make_directory, write_atomically
 from pyvae.engine.lock import lock
 from pyvae.engine.pair import pair_of
+from pyvae.engine.plain import read_json
 from pyvae.engine.recipe import Recipe, differences
 from pyvae.engine.trace import read_trace
 from pyvae.errors import RecipeError, RunError
 from pyvae.nets import Autoencoder, build
-from pyvae.objectives import InfoGAN
+from pyvae.objectives import TERMS, InfoGAN
+
+Net = TypeVar("Net", bound=torch.nn.Module)
 
 _OF_RUN = ("checkpoints", "events", "figures", "profile", "recipe.json", "snapshots", "trace.csv")
 
@@ -43,14 +48,20 @@ class Run:
             RunError: no such directory, or no run in it.
         """
         file = path / "recipe.json"
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise RunError(
                 f"{path} holds no run (no recipe.json): make one with `pyvae train ... --out {path}`"
             )
         try:
-            return cls(path, Recipe.from_json(json.loads(file.read_text())))
-        except (RecipeError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise RunError(f"{file} is not a recipe of this version of pyvae: {error}") from error
+            return cls(path, Recipe.from_json(read_json(file)))
+        except OSError as error:
+            reason = cause_of(error)
+        except (RecipeError, ValueError) as error:
+            reason = str(error)
+        raise RunError(
+            f"{file} is not a recipe of this version of pyvae: {reason}; put back a copy of it: "
+            "the header of every checkpoint holds one"
+        )
 
     @classmethod
     def create_or_resume(cls, path: Path, recipe: Recipe) -> "Run":
@@ -77,13 +88,14 @@ class Run:
             foreign = [entry.name for entry in path.iterdir() if not _is_of_run(entry.name)]
         except OSError as error:
             raise RunError(f"cannot read --out {path}: {error.strerror}") from error
-        if checkpoint.paths(self.checkpoints):
+        recipe_is_there = os.path.lexists(path / "recipe.json")
+        if recipe_is_there and checkpoint.paths(self.checkpoints):
             if different := differences(self.recipe, Run.open(path).recipe):
                 raise RunError(
                     f"{path} holds a run of another recipe ({'; '.join(different)}): "
                     "name another --out, or give that recipe to resume it"
                 )
-        elif foreign and not (path / "recipe.json").exists():
+        elif foreign and not recipe_is_there:
             raise RunError(f"--out {path} is not empty and holds no run: name another directory")
 
     def write_recipe(self) -> None:
@@ -112,6 +124,15 @@ class Run:
     def figures(self) -> Path:
         return self.path / "figures"
 
+    @property
+    def events(self) -> Path:
+        return self.path / "events"
+
+    def clear_leftovers(self) -> None:
+        """Remove what killed processes were writing; for who holds the run."""
+        for directory in (self.path, self.checkpoints, self.snapshots, self.figures):
+            clear_leftovers(directory)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for training, in a directory that is made where there is none; it goes again where nothing came
@@ -121,10 +142,7 @@ class Run:
             RunError: another process trains it, or the directory cannot be made or written.
         """
         made = not self.path.exists()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"cannot make --out {self.path}: {error.strerror}") from error
+        make_directory(self.path)
         file = self.path / ".lock"
         try:
             with lock(file, wait=False) as held:
@@ -142,15 +160,16 @@ class Run:
 
     def trace(self) -> dict[str, np.ndarray]:
         """Columns of ``trace.csv``: step, loss, recon, kl, beta, capacity, kl_0, kl_1, ..."""
-        return read_trace(self.path / "trace.csv")
+        needed = ("loss", "information_0") if self.adversarial else (*TERMS, "kl_0")
+        return read_trace(self.path / "trace.csv", needed)
 
     def newest_checkpoint(self) -> Checkpoint:
         """The newest checkpoint.
 
         Raises:
-            RunError: there is none yet, or it is damaged.
+            RunError: there is none yet, none is whole, or it is of another recipe than ``recipe.json``.
         """
-        newest = checkpoint.load_newest(self.checkpoints)
+        newest = self.resumable()
         if newest is None:
             raise RunError(f"{self.path} has no checkpoint yet: run its `pyvae train` command")
         return newest
@@ -169,36 +188,81 @@ class Run:
             )
         return newest
 
+    def resumable(self, *, repair: bool = False) -> Checkpoint | None:
+        """The newest checkpoint, None where there is none yet; see :func:`pyvae.engine.checkpoint.load_newest`.
+
+        Raises:
+            RunError: as :meth:`newest_checkpoint`.
+        """
+        newest = checkpoint.load_newest(self.checkpoints, repair=repair)
+        if newest is not None and "recipe" in newest.metadata:
+            self._check_recipe(newest)
+        return newest
+
+    def _check_recipe(self, saved: Checkpoint) -> None:
+        """Refuse a ``recipe.json`` that was changed since; but for where the data lies, and the length of the run."""
+        path = checkpoint.path_of(self.checkpoints, saved.step)
+        try:
+            trained = Recipe.from_json(saved.metadata["recipe"])
+        except RecipeError as error:
+            raise RunError(f"the recipe in {path} is not one of this version of pyvae: {error}") from error
+        if different := differences(self.recipe, replace(trained, data=self.recipe.data)):
+            raise RunError(
+                f"{self.path / 'recipe.json'} is not what {path.name} was trained with ({'; '.join(different)}): put "
+                "that back into it"
+            )
+
     def pair_of(self, saved: Checkpoint) -> AdversarialPair:
         """Generator and critic of a checkpoint, on the CPU in eval mode, where the objective has them.
 
         Raises:
-            RunError: it has none.
+            RunError: it has none, or the checkpoint is not of this recipe.
         """
-        if not isinstance(self.recipe.objective, InfoGAN):
+        objective = self.recipe.objective
+        if not isinstance(objective, InfoGAN):
             raise RunError(f"{self.path} has an encoder and a decoder, no generator and critic")
-        pair = pair_of(self.recipe, self.recipe.objective, int(saved.metadata["image_shape"][0]))
-        pair.load_state_dict({name: saved.tensors[name] for name in pair.state_dict()})
+        channels = saved.metadata["image_shape"][0]
+        pair = self._filled(lambda: pair_of(self.recipe, objective, channels), saved, "")
         return pair.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
     def net_of(self, saved: Checkpoint) -> Autoencoder:
         """The network of a checkpoint, on the CPU in eval mode.
 
         Raises:
-            RunError: the run has generator and critic instead.
+            RunError: the run has generator and critic instead, or the checkpoint is not of this recipe.
         """
         if self.adversarial:
             raise RunError(f"{self.path} has a generator and a critic, no encoder and decoder")
         sizes = saved.tensors.get("net.encoder.sizes")
-        net = build(
-            self.recipe.architecture,
-            int(saved.metadata["image_shape"][0]),
-            self.recipe.latents,
-            side=int(saved.metadata["image_shape"][1]),
-            factor_sizes=None if sizes is None else sizes.tolist(),
+        channels, side, _ = saved.metadata["image_shape"]
+        net = self._filled(
+            lambda: build(
+                self.recipe.architecture,
+                channels,
+                self.recipe.latents,
+                side=side,
+                factor_sizes=None if sizes is None else sizes.flatten().tolist(),
+            ),
+            saved,
+            "net.",
         )
-        net.load_state_dict({name: saved.tensors[f"net.{name}"] for name in net.state_dict()})
         return net.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    def _filled(self, make: Callable[[], Net], saved: Checkpoint, prefix: str) -> Net:
+        """A network with the weights of a checkpoint, if it is one that they fit."""
+        what = f"the checkpoint of step {saved.step:,} in {self.path}"
+        try:
+            # without memory, of which a recipe can ask for any amount
+            with torch.device("meta"):
+                wanted = make().state_dict()
+        except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+            raise RunError(
+                f"{what} does not fit its recipe, of which no network can be made: {str(error).splitlines()[0]}"
+            ) from error
+        checkpoint.check_fit(saved.tensors, {prefix + name: tensor for name, tensor in wanted.items()}, what)
+        net = make()
+        net.load_state_dict({name: saved.tensors[prefix + name] for name in wanted})
+        return net
 
     def shown(self, dataset: Dataset) -> Dataset:
         """A data set as the run's network is to be evaluated on it: grey images binarised once for all, if it was

@@ -1,17 +1,32 @@
 """The trace of a run: a ring of rows on the device, drained to ``trace.csv`` now and then."""
 
-import csv
-import io
+import contextlib
+import logging
 import os
+import re
+from array import array
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyvae.engine.files import append_all, cause_of
 from pyvae.errors import RunError
+from pyvae.files import open_regular, replacing
+
+_LOG = logging.getLogger(__name__)
+# ten times what a run of millions of steps writes, each of them logged
+_MOST_BYTES = 4 << 30
+# a row of a thousand latents is a tenth of it
+_LONGEST_LINE = 1 << 18
+_HEADER = re.compile(rb"step(,[a-z][a-z0-9_]*)*\r?\n")
+_LARGEST = float(np.finfo(np.float32).max)
+# exact as float64
+_STEP = re.compile(rb"\d{1,15}")
 
 
 class Ring:
@@ -91,65 +106,173 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 class TraceFile:
-    """``trace.csv``: a header and one row for each logged step, in order and without gaps."""
+    """``trace.csv``: a header and one row for each logged step, in order; without gaps, but for what a disk lost."""
 
-    def __init__(self, path: Path, fields: list[str], resume_at: int) -> None:
-        """Open for appending rows of step ``resume_at`` on; later rows, of a run that was killed, are dropped."""
+    def __init__(self, path: Path, fields: list[str], resume_at: int, rows: int = 0) -> None:
+        """Open for appending rows of step ``resume_at`` on; later rows, of a run that was killed, are dropped.
+
+        Args:
+            path: of the file, new or begun.
+            fields: names of the values of a row.
+            resume_at: step of the checkpoint that is gone on with.
+            rows: that the file had then. Where it lacks some, a warning says so.
+
+        Raises:
+            RunError: it has other columns than these, or cannot be read or written.
+        """
         self.path = path
-        header = ",".join(["step", *fields])
-        kept = [header]
-        if resume_at and path.exists():
-            lines = path.read_text().splitlines()
-            if lines and lines[0] != header:
-                raise RunError(f"{path} has other columns than this run; move it away to go on")
-            kept += [line for line in lines[1:] if _step(line, len(fields)) < resume_at]
-        temporary = path.with_name(f".{path.name}.tmp")
+        self.rows = 0
+        """In the file now."""
+        last = -1
         try:
-            temporary.write_text("\n".join(kept) + "\n")
-            os.replace(temporary, path)
-            self._file = open(path, "a", newline="")  # noqa: SIM115
+            with replacing(path) as temporary, open(temporary, "wb") as new:
+                new.write(",".join(["step", *fields]).encode() + b"\n")
+                for step, line in self._begun(fields) if resume_at and os.path.lexists(path) else ():
+                    if last < step < resume_at:
+                        new.write(line)
+                        self.rows, last = self.rows + 1, step
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise RunError(f"cannot write {path}: {error.strerror}") from error
+            raise RunError(f"cannot write {path}: {cause_of(error)}") from error
+        if lost := max(rows - self.rows, 0):
+            _LOG.warning(
+                "%s lacks %s of the rows before its checkpoint of step %s, as after a power cut (%s): training goes "
+                "on, and the rows are not made again",
+                path,
+                f"{lost:,}",
+                f"{resume_at:,}",
+                f"the last is of step {last:,}" if self.rows else "there are none",
+            )
+
+    def _begun(self, fields: list[str]) -> Iterator[tuple[int, bytes]]:
+        with _open(self.path) as file:
+            columns = _columns(file.readline(_LONGEST_LINE))
+            # of a header that is damaged nothing is known; the rows tell by their length
+            if columns not in (None, fields):
+                raise RunError(f"{self.path} has other columns than this run; move it away to go on")
+            for line in _lines(file):
+                if row := _row(line, len(fields)):
+                    yield row[0], line
 
     def append(self, rows: list[tuple[int, list[float]]]) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([step, *(f"{value:.9g}" for value in values)] for step, values in rows)
+        """Write rows, all of them or none.
+
+        Raises:
+            RunError: they cannot be written.
+        """
+        text = "".join(
+            ",".join([str(step), *(f"{value:.9g}" for value in values)]) + "\n" for step, values in rows
+        )
+        size = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write(text.getvalue())
-            self._file.flush()
+            append_all(self._file, text.encode())
         except OSError as error:
-            raise RunError(f"cannot write {self.path}: {error.strerror}") from error
+            with contextlib.suppress(OSError):
+                self._file.truncate(size)
+            raise self._failed(error) from error
+        self.rows += len(rows)
+
+    def sync(self) -> None:
+        """Wait until what has been appended is on the disk; on any thread.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._failed(error) from error
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> RunError:
+        return RunError(
+            f"cannot write {self.path}: {cause_of(error)}; what was saved before is intact, "
+            "free some space or permissions and run the same command again"
+        )
 
 
-def _step(line: str, fields: int) -> float:
-    """The step of a row; infinite for one that a crash cut short, which drops it."""
-    cells = line.split(",")
-    complete = len(cells) == fields + 1 and cells[-1] != ""
-    return int(cells[0]) if complete and cells[0].isdigit() else float("inf")
+def read_trace(path: Path, needed: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """Columns of a ``trace.csv`` by name, float64, the steps int64. Damaged lines are left out, with a warning.
 
-
-def read_trace(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a ``trace.csv`` by name, float64, the steps int64.
+    Args:
+        path: of the file.
+        needed: columns that it must have.
 
     Raises:
-        RunError: there is no such file, or it holds no row.
+        RunError: there is no such file, it lacks a column, or it holds no row.
     """
+    values = array("d")
+    damaged = 0
     try:
-        with open(path, newline="") as file:
-            rows = list(csv.reader(file))
+        with _open(path) as file:
+            header = file.readline(_LONGEST_LINE)
+            fields = _columns(header)
+            for line in _lines(file) if fields else ():
+                if row := _row(line, len(fields or ())):
+                    values.extend([row[0], *row[1]])
+                # another process may be writing the last
+                elif line.endswith(b"\n"):
+                    damaged += 1
     except OSError as error:
         raise RunError(
-            f"cannot read {path}: {error.strerror}; run the `pyvae train` command of this run"
+            f"cannot read {path}: {cause_of(error)}; run the `pyvae train` command of this run"
         ) from error
-    whole = [row for row in rows[1:] if len(row) == len(rows[0])]
-    if not whole:
+    if header and fields is None:
+        raise RunError(
+            f"{path} is damaged: its first line does not name its columns; put back a copy, or run the `pyvae train` "
+            "command of this run, which mends it"
+        )
+    if damaged:
+        _say_damaged(path, damaged)
+    if fields is None or not values:
         raise RunError(f"{path} holds no step yet: run the `pyvae train` command of this run")
-    table = np.array(whole, dtype=np.float64)
-    columns = {name: table[:, i] for i, name in enumerate(rows[0])}
+    if missing := [name for name in needed if name not in fields]:
+        raise RunError(f"{path} is not that of its recipe: it has no column {missing[0]}; put back a copy")
+    table = np.frombuffer(values).reshape(-1, 1 + len(fields))
+    columns = {name: table[:, i] for i, name in enumerate(["step", *fields])}
     columns["step"] = columns["step"].astype(np.int64)
     return columns
+
+
+def _open(path: Path) -> BinaryIO:
+    file = open_regular(path)
+    if os.fstat(file.fileno()).st_size > _MOST_BYTES:
+        file.close()
+        raise RunError(f"{path} is larger than {_MOST_BYTES >> 30} GiB, which no trace is: move it away")
+    return file
+
+
+@lru_cache(maxsize=64)  # once, however often it is read
+def _say_damaged(path: Path, lines: int) -> None:
+    _LOG.warning("%s: damaged lines are left out, %s of them", path, f"{lines:,}")
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines from here on; of what has no end of line, as zeros in the place of lost blocks, pieces."""
+    return iter(lambda: file.readline(_LONGEST_LINE), b"")
+
+
+def _columns(line: bytes) -> list[str] | None:
+    """Names of the values of a row; None of what is no whole header."""
+    if not _HEADER.fullmatch(line):
+        return None
+    _, *names = line.decode().rstrip().split(",")
+    return names if len({"step", *names}) == 1 + len(names) else None
+
+
+def _row(line: bytes, fields: int) -> tuple[int, list[float]] | None:
+    """The step and the values of a row; None of one that a crash cut short or a disk changed."""
+    step, *values = line.rstrip(b"\r\n").split(b",")
+    if len(values) != fields or not line.endswith(b"\n") or not _STEP.fullmatch(step):
+        return None
+    try:
+        numbers = [float(value) for value in values]
+    except ValueError:
+        return None
+    # training ends before it writes another
+    return (int(step), numbers) if all(abs(number) <= _LARGEST for number in numbers) else None

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyvae.engine.files import write_atomically
-from pyvae.errors import RunError
+from pyvae.engine.files import make_directory, write_atomically
 from pyvae.objectives import TERMS
 
 if TYPE_CHECKING:
@@ -40,12 +39,7 @@ def write(path: Path, content: bytes) -> Path:
     Raises:
         RunError: the directory cannot be made, or the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"cannot make {path.parent} ({error.strerror}): remove what is in its place, or allow writing there"
-        ) from error
+    make_directory(path.parent)
     write_atomically(path, content)
     return path
 
@@ -89,7 +83,7 @@ def trace_caption(trace: Trace) -> str:
 
 
 def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
-    if "recon" not in trace:
+    if not {"recon", "kl", "beta", "capacity"} <= trace.keys():
         return _adversarial_panels(trace)
     panels: list[tuple[str, Callable[[Any], None]]] = [
         ("reconstruction, nats per image", lambda axes: _line(axes, trace, "recon", log=True)),

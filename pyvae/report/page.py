@@ -142,7 +142,7 @@ def _write(
         provenance=_table(_provenance(trained)),
     )
     path = run.path / "report.html"
-    write_atomically(path, document(title, body).encode())
+    write_atomically(path, document(title, body).encode(errors="backslashreplace"))
     return path
 
 

@@ -1,26 +1,32 @@
 """Traversals of the weights that a run kept on the way."""
 
+import logging
 from pathlib import Path
 
 import torch
 
 from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
+from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.run import Run
+from pyvae.errors import RunError
 from pyvae.report import traversal
 from pyvae.report.evaluation import evaluate
 from pyvae.report.trained import posterior
 
+_LOG = logging.getLogger(__name__)
 _COLUMNS = 11
 
 
 def draw(run: Run, dataset: Dataset, *, span: float) -> list[tuple[Path, str]]:
-    """One picture, with its caption, for each snapshot: ``figures/snapshot-<step>.png``."""
+    """One picture, with its caption, for each snapshot that is whole: ``figures/snapshot-<step>.png``."""
     trace = run.trace()
     seed = traversal.default_seeds(dataset)[-1]
     drawn = []
     for path in checkpoint.paths(run.snapshots):
-        saved = checkpoint.load(path)
+        saved = _read(path)
+        if saved is None:
+            continue
         net = run.net_of(saved)
         kl = evaluate(net, dataset, run.recipe.likelihood).kl
         mu, _ = posterior(net, dataset, torch.tensor([seed]))
@@ -37,3 +43,11 @@ def draw(run: Run, dataset: Dataset, *, span: float) -> list[tuple[Path, str]]:
             )
         )
     return drawn
+
+
+def _read(path: Path) -> Checkpoint | None:
+    try:
+        return checkpoint.load(path)
+    except RunError as error:
+        _LOG.warning("%s: its picture is left out", error)
+        return None

@@ -146,7 +146,7 @@ def write_report(findings: Findings, out: Path) -> Path:
     content = json.dumps(_to_json(findings), indent=2) + "\n"
     write_atomically(out / "results.json", content.encode())
     path = out / "report.html"
-    write_atomically(path, document(title, body).encode())
+    write_atomically(path, document(title, body).encode(errors="backslashreplace"))
     return path
 
 
@@ -226,9 +226,9 @@ def _runs(study: Study, measured: dict[str, list[Measured]]) -> str:
                 str(m.run.recipe.seed),
                 f"{m.trained.steps:,}",
                 *(plain(q, m.values[q]) for q in quantities),
-                duration(metadata["seconds"]),
+                duration(metadata["seconds"]) if "seconds" in metadata else "",
                 f"{speed:,.1f}" if speed else "",
-                metadata["device"],
+                metadata.get("device", ""),
             ]
             rows.append(_row(cells, numbers=numbers))
     return f"<table>{''.join(rows)}</table>"

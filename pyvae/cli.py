@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
+from pyvae.bounds import parsing
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import PyvaeError
 from pyvae.recipes import RECIPES
@@ -297,7 +298,9 @@ def _commands() -> Any:
 def parse(arguments: Sequence[str]) -> Callable[[], int]:
     """The command that the arguments name, ready to be called; a wrong option exits with 2."""
     config = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    command = tyro.cli(_commands(), prog="pyvae", args=arguments, config=config)
+    # what a recipe refuses is one line of main's, not a box of tyro's
+    with parsing():
+        command = tyro.cli(_commands(), prog="pyvae", args=arguments, config=config)
     return getattr(command, "command", command)
 
 

@@ -156,7 +156,7 @@ def shorten(recipe: Recipe, scale: Fraction) -> Recipe:
         objective=replace(objective, **changes),
         steps=_times(recipe.steps, scale),
         lr_stage_steps=None if stage is None else _times(stage, scale),
-        keep_at=tuple(_times(step, scale) for step in recipe.keep_at),
+        keep_at=tuple(dict.fromkeys(_times(step, scale) for step in recipe.keep_at)),
     )
 
 

@@ -69,6 +69,7 @@ Steps = Annotated[int, Within(1, 10**12)]
 """A length; products of it stay exact in int64 and float64."""
 Count = Annotated[int, Within(1, 10**6)]
 """Of what is held in memory or done in a step."""
+Seed = Annotated[int, Within(0, 2**64 - 1)]
 
 
 class Checked:

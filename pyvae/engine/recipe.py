@@ -3,7 +3,7 @@
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
-from pyvae.bounds import Checked, Rate, Steps, Within, refusal, show
+from pyvae.bounds import Checked, Rate, Seed, Steps, Within, refusal, show
 from pyvae.errors import RecipeError
 from pyvae.objectives import (
     CIWAE,
@@ -91,7 +91,7 @@ class Recipe(Checked):
     takes tf32 as fp32."""
     steps: Steps = 1_500_000
     """Length of the run in steps. A finished run can be prolonged."""
-    seed: Annotated[int, Within(0, 2**64 - 1)] = 0
+    seed: Seed = 0
     """Decides the weights, the order of the data and the noise: below 2^64."""
     keep_at: Annotated[tuple[int, ...], Within(1, 10**12)] = ()
     """Steps after which the weights are kept for good, in snapshots/, and drawn in the report; those past the end of

@@ -22,7 +22,7 @@ class FactorVAE(Hyperparameters):
 
     TC is the mean log-odds of a discriminator between q(z) (class 0) and the product of its marginals (class 1),
     which is trained beside it on an independent second batch. Defaults are the paper's for 2D Shapes; its "6 layers"
-    are read as six hidden ones, as disentanglement_lib does (1Konny/FactorVAE has five).
+    are read as six hidden ones, as disentanglement_lib does (1Konny/FactorVAE and InfoGAN-CR have five).
     """
 
     gamma: Weight = 35.0

@@ -37,8 +37,9 @@ class InfoGAN(Hyperparameters):
 
     The information head Q shares the critic's convolutions, as there, and is trained beside it. Codes and weight are
     those of the comparison in Kim & Mnih 2018 on 2D Shapes, whose second form is ``continuous 5, categories 0``. What
-    they do not say is as in Lin et al. 2020 (the code of InfoGAN-CR for dSprites): noise, normalisations, rates, and
-    two steps of the generator for one of the critic. Without the normalisations the critic wins within some thirty
+    they do not say is as in Lin et al. 2020 (the code of InfoGAN-CR for dSprites): dimensions of the noise, which is
+    uniform there, normalisations, rates, and two steps of the generator for one of the critic, which there read the
+    same codes. Without the normalisations the critic wins within some thirty
     steps, since its real images are black and white, and nothing is learnt.
     """
 

@@ -10,14 +10,10 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from pyvae.errors import RecipeError
+from pyvae.errors import PyvaeError, RecipeError
 
 _SHOWN = 80
 _parsing = ContextVar("_parsing", default=False)
-
-
-class FieldError(RecipeError, ValueError):
-    """A field of a recipe or an objective has a value that it cannot have."""
 
 
 @contextmanager
@@ -30,9 +26,9 @@ def parsing() -> Iterator[None]:
         _parsing.reset(token)
 
 
-def refusal(message: str) -> RecipeError:
-    """The error of a value that cannot be: a ValueError too, but within :func:`parsing`."""
-    return (RecipeError if _parsing.get() else FieldError)(message)
+def refusal(message: str) -> PyvaeError:
+    """The error of a value that cannot be: RecipeError, a ValueError; within :func:`parsing` PyvaeError itself."""
+    return (PyvaeError if _parsing.get() else RecipeError)(message)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 import pyvae
+from pyvae.bounds import parsing
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import DataError, PyvaeError, RunError
 from pyvae.recipes import RECIPES
@@ -333,7 +334,9 @@ def parse(arguments: Sequence[str]) -> Callable[[], int]:
     if list(arguments) in (["--version"], ["-V"]):
         return _version
     config = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
-    command = tyro.cli(_commands(), prog="pyvae", args=arguments, config=config)
+    # what a recipe refuses is one line of main's, not a box of tyro's
+    with parsing():
+        command = tyro.cli(_commands(), prog="pyvae", args=arguments, config=config)
     return getattr(command, "command", command)
 
 

@@ -67,8 +67,13 @@ def pi(
             which any error of the other sign ends.
 
     Raises:
-        ValueError: an option is not one of its values.
+        ValueError: an option is not one of its values, or a gain is negative, or the limits cross.
     """
+    for name, gain in (("kp", kp), ("ki", ki)):
+        if not gain >= 0:
+            raise ValueError(f"{name}: expected a gain of at least 0, got {gain}")
+    if beta_max is not None and not beta_max >= beta_min:
+        raise ValueError(f"beta_max: expected at least beta_min {beta_min}, got {beta_max}")
     if proportional == "sigmoid":
         p = (error.exp() + 1.0).reciprocal() * kp
     elif proportional == "linear":
@@ -121,8 +126,13 @@ def adapt_capacity(
         smoothing: compare with the moving average of beta that keeps this share of itself, 0 for beta(t-1).
 
     Raises:
-        ValueError: an option is not one of its values.
+        ValueError: an option is not one of its values, a length is below 1, or ``smoothing`` is not in [0, 1).
     """
+    for name, length in (("steps", steps), ("window", window)):
+        if not length >= 1:
+            raise ValueError(f"{name}: at least 1 needed, got {length}")
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing: expected a number in [0, 1), got {smoothing}")
     if compared not in ("limited", "unlimited"):
         raise ValueError(f'compared: expected "limited" or "unlimited", got {compared!r}')
     if tie not in ("raise", "hold"):

@@ -13,5 +13,5 @@ class RunError(PyvaeError, RuntimeError):
     """A run directory cannot be used: foreign, of another recipe, or without a checkpoint."""
 
 
-class RecipeError(PyvaeError):
+class RecipeError(PyvaeError, ValueError):
     """A recipe asks for what cannot be."""

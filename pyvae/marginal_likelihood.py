@@ -12,7 +12,7 @@ from pyvae.allocator import keep_large_buffers
 from pyvae.functional import importance_log_weight
 from pyvae.nets import Autoencoder
 from pyvae.objectives.importance import sample_posterior
-from pyvae.random import Stream
+from pyvae.random import Stream, make_key
 
 GROUP = 64
 """Samples inside the logarithm of IWAE-64, which are also those that are held at a time."""
@@ -118,6 +118,7 @@ def marginal_likelihood(
     """
     if device.type == "cpu":
         keep_large_buffers()
+    own = make_key(seed, device=device)[0]
     parts, means = [], []
     with tqdm(total=len(index), desc="likelihood", unit="img", disable=not progress) as bar:
         for rows in index.split(_ROWS[device.type] // GROUP):
@@ -129,7 +130,7 @@ def marginal_likelihood(
                 )
             which = rows.to(device)
             mu, logvar = (x.float() for x in net.encoder(which if net.reads_factors else shown))
-            key = torch.stack([torch.full_like(which, seed), which], -1)
+            key = torch.stack([own.expand_as(which), which], -1)
             parts.append(estimate(mu, logvar, shown, net.decoder, samples, key))
             means.append(mu.cpu())
             bar.update(len(rows))

@@ -16,7 +16,11 @@ def linear(step: Tensor, start: float, stop: float, steps: int) -> Tensor:
 
     Returns:
         float64 of the shape of ``step``.
+
+    Raises:
+        ValueError: ``steps`` below 1.
     """
+    _at_least_one(steps=steps)
     return start + (stop - start) * (step.to(torch.float64) / steps).clamp(0.0, 1.0)
 
 
@@ -29,7 +33,11 @@ def stepwise(step: Tensor, start: float, stop: float, increment: float, period: 
 
     Returns:
         float64 of the shape of ``step``.
+
+    Raises:
+        ValueError: ``period`` below 1.
     """
+    _at_least_one(period=period)
     # an integer tensor times a Python number would be float32
     raised = (step + 1).div(period, rounding_mode="floor").to(torch.float64)
     return (raised * increment + start).clamp(max=stop)
@@ -46,7 +54,11 @@ def logistic(step: Tensor, steps: int) -> Tensor:
 
     Returns:
         float64 of the shape of ``step``.
+
+    Raises:
+        ValueError: ``steps`` below 1.
     """
+    _at_least_one(steps=steps)
     at = (step.to(torch.float64) - steps / 2) / (steps / 10)
     return ((-at).exp() + 1.0).reciprocal().masked_fill(step >= steps, 1.0)
 
@@ -64,7 +76,13 @@ def cyclical(step: Tensor, steps: int, cycles: int, proportion: float) -> Tensor
 
     Returns:
         float64 of the shape of ``step``.
+
+    Raises:
+        ValueError: ``steps`` or ``cycles`` below 1, or ``proportion`` not in (0, 1].
     """
+    _at_least_one(steps=steps, cycles=cycles)
+    if not 0 < proportion <= 1:
+        raise ValueError(f"proportion: expected a number in (0, 1], got {proportion}")
     tau = step.remainder(math.ceil(steps / cycles)).to(torch.float64) / (steps / cycles)
     return (tau / proportion).clamp(max=1.0).masked_fill(step >= steps, 1.0)
 
@@ -73,7 +91,7 @@ def staged(step: Tensor, first: int) -> Tensor:
     """``10^(-i / 7)`` in stage i = 0, ..., 7, which lasts ``3^i * first`` steps; the last goes on for ever.
 
     The learning rate of Burda et al. 2016, "Importance weighted autoencoders", section 5, over 0.001; ``first`` is an
-    epoch there.
+    epoch there. Their code (yburda/iwae, experiments.py) rounds it to two digits: 0.72 in the second stage for .7197.
 
     Args:
         step: int64, any shape, counted from 0.
@@ -81,8 +99,18 @@ def staged(step: Tensor, first: int) -> Tensor:
 
     Returns:
         float64 of the shape of ``step``.
+
+    Raises:
+        ValueError: ``first`` below 1.
     """
+    _at_least_one(first=first)
     # stage i ends with step (3^(i + 1) - 1) / 2 * first
     powers = 3 ** torch.arange(1, _STAGES, device=step.device)
     stage = ((2 * step + first).unsqueeze(-1) >= powers * first).sum(-1)
     return 10 ** (stage.to(torch.float64) / (1 - _STAGES))
+
+
+def _at_least_one(**lengths: int) -> None:
+    for name, length in lengths.items():
+        if not length >= 1:
+            raise ValueError(f"{name}: at least 1 needed, got {length}")

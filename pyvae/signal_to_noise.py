@@ -7,12 +7,13 @@ averaged, that of the generative parameters grows as sqrt(M K), that of the infe
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyvae.allocator import keep_large_buffers
+from pyvae.bounds import Checked, Count, Seed, Within
 
 Estimator = Literal["total", "stl", "dreg", "rws-dreg"]
 ESTIMATORS: tuple[Estimator, ...] = ("total", "stl", "dreg", "rws-dreg")
@@ -27,21 +28,21 @@ _LEAST_OF_SLOPE = 3
 
 
 @dataclass(frozen=True)
-class Toy:
+class Toy(Checked):
     """z ~ N(mu, I), x given z ~ N(z, I), q(z|x) = N(A x + b, variance I): all exact.
 
     The data are drawn from the model with mu ~ N(0, I); the parameters are then the best ones (mu the mean of the data,
     A = I / 2, b = mu / 2), each moved by N(0, perturbation^2). Gradients are those of a batch, as in training.
     """
 
-    dimensions: int = 20
-    data: int = 1024
-    batch: int = 16
-    perturbation: float = 0.01
+    dimensions: Count = 20
+    data: Count = 1024
+    batch: Count = 16
+    perturbation: Annotated[float, Within(0, 1e9)] = 0.01
     """0.01 is near the optimum, 0.5 far from it."""
-    variance: float = 2 / 3
+    variance: Annotated[float, Within(1e-9, 1e9)] = 2 / 3
     """Of q; 1/2 would be the exact posterior's."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Problem(NamedTuple):
@@ -184,7 +185,7 @@ def measure(toy: Toy, *, scale: float = 1.0) -> list[Curve]:
                 problem,
                 draws=max(int(draws * scale), 50),
                 estimators=ESTIMATORS if against == "samples" else ("total",),
-                seed=toy.seed * 1_000_003 + count,
+                seed=(toy.seed * 1_000_003 + count) % 2**64,
                 **{against: count},
             )
             for count, draws in _DRAWS.items()

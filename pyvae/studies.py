@@ -156,7 +156,7 @@ def shorten(recipe: Recipe, scale: Fraction) -> Recipe:
         objective=replace(objective, **changes),
         steps=_times(recipe.steps, scale),
         lr_stage_steps=None if stage is None else _times(stage, scale),
-        keep_at=tuple(_times(step, scale) for step in recipe.keep_at),
+        keep_at=tuple(dict.fromkeys(_times(step, scale) for step in recipe.keep_at)),
     )
 
 
@@ -174,7 +174,10 @@ _CONTROL_VAE = (
 )
 _TERM_PAPER = "term paper on adaptive capacity for ControlVAE, one seed"
 _MINIBATCH = _TERM_PAPER + '; "final loss", almost surely of one minibatch, so comparable to within a nat'
-_DISVAE = "YannDubs/disentangling-vae, results/*/train_losses.log: mean over the minibatches of the last epoch, one run"
+_DISVAE = (
+    "YannDubs/disentangling-vae, results/*/train_losses.log: mean over every 50th minibatch of the last epoch, "
+    "one run"
+)
 _INFOGAN_CR = (
     "InfoGAN-CR (Lin et al. 2020), table 1: mean of 10 runs of 311,000 steps, the second batch being the first, "
     "metrics of sampled z"
@@ -342,8 +345,11 @@ STUDIES: dict[str, Study] = {
         without=("shape",),
         notes=(
             _NO_SHAPE,
-            "beta-VAE has gamma 100 and C to 15 nats in 100,000 steps, as the script of ControlVAE's code; FactorVAE "
-            "has the five hidden layers of 1Konny/FactorVAE; 1.5M steps are taken for both, which is not published.",
+            "beta-VAE has gamma 100, C to 15 nats in 100,000 steps and 1.5M steps in all, as "
+            "run_dsprites_B_gamma100_z10_c15.sh of ControlVAE's code, which counts C from step 1, not 0. Of FactorVAE "
+            "that code has only the name, in the script of its MIG: the network is taken from 1Konny/FactorVAE, with "
+            "five hidden layers in the discriminator. There gamma 10 has 700,000 steps, and weights start from "
+            "N(0, 0.02); here it has 1.5M, as the others, and torch's weights.",
         ),
     ),
     "burgess": Study(
@@ -373,6 +379,8 @@ STUDIES: dict[str, Study] = {
         notes=(
             "Figure 3 of the paper has no numbers but an order: position pays at the lowest C (3.1 nats), then scale "
             "(7.3), shape, and orientation (15.4 and 23.8); see the arm factor-bottleneck.",
+            "The published run of capacity-100 counts C from step 1, not 0, and starts from kaiming_uniform weights, "
+            "ours from torch's. Our numbers are of the final weights.",
         ),
     ),
     "beta-vae": Study(
@@ -381,7 +389,12 @@ STUDIES: dict[str, Study] = {
             _trained("beta-1", _recipe("vae", objective=BetaVAE(beta=1.0)), 17.99, 25.40),
             _trained("beta-4", _recipe("vae", objective=BetaVAE(beta=4.0)), 35.61, 15.35),
         ),
-        notes=("Ours are of the final weights, the published ones averages over the last epoch's steps.",),
+        notes=(
+            "In the published runs the weight of the KL rises in a straight line from 0 to its value over the first "
+            "10,000 steps (reg_anneal in their specs.json), and weights start from kaiming_uniform, some 2.4 times as "
+            "wide as torch's. Here the weight is constant, and the weights are torch's.",
+            "Ours are of the final weights, the published ones averages over every 50th step of the last epoch.",
+        ),
     ),
     "factor-vae": Study(
         "FactorVAE at gamma 10, 20 and 40 against beta-VAE, the FactorVAE metric",
@@ -405,7 +418,11 @@ STUDIES: dict[str, Study] = {
         ),
         notes=(
             "Kim & Mnih's network and 300,000 steps in every arm. Metrics are of mean codes, with the defaults of "
-            "disentanglement_lib; InfoGAN-CR took sampled codes, and 500 votes of 100 points.",
+            "disentanglement_lib; InfoGAN-CR took sampled codes: for the FactorVAE metric the accuracy on 500 votes of "
+            "100 points that trained its classifier, no latent pruned, and for MIG 73,728 images.",
+            "The code of InfoGAN-CR (FactorVAE_dSprites/) has five hidden layers in the discriminator where ours has "
+            "six, no activation after the encoder's layer of 128, weights from N(0, 0.02) where ours are torch's, and "
+            "permutes the batch that it trains on where ours takes a second one.",
         ),
     ),
     "tighter-bounds": Study(
@@ -444,8 +461,10 @@ STUDIES: dict[str, Study] = {
         notes=(
             "The 784-200-200-50 network, batch 20, 3,280 epochs in eight stages of the learning rate, images binarised "
             "anew each time. Evaluated on 1,000 images of t10k-images-idx3-ubyte where that lies beside the training "
-            "images, each binarised once for all; the paper evaluates on all 10,000. Adam has epsilon 1e-8, and the "
-            "decoder's bias starts at 0, not at the logit of the mean.",
+            "images, each binarised once for all; the paper evaluates on all 10,000.",
+            "The paper's code was not found. That of Burda et al. (yburda/iwae), whose setting it takes over, differs "
+            "from ours in Adam (epsilon 1e-4, beta1 0.99, second moments from 1; here 1e-8, 0.9 and 0), in rates "
+            "rounded to two digits, and in the decoder's bias, which starts at the pixels' log-odds, here at 0.",
             "The signal-to-noise ratios of the paper are the study tighter-bounds-toy.",
         ),
         data="mnist",
@@ -470,6 +489,10 @@ STUDIES: dict[str, Study] = {
             ),
         ),
         without=("shape",),
-        notes=(_NO_SHAPE,),
+        notes=(
+            _NO_SHAPE,
+            "Network, batch, rate and length are those of rtqichen/beta-tcvae, whose encoder gives log sigma, ours log "
+            "sigma^2.",
+        ),
     ),
 }

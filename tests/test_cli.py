@@ -120,7 +120,7 @@ def test_unknown_options(pyvae, arguments):
     [
         (("--steps", 0), ("steps must be at least 1, got 0",)),
         (("--batch-size", -1), ("batch_size must be at least 1",)),
-        (("--lr", "nan"), ("lr must be positive",)),
+        (("--lr", "nan"), ("lr must be finite, got nan",)),
         (("--log-every", 0), ("--log-every must be at least 1",)),
         (("--device", "cuda:7"), ("--device cuda:7 cannot be used here", "--device cpu")),
         (("--device", "abacus"), ("--device abacus cannot be used here",)),

@@ -561,11 +561,11 @@ def test_the_state_on_a_small_model_trains():
         ({"capacity_period": 0}, "capacity_period must be at least 1, got 0"),
         ({"capacity_steps": 0}, "capacity_steps must be at least 1"),
         ({"adaptive_window": 0}, "adaptive_window must be at least 1"),
-        ({"ki": -0.001}, "ki must not be negative, got -0.001"),
-        ({"kp": float("nan")}, "kp must not be negative, got nan"),
-        ({"capacity_start": -1.0}, "capacity_start must not be negative"),
-        ({"capacity_increment": 0.0}, "capacity_increment must be positive"),
-        ({"adaptive_smoothing": 1.0}, r"adaptive_smoothing must be in \[0, 1\)"),
+        ({"ki": -0.001}, "ki must be at least 0, got -0.001"),
+        ({"kp": float("nan")}, "kp must be finite, got nan"),
+        ({"capacity_start": -1.0}, "capacity_start must be at least 0"),
+        ({"capacity_increment": 0.0}, "capacity_increment must be above 0"),
+        ({"adaptive_smoothing": 1.0}, "adaptive_smoothing must be below 1"),
         ({"capacity": 0.25}, "capacity 0.25 is below capacity_start 0.5"),
         ({"beta_max": 0.5}, "beta_max 0.5 is below beta_min 1.0"),
     ],
@@ -580,18 +580,49 @@ def test_a_constant_capacity_needs_no_start():
     assert float(setting.initial_control("cpu").capacity) == 0.25
 
 
-@pytest.mark.parametrize("option", ["schedule", "proportional", "anti_windup"])
+@pytest.mark.parametrize(
+    "option", ["schedule", "proportional", "anti_windup", "adaptive_compared", "adaptive_tie"]
+)
 def test_an_unknown_option_is_named(option):
-    setting = ControlVAE(**{option: "none"})
-    with pytest.raises(ValueError, match=f"{option}: expected .*, got 'none'"):
-        run(setting, [1.0])
+    with pytest.raises(RecipeError, match=f"{option} must be .*, got 'none'"):
+        ControlVAE(**{option: "none"})
 
 
-@pytest.mark.parametrize("option", ["adaptive_compared", "adaptive_tie"])
-def test_an_unknown_option_of_adaptive_capacity_is_named(option):
-    setting = ControlVAE(schedule="adaptive", **{option: "none"})
-    with pytest.raises(ValueError, match=f"{option[9:]}: expected .*, got 'none'"):
-        run(setting, [1.0])
+PI = {"kp": 0.01, "ki": 0.001, "beta_min": 1.0}
+ADAPTIVE = {"stop": 16.0, "steps": 10}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kp": -1.0}, "kp: expected a gain of at least 0, got -1.0"),
+        ({"ki": math.nan}, "ki: expected a gain of at least 0, got nan"),
+        ({"beta_max": 0.5}, "beta_max: expected at least beta_min 1.0, got 0.5"),
+        ({"proportional": "none"}, "proportional: expected .*, got 'none'"),
+        ({"anti_windup": "none"}, "anti_windup: expected .*, got 'none'"),
+    ],
+)
+def test_a_step_of_the_controller_names_what_cannot_be(change, message):
+    state = initial_control("cpu", beta=1.0, capacity=0.5)
+    with pytest.raises(ValueError, match=message):
+        pi(state, torch.zeros((), dtype=torch.float64), **{**PI, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps: at least 1 needed, got 0"),
+        ({"window": 0}, "window: at least 1 needed, got 0"),
+        ({"smoothing": 1.0}, r"smoothing: expected a number in \[0, 1\), got 1.0"),
+        ({"smoothing": math.nan}, "smoothing: expected"),
+        ({"compared": "none"}, "compared: expected .*, got 'none'"),
+        ({"tie": "none"}, "tie: expected .*, got 'none'"),
+    ],
+)
+def test_adaptive_capacity_names_what_cannot_be(change, message):
+    state = initial_control("cpu", beta=1.0, capacity=0.5)
+    with pytest.raises(ValueError, match=message):
+        adapt_capacity(state, torch.zeros((), dtype=torch.int64), **{**ADAPTIVE, **change})
 
 
 def test_the_published_runs():

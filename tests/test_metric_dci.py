@@ -174,3 +174,16 @@ def test_refusals(mixed):
         dci(table, without=("shape", "scale", "x"), **POINTS)
     with pytest.raises(ValueError, match="compares latents: it needs at least 2, got 1"):
         dci(codes.table(mixed[:, :1]), **POINTS)
+
+
+def test_the_authors_average_completeness_without_weights():
+    """The first factor has 8 / 20 of the importance, all of it in one code; the others' is spread evenly."""
+    found = of_importances([[8, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]])
+    assert found.completeness == pytest.approx(8 / 20, abs=1e-6)
+    assert found.per_factor.mean() == pytest.approx(1 / 4, abs=1e-6)
+    assert "averages completeness over factors without weights" in " ".join(dci.__doc__.split())
+
+
+def test_the_default_classifier_weighs_all_factors_alike(mixed):
+    found = dci(codes.table(mixed, codes.SMALL), progress=False, **POINTS)
+    assert found.completeness == pytest.approx(float(found.per_factor.mean()), abs=1e-6)

@@ -130,8 +130,15 @@ class TestAnnealedVAE:
             AnnealedVAE(**change)
 
     def test_an_unknown_schedule_is_named(self):
-        with pytest.raises(ValueError, match=r"schedule: expected .*, got 'cosine'"):
-            AnnealedVAE(schedule="cosine").terms(outputs(), torch.tensor(0))
+        with pytest.raises(
+            RecipeError, match="schedule must be 'linear' or 'logistic' or 'cyclical', got 'cos"
+        ):
+            AnnealedVAE(schedule="cosine")
+
+    def test_a_cycle_has_a_step(self):
+        with pytest.raises(RecipeError, match="cycles must be at most annealing_steps, got 5 in 4 steps"):
+            AnnealedVAE(schedule="cyclical", cycles=5, annealing_steps=4)
+        assert AnnealedVAE(schedule="linear", cycles=5, annealing_steps=4).cycles == 5
 
     def test_the_published_cycles(self):
         recipe = RECIPES["cyclical-annealing"][1]

@@ -78,8 +78,11 @@ def train(monkeypatch, tmp_path):
     def train(captured=CAPTURED, log_every=100, **options):
         recipe = Recipe(data="tiny", **options)
         trainer = Timed(recipe, Gpu(monkeypatch, captured), monkeypatch, log_every)
-        looped = loop._Loop(Run.create_or_resume(tmp_path / "run", recipe), TinyData(), trainer, 1.0)
-        assert looped.train().step == trainer.step == recipe.steps
+        run = Run.create_or_resume(tmp_path / "run", recipe)
+        with run.locked():
+            looped = loop._Loop(run, TinyData(), trainer, 1.0)
+            outcome = looped.train()
+        assert outcome.step == trainer.step == recipe.steps
         trainer.pace = looped._pace
         return trainer
 

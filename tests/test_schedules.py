@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pyvae.schedules import cyclical, linear, logistic, stepwise
+from pyvae.schedules import cyclical, linear, logistic, staged, stepwise
 
 ALL = {
     "linear": lambda step: linear(step, 0.5, 16.0, 1000),
@@ -98,3 +98,21 @@ def test_long_runs_keep_their_digits(schedule):
         assert float(linear(step, 0.0, 1.0, total)) == (2**25 + 1) / total
     else:
         assert float(cyclical(step, total, 1, 1.0)) == (2**25 + 1) / total
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda step: linear(step, 0.0, 1.0, 0), "steps: at least 1 needed, got 0"),
+        (lambda step: stepwise(step, 0.0, 1.0, 0.1, -3), "period: at least 1 needed, got -3"),
+        (lambda step: logistic(step, 0), "steps: at least 1 needed, got 0"),
+        (lambda step: cyclical(step, 0, 4, 0.5), "steps: at least 1 needed, got 0"),
+        (lambda step: cyclical(step, 100, 0, 0.5), "cycles: at least 1 needed, got 0"),
+        (lambda step: cyclical(step, 100, 4, 0.0), r"proportion: expected a number in \(0, 1\], got 0.0"),
+        (lambda step: cyclical(step, 100, 4, math.nan), "proportion: expected"),
+        (lambda step: staged(step, 0), "first: at least 1 needed, got 0"),
+    ],
+)
+def test_a_length_that_cannot_be_is_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.tensor(3))

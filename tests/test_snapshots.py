@@ -64,8 +64,10 @@ def test_a_run_that_ended_before_it_could_keep_does_so_later(tmp_path):
 
 def test_the_recipe_survives_its_file(run):
     assert Run.open(run.path).recipe == run.recipe == RECIPE
-    with pytest.raises(RecipeError, match="keep_at must be steps from 1 on, got 0"):
+    with pytest.raises(RecipeError, match=r"keep_at must be at least 1, got \(3, 0\)"):
         replace(RECIPE, keep_at=(3, 0))
+    with pytest.raises(RecipeError, match=r"keep_at must be different steps, got \(3, 3\)"):
+        replace(RECIPE, keep_at=(3, 3))
 
 
 def test_pictures_say_their_step_and_capacity(run):

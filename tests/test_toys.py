@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pyvae import toys
+from pyvae.errors import PyvaeError
 from pyvae.signal_to_noise import Toy
 from pyvae.toys import reproduce_toy
 
@@ -87,3 +88,13 @@ def test_what_is_through_is_reported_when_it_is_interrupted(small, tmp_path, mon
         reproduce_toy("small", tmp_path, seeds=(1, 2), scale=0.005)
     assert list(json.loads((tmp_path / "results.json").read_text())["seeds"]) == ["1"]
     assert "1 seeds" in (tmp_path / "report.html").read_text()
+
+
+def test_seeds_have_64_bits(small, tmp_path):
+    reproduce_toy("small", tmp_path, seeds=(2**64 - 1,), scale=0.001)
+    kept = json.loads((tmp_path / f"seed-{2**64 - 1}.json").read_text())
+    assert kept["toy"]["seed"] == 2**64 - 1
+    with pytest.raises(PyvaeError, match=f"seed must be at most {2**64 - 1:,}, got {2**64}"):
+        reproduce_toy("small", tmp_path, seeds=(2**64,), scale=0.001)
+    with pytest.raises(ValueError, match="variance must be at least 1e-09, got 0"):
+        Toy(variance=0)

@@ -52,8 +52,6 @@ class AdversarialTrainer(Stepper):
         if not isinstance(objective, InfoGAN):
             raise RecipeError(f"{type(objective).__name__} has no critic")
         check_compile(recipe, compile)
-        if objective.batch_norm and recipe.batch_size < 2:
-            raise RecipeError("batch_size 1 leaves batch normalisation nothing to compare: --no-batch-norm")
         self._objective = objective
         self.net = pair_of(recipe, objective, dataset.image_shape[0]).to(
             device,

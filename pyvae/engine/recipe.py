@@ -1,8 +1,9 @@
 """A recipe: everything that decides what a run computes."""
 
 from dataclasses import MISSING, asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pyvae.bounds import Checked, Rate, Seed, Steps, Within, refusal, show
 from pyvae.engine.plain import checked, checked_fields, is_nan
 from pyvae.errors import RecipeError
 from pyvae.objectives import (
@@ -29,7 +30,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Checked):
     """One training run. Two runs of one recipe on one machine are equal bit for bit."""
 
     objective: (
@@ -51,11 +52,11 @@ class Recipe:
     data: str = "dsprites"
     """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, of 3dshapes.h5, of a folder of images,
     or of an array of images in an .npz, .npy or HDF5 file."""
-    image_size: int = 64
+    image_size: Annotated[int, Within(1, 4096)] = 64
     """Side that images of a folder or an array are resized to."""
     channels: Literal[1, 3] | None = None
     """1 or 3 channels of such images; by default 1 where all are grey."""
-    crop: int | None = None
+    crop: Annotated[int, Within(1, 2**16)] | None = None
     """Side of the central square of such images, in their own pixels; by default the largest there is."""
     corrupt: Literal["refuse", "skip"] = "refuse"
     """What to do with files of a folder that cannot be decoded."""
@@ -75,49 +76,46 @@ class Recipe:
     code: Literal["encoder", "factors"] = "encoder"
     """What z is made from: the image, by the encoder; or the true factors, each through a noisy channel of its own
     (Burgess et al. 2018, section 4.1), for data that has them."""
-    latents: int = 10
+    latents: Annotated[int, Within(1, 2**16)] = 10
     """Dimensions of z."""
-    batch_size: int = 64
+    batch_size: Annotated[int, Within(1, 2**24)] = 64
     """Images in a step."""
     optimizer: Literal["adam", "adagrad"] = "adam"
     """Adam with betas (0.9, 0.999) and epsilon 1e-8, or Adagrad."""
-    lr: float = 1e-4
+    lr: Rate = 1e-4
     """Learning rate."""
-    lr_stage_steps: int | None = None
+    lr_stage_steps: Steps | None = None
     """Steps of the first of the eight stages of Burda et al. 2016 (an epoch there): stage i lasts 3^i times as long, at
     10^(-i/7) times the learning rate; the last goes on to the end. Default: a constant rate."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Of the networks' products, a discriminator's among them; weights, losses and moments are always float32. A CPU
     takes tf32 as fp32."""
-    steps: int = 1_500_000
+    steps: Steps = 1_500_000
     """Length of the run in steps. A finished run can be prolonged."""
-    seed: int = 0
-    """Decides the weights, the order of the data and the noise."""
-    keep_at: tuple[int, ...] = ()
-    """Steps after which the weights are kept for good, in snapshots/, and drawn in the report."""
+    seed: Seed = 0
+    """Decides the weights, the order of the data and the noise: below 2^64."""
+    keep_at: Annotated[tuple[int, ...], Within(1, 10**12)] = ()
+    """Steps after which the weights are kept for good, in snapshots/, and drawn in the report; those past the end of
+    the run once it is prolonged."""
 
     def __post_init__(self) -> None:
-        for name in ("latents", "batch_size", "steps"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise RecipeError(f"lr must be positive, got {self.lr}")
-        if self.lr_stage_steps is not None and self.lr_stage_steps < 1:
-            raise RecipeError(f"lr_stage_steps must be at least 1, got {self.lr_stage_steps}")
+        super().__post_init__()
         if self.lr_stage_steps is not None and self.optimizer != "adam":
-            raise RecipeError(f"lr_stage_steps: {self.optimizer} has a constant rate: give --optimizer adam")
+            raise refusal(f"lr_stage_steps: {self.optimizer} has a constant rate: give --optimizer adam")
         if isinstance(self.objective, ImportanceWeighted) and self.likelihood != "bernoulli":
-            raise RecipeError(
+            raise refusal(
                 f"likelihood {self.likelihood}: importance-weighted objectives are of bernoulli pixels"
             )
         if isinstance(self.objective, InfoGAN):
             self._check_adversarial(self.objective)
-        if any(step < 1 for step in self.keep_at):
-            raise RecipeError(f"keep_at must be steps from 1 on, got {min(self.keep_at)}")
+        if self.objective.compares is not None and self.batch_size < 2:
+            raise refusal(f"batch_size must be at least 2, got {self.batch_size}: {self.objective.compares}")
+        if len(set(self.keep_at)) < len(self.keep_at):
+            raise refusal(f"keep_at must be different steps, got {show(self.keep_at)}")
 
     def _check_adversarial(self, objective: InfoGAN) -> None:
         if self.latents != objective.codes:
-            raise RecipeError(
+            raise refusal(
                 f"latents {self.latents}: this objective has {objective.codes} codes: --latents {objective.codes}"
             )
         for name, only in (
@@ -129,7 +127,7 @@ class Recipe:
             ("keep_at", ()),
         ):
             if getattr(self, name) != only:
-                raise RecipeError(
+                raise refusal(
                     f"{name} {getattr(self, name)}: InfoGAN and InfoWGAN-GP are trained with {only or 'none'} alone"
                 )
 

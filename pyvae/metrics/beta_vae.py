@@ -40,9 +40,9 @@ def beta_vae(
     |mu_1 - mu_2| over the pairs. The score is the accuracy of a linear classifier of the factor on new points. It is
     known to stay 1 when all but one of the factors are disentangled (Kim & Mnih 2018). A random code scores about 1/F.
 
-    Defaults are those of disentanglement_lib (unsupervised_study_v1): scikit-learn's LogisticRegression; the paper
-    trains a linear classifier with Adagrad. The study ran a scikit-learn whose default was one-vs-rest; today's is
-    multinomial.
+    Defaults are those of disentanglement_lib (unsupervised_study_v1): scikit-learn's LogisticRegression, but for
+    ``max_iter``, which is scikit-learn's 100 there; the paper trains a linear classifier with Adagrad. The study ran a
+    scikit-learn whose default was one-vs-rest; today's is multinomial.
 
     Args:
         table: codes of the full grid.

@@ -49,6 +49,10 @@ def dci(
     mean over latents of 1 - H(R_j. / sum) / log F weighted by the latent's share of R; completeness the mean over
     factors of 1 - H(R_.k / sum) / log D weighted likewise; informativeness the mean accuracy on test points.
 
+    The authors' code (cianeastwood/qedr, quantify.ipynb) averages completeness over factors without weights;
+    ``per_factor.mean()`` is theirs, the weights are disentanglement_lib's. The two are one where the importances of
+    every factor add up to the same, as those of the default classifier do.
+
     Defaults are those of disentanglement_lib (unsupervised_study_v1): scikit-learn's GradientBoostingClassifier, whose
     trees are one per class and round, so that it takes minutes. The paper uses a lasso and a random forest, and the
     error of prediction in place of the accuracy; ``classifier`` takes either's classifier.

@@ -59,7 +59,8 @@ def factor_vae(
     are no others. A random code scores about 1/F.
 
     Defaults are those of disentanglement_lib (unsupervised_study_v1); ``**FACTOR_VAE_PAPER`` gives the paper's, as
-    nicolasigor/FactorVAE has them: the pruning threshold is not in the paper.
+    nicolasigor/FactorVAE has them, which votes equally often for every factor: the pruning threshold is not in the
+    paper.
 
     Args:
         table: codes of the full grid.

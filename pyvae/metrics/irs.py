@@ -41,9 +41,9 @@ def irs(
     classes of the quantile of |z_j - E[z_j | v_k]|) / max |z_j - E[z_j]|. A latent counts by its best factor; the score
     is the mean over latents weighted by their largest deviation, so it is not invariant to the scale of one latent.
 
-    ``quantile`` and ``points`` are the defaults of disentanglement_lib (the metric is not in unsupervised_study_v1);
-    the paper takes the maximum, ``quantile=1``. disentanglement_lib also puts the classes of the factors into bins,
-    20 in its other metrics, where here every class stands for itself.
+    ``quantile`` is the default of disentanglement_lib, ``points`` those of its config/sample/irs (the metric is not in
+    unsupervised_study_v1); the paper takes the maximum, ``quantile=1``. disentanglement_lib also puts the classes of
+    the factors into bins, 20 in that file, where here every class stands for itself.
 
     Args:
         table: N codes.

@@ -104,7 +104,7 @@ def explicitness(
     A logistic regression per factor on standardised codes; the area under the ROC curve of each class against the
     rest, averaged over the factor's classes and then over factors.
 
-    Defaults are those of disentanglement_lib (unsupervised_study_v1).
+    Defaults are those of disentanglement_lib (unsupervised_study_v1), but for ``max_iter``, scikit-learn's 100 there.
 
     Args:
         table: N codes.

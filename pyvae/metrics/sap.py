@@ -38,7 +38,8 @@ def sap(
     The mean over factors of the difference between the two latents that predict it best, one latent at a time.
 
     Defaults are those of disentanglement_lib (unsupervised_study_v1): factors are classes, predicted by a linear
-    support vector classifier of C = .01 with balanced class weights, test accuracy. It sees the scale of a latent.
+    support vector classifier of C = .01 with balanced class weights, test accuracy. It sees the scale of a latent. The
+    paper (recalled) takes thresholds on the latent and the balanced accuracy instead, and 0 for an inactive latent.
 
     Args:
         table: N codes.

@@ -1,17 +1,17 @@
 """VAE with an annealed KL."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
-from pyvae.errors import RecipeError
-from pyvae.objectives.objective import Outputs, weighted_kl
+from pyvae.bounds import Count, Steps, Within, refusal
+from pyvae.objectives.objective import Hyperparameters, Outputs, weighted_kl
 from pyvae.schedules import cyclical, linear, logistic
 
 
 @dataclass(frozen=True)
-class AnnealedVAE:
+class AnnealedVAE(Hyperparameters):
     """``recon + beta(t) KL``, beta from 0 to 1: linear or logistic as Bowman et al. 2016, "Generating sentences from a
     continuous space", section 3.1; cyclical as Fu et al. 2019, "Cyclical annealing schedule".
 
@@ -20,21 +20,21 @@ class AnnealedVAE:
 
     schedule: Literal["linear", "logistic", "cyclical"] = "logistic"
     """Shape of beta(t); see pyvae.schedules."""
-    annealing_steps: int = 10_000
+    annealing_steps: Steps = 10_000
     """Steps until beta is 1 for good; of all cycles together, so the run's length in Fu et al."""
-    cycles: int = 4
+    cycles: Count = 4
     """M, of the cyclical schedule."""
-    proportion: float = 0.5
+    proportion: Annotated[float, Within(above=0, most=1)] = 0.5
     """R, part of each cycle in which beta rises."""
 
     extra_terms: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        for name in ("annealing_steps", "cycles"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.proportion <= 1:
-            raise RecipeError(f"proportion must be in (0, 1], got {self.proportion}")
+        super().__post_init__()
+        if self.schedule == "cyclical" and self.cycles > self.annealing_steps:
+            raise refusal(
+                f"cycles must be at most annealing_steps, got {self.cycles} in {self.annealing_steps} steps"
+            )
 
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
         """See :class:`pyvae.objectives.objective.Objective`."""
@@ -45,6 +45,4 @@ class AnnealedVAE:
             return linear(step, 0.0, 1.0, self.annealing_steps)
         if self.schedule == "logistic":
             return logistic(step, self.annealing_steps)
-        if self.schedule == "cyclical":
-            return cyclical(step, self.annealing_steps, self.cycles, self.proportion)
-        raise ValueError(f'schedule: expected "linear", "logistic" or "cyclical", got {self.schedule!r}')
+        return cyclical(step, self.annealing_steps, self.cycles, self.proportion)

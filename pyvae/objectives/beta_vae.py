@@ -5,15 +5,16 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pyvae.objectives.objective import Outputs, weighted_kl
+from pyvae.bounds import Weight
+from pyvae.objectives.objective import Hyperparameters, Outputs, weighted_kl
 
 
 @dataclass(frozen=True)
-class BetaVAE:
+class BetaVAE(Hyperparameters):
     """Higgins et al. 2017, "beta-VAE: learning basic visual concepts with a constrained variational framework",
     equation 4: ``recon + beta * KL``."""
 
-    beta: float = 4.0
+    beta: Weight = 4.0
     """Weight of the KL. The paper's normalised beta is ``beta * latents / pixels``."""
 
     extra_terms: ClassVar[tuple[str, ...]] = ()

@@ -6,23 +6,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyvae.objectives.objective import Outputs
+from pyvae.bounds import Nats, Steps, Weight
+from pyvae.objectives.objective import Hyperparameters, Outputs
 from pyvae.schedules import linear
 
 
 @dataclass(frozen=True)
-class CapacityVAE:
+class CapacityVAE(Hyperparameters):
     """Burgess et al. 2018, "Understanding disentangling in beta-VAE", equation 8: ``recon + gamma |KL - C|``.
 
     KL is the batch mean: the absolute value of each image's distance would be another objective. C is counted from
     step 0, as disentanglement_lib does, so C = 0 in the first step and ``capacity`` from step ``capacity_steps`` on.
     """
 
-    gamma: float = 1000.0
+    gamma: Weight = 1000.0
     """Weight of the distance; public replications mostly use 100."""
-    capacity: float = 25.0
+    capacity: Nats = 25.0
     """Final C in nats."""
-    capacity_steps: int = 100_000
+    capacity_steps: Steps = 100_000
     """Steps over which C rises linearly from 0."""
 
     extra_terms: ClassVar[tuple[str, ...]] = ()

@@ -1,11 +1,12 @@
 """ControlVAE."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from pyvae.bounds import Nats, Signed, Steps, Weight, Within, refusal
 from pyvae.control import (
     AntiWindup,
     Compared,
@@ -16,13 +17,12 @@ from pyvae.control import (
     initial_control,
     pi,
 )
-from pyvae.errors import RecipeError
-from pyvae.objectives.objective import Outputs, weighted_kl
+from pyvae.objectives.objective import Hyperparameters, Outputs, weighted_kl
 from pyvae.schedules import linear, stepwise
 
 
 @dataclass(frozen=True)
-class ControlVAE:
+class ControlVAE(Hyperparameters):
     """Shao et al. 2020, "ControlVAE: controllable variational autoencoder": ``recon + beta(t) KL``, where a PI
     controller (algorithm 1) moves beta so that the batch's KL follows the capacity C(t).
 
@@ -30,35 +30,35 @@ class ControlVAE:
     is made by :meth:`initial_control` and moved by :meth:`control` in each step, before :meth:`terms`.
     """
 
-    capacity: float = 16.0
+    capacity: Nats = 16.0
     """Final C in nats; the paper has 16 and 18 for dSprites."""
     schedule: Literal["stepwise", "constant", "linear", "adaptive"] = "stepwise"
     """How C gets there: by increments, at once, in a straight line, or only while beta does not rise."""
-    capacity_start: float = 0.5
+    capacity_start: Nats = 0.5
     """C in nats before the first step, but for the constant schedule."""
-    capacity_increment: float = 0.15
+    capacity_increment: Annotated[float, Within(above=0, most=1e9)] = 0.15
     """Nats in each increment of the stepwise schedule."""
-    capacity_period: int = 5_000
+    capacity_period: Steps = 5_000
     """Steps between its increments."""
-    capacity_steps: int = 1_500_000
+    capacity_steps: Steps = 1_500_000
     """Steps of the linear and the adaptive schedule (tmax); C stays afterwards."""
     adaptive_compared: Compared = "limited"
     """Adaptive: compare beta within its limits, or before them."""
     adaptive_tie: Tie = "raise"
     """Adaptive: what an unchanged beta does to C."""
-    adaptive_window: int = 1
+    adaptive_window: Steps = 1
     """Adaptive: steps between comparisons."""
-    adaptive_smoothing: float = 0.0
+    adaptive_smoothing: Annotated[float, Within(0, below=1)] = 0.0
     """Adaptive: share that the moving average of beta keeps of itself; 0 compares with the step before."""
-    kp: float = 0.01
+    kp: Weight = 0.01
     """Proportional gain."""
-    ki: float = 0.001
+    ki: Weight = 0.001
     """Integral gain."""
-    beta_min: float = 1.0
+    beta_min: Signed = 1.0
     """Lower limit of beta, from which P and I count; the authors' linear controller has 0.9."""
-    beta_max: float | None = None
+    beta_max: Signed | None = None
     """Upper limit of beta."""
-    initial_beta: float = 1.0
+    initial_beta: Signed = 1.0
     """Beta before the first step; only anti-windup and adaptive capacity look at it."""
     proportional: Proportional = "sigmoid"
     """Kp / (1 + exp(e)), or -Kp e."""
@@ -69,22 +69,13 @@ class ControlVAE:
     extra_terms: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        for name in ("capacity_period", "capacity_steps", "adaptive_window"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("kp", "ki", "capacity_start"):
-            if not getattr(self, name) >= 0:
-                raise RecipeError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.capacity_increment > 0:
-            raise RecipeError(f"capacity_increment must be positive, got {self.capacity_increment}")
-        if not 0 <= self.adaptive_smoothing < 1:
-            raise RecipeError(f"adaptive_smoothing must be in [0, 1), got {self.adaptive_smoothing}")
+        super().__post_init__()
         if self.schedule != "constant" and self.capacity < self.capacity_start:
-            raise RecipeError(
+            raise refusal(
                 f"capacity {self.capacity} is below capacity_start {self.capacity_start}: lower the start"
             )
         if self.beta_max is not None and self.beta_max < self.beta_min:
-            raise RecipeError(f"beta_max {self.beta_max} is below beta_min {self.beta_min}")
+            raise refusal(f"beta_max {self.beta_max} is below beta_min {self.beta_min}")
 
     def initial_control(self, device: torch.device | str, lead: tuple[int, ...] = ()) -> Control:
         """The state before the first step, float64 of shape ``lead``."""
@@ -141,10 +132,6 @@ class ControlVAE:
             capacity = stepwise(
                 step, self.capacity_start, self.capacity, self.capacity_increment, self.capacity_period
             )
-        elif self.schedule == "linear":
-            capacity = linear(step, self.capacity_start, self.capacity, self.capacity_steps)
         else:
-            raise ValueError(
-                f'schedule: expected "stepwise", "constant", "linear" or "adaptive", got {self.schedule!r}'
-            )
+            capacity = linear(step, self.capacity_start, self.capacity, self.capacity_steps)
         return capacity.expand_as(state.capacity).clone(memory_format=torch.contiguous_format)

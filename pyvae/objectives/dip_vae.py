@@ -6,11 +6,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pyvae.objectives.objective import Outputs, weighted_kl
+from pyvae.bounds import Weight
+from pyvae.objectives.objective import Hyperparameters, Outputs, weighted_kl
 
 
 @dataclass(frozen=True)
-class DIPVAE:
+class DIPVAE(Hyperparameters):
     """Kumar et al. 2018, "Variational inference of disentangled latent concepts from unlabeled observations",
     equations 6 and 7: ``recon + KL + lambda_od sum_(i != j) S_ij^2 + lambda_d sum_i (S_ii - 1)^2``.
 
@@ -20,11 +21,12 @@ class DIPVAE:
 
     variant: Literal["i", "ii"] = "i"
     """Which covariance is pushed to the identity."""
-    lambda_od: float = 10.0
+    lambda_od: Weight = 10.0
     """Weight of the off-diagonal entries."""
-    lambda_d: float = 100.0
+    lambda_d: Weight = 100.0
     """Weight of the diagonal ones."""
 
+    compares: ClassVar[str | None] = "the penalty is on a covariance over the batch"
     extra_terms: ClassVar[tuple[str, ...]] = ("dip",)
 
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:

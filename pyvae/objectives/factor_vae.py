@@ -1,40 +1,42 @@
 """FactorVAE."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyvae.bounds import Rate, Weight, Within
 from pyvae.checks import accumulation_dtype
 from pyvae.functional import tc_batch
 from pyvae.nets import build_discriminator
-from pyvae.objectives.objective import Outputs, weighted_kl
+from pyvae.objectives.objective import Hyperparameters, Outputs, weighted_kl
 from pyvae.ops.library import as_dtype
 
 
 @dataclass(frozen=True)
-class FactorVAE:
+class FactorVAE(Hyperparameters):
     """Kim & Mnih 2018, "Disentangling by factorising", algorithm 2: ``recon + KL + gamma TC``.
 
     TC is the mean log-odds of a discriminator between q(z) (class 0) and the product of its marginals (class 1),
     which is trained beside it on an independent second batch. Defaults are the paper's for 2D Shapes; its "6 layers"
-    are read as six hidden ones, as disentanglement_lib does (1Konny/FactorVAE has five).
+    are read as six hidden ones, as disentanglement_lib does (1Konny/FactorVAE and InfoGAN-CR have five).
     """
 
-    gamma: float = 35.0
+    gamma: Weight = 35.0
     """Weight of the total correlation."""
-    discriminator_layers: int = 6
+    discriminator_layers: Annotated[int, Within(1, 100)] = 6
     """Hidden layers of the discriminator."""
-    discriminator_width: int = 1000
+    discriminator_width: Annotated[int, Within(1, 2**16)] = 1000
     """Units in each of them."""
-    discriminator_lr: float = 1e-4
+    discriminator_lr: Rate = 1e-4
     """Learning rate of the discriminator's Adam."""
 
     discriminator_betas: ClassVar[tuple[float, float]] = (0.5, 0.9)
     """Of that Adam."""
+    compares: ClassVar[str | None] = "codes are permuted over the batch"
     extra_terms: ClassVar[tuple[str, ...]] = ("tc",)
 
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:

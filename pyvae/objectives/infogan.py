@@ -3,14 +3,15 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pyvae.adversarial_nets import CodePosterior
-from pyvae.errors import RecipeError
+from pyvae.bounds import Count, Rate, Weight, Within, refusal
+from pyvae.objectives.objective import Hyperparameters
 from pyvae.random import Stream, bits, normal, uniform
 
 
@@ -25,26 +26,30 @@ class Codes(NamedTuple):
     """int64 ``[B]``, uniform in [0, K); all 0 where there are no categories."""
 
 
+Dimensions = Annotated[int, Within(0, 10_000)]
+
+
 @dataclass(frozen=True)
-class InfoGAN:
+class InfoGAN(Hyperparameters):
     """Chen et al. 2016, "InfoGAN: interpretable representation learning by information maximizing generative
     adversarial nets": the non-saturating GAN loss, minus ``information_weight`` times the lower bound
     ``E[log Q(c | G(noise, c))] + H(c)`` of the mutual information of codes and images.
 
     The information head Q shares the critic's convolutions, as there, and is trained beside it. Codes and weight are
     those of the comparison in Kim & Mnih 2018 on 2D Shapes, whose second form is ``continuous 5, categories 0``. What
-    they do not say is as in Lin et al. 2020 (the code of InfoGAN-CR for dSprites): noise, normalisations, rates, and
-    two steps of the generator for one of the critic. Without the normalisations the critic wins within some thirty
+    they do not say is as in Lin et al. 2020 (the code of InfoGAN-CR for dSprites): dimensions of the noise, which is
+    uniform there, normalisations, rates, and two steps of the generator for one of the critic, which there read the
+    same codes. Without the normalisations the critic wins within some thirty
     steps, since its real images are black and white, and nothing is learnt.
     """
 
-    continuous: int = 4
+    continuous: Dimensions = 4
     """Continuous codes, uniform in [-1, 1]."""
-    categories: int = 3
+    categories: Dimensions = 3
     """Classes of the one categorical code; 0: there is none."""
-    noise: int = 5
+    noise: Dimensions = 5
     """Dimensions of the noise, which is standard normal."""
-    information_weight: float = 0.2
+    information_weight: Weight = 0.2
     """Lambda, of the information bound."""
     variance: Literal["fixed", "learned"] = "fixed"
     """Of Q's Gaussian of a continuous code: 1, or what the head says."""
@@ -52,26 +57,27 @@ class InfoGAN:
     """Batch normalisation after each activation of the generator."""
     spectral_norm: bool = True
     """Spectral normalisation of the critic's weights (Miyato et al. 2018)."""
-    critic_lr: float = 2e-3
+    critic_lr: Rate = 2e-3
     """Learning rate of critic and information head; the generator's is the recipe's."""
-    critic_steps: int = 1
+    critic_steps: Count = 1
     """Steps of the critic in each of the training's, which come first."""
-    generator_steps: int = 2
+    generator_steps: Count = 2
     """Steps of the generator in each of the training's, each with codes of its own."""
 
     betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
     extra_terms: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if self.continuous < 0 or self.categories < 0 or self.noise < 0:
-            raise RecipeError("continuous, categories and noise must not be negative")
+        super().__post_init__()
         if self.categories == 1:
-            raise RecipeError("categories: a code of one class says nothing; 0 for none")
-        for name in ("critic_steps", "generator_steps"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
+            raise refusal("categories must not be 1: a code of one class says nothing; 0 for none")
         if self.codes == 0:
-            raise RecipeError("continuous and categories are both 0: there is no code to learn")
+            raise refusal("continuous and categories are both 0: there is no code to learn")
+
+    @property
+    def compares(self) -> str | None:
+        """See :class:`pyvae.objectives.objective.Hyperparameters`."""
+        return "batch normalisation compares images; or give --no-batch-norm" if self.batch_norm else None
 
     @property
     def codes(self) -> int:
@@ -131,13 +137,13 @@ class InfoWGANGP(InfoGAN):
 
     spectral_norm: bool = False
     """Spectral normalisation of the critic's weights; the penalty stands in for it."""
-    critic_lr: float = 1e-4
+    critic_lr: Rate = 1e-4
     """Learning rate of critic and information head; the generator's is the recipe's."""
-    critic_steps: int = 5
+    critic_steps: Count = 5
     """Steps of the critic in each of the training's, which come first."""
-    generator_steps: int = 1
+    generator_steps: Count = 1
     """Steps of the generator in each of the training's."""
-    penalty: float = 10.0
+    penalty: Weight = 10.0
     """Weight of the gradient penalty."""
 
     betas: ClassVar[tuple[float, float]] = (0.5, 0.9)

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from pyvae.bounds import Count, Share
 from pyvae.constants import constant
-from pyvae.errors import RecipeError
 from pyvae.objectives.importance import (
     Bound,
     Gradient,
@@ -16,20 +16,16 @@ from pyvae.objectives.importance import (
     importance_loss,
     importance_samples,
 )
+from pyvae.objectives.objective import Hyperparameters
 
 
-class ImportanceWeighted:
+class ImportanceWeighted(Hyperparameters):
     """What the objectives of this family have in common: they decode M x K samples of each image."""
 
     bound: ClassVar[Bound]
     samples: int
     gradient: Gradient
     extra_terms: ClassVar[tuple[str, ...]] = ("elbo", "ess")
-
-    def __post_init__(self) -> None:
-        if min(self.sizes) < 1:
-            outer, samples = self.sizes
-            raise RecipeError(f"importance samples must be at least 1, got M = {outer} and K = {samples}")
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -90,7 +86,7 @@ class IWAE(ImportanceWeighted):
     """Burda et al. 2016, "Importance weighted autoencoders", equation 8: ``-log mean_k w``. With one sample it is the
     VAE, its KL estimated by the sample."""
 
-    samples: int = 64
+    samples: Count = 64
     """K, the samples inside the logarithm."""
     gradient: Literal["total", "stl", "dreg", "rws-dreg"] = "total"
     """Estimator of the encoder's gradient; see pyvae.objectives.importance."""
@@ -100,9 +96,9 @@ class IWAE(ImportanceWeighted):
 
 @dataclass(frozen=True)
 class _OuterAverage(ImportanceWeighted):
-    outer: int = 8
+    outer: Count = 8
     """M, the outer average."""
-    samples: int = 8
+    samples: Count = 8
     """K, the samples inside a logarithm."""
     gradient: Literal["total", "stl", "dreg", "rws-dreg"] = "total"
     """Estimator of the encoder's gradient; see pyvae.objectives.importance."""
@@ -135,19 +131,14 @@ class CIWAE(ImportanceWeighted):
     """Rainforth et al. 2018, "Tighter variational bounds are not necessarily better", section 5:
     ``-beta mean_k log w - (1 - beta) log mean_k w``. Published with beta 0.05 and 0.5."""
 
-    samples: int = 64
+    samples: Count = 64
     """K, the samples inside the logarithm."""
-    beta: float = 0.5
+    beta: Share = 0.5
     """Share of the ELBO in the bound, from 0 to 1."""
     gradient: Literal["total", "stl", "dreg"] = "total"
     """Estimator of the encoder's gradient; see pyvae.objectives.importance."""
 
     bound: ClassVar[Bound] = "ciwae"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.beta <= 1:
-            raise RecipeError(f"beta must lie in [0, 1], got {self.beta}")
 
     def loss(self, drawn: ImportanceSamples) -> Tensor:
         """See :class:`ImportanceWeighted`."""

@@ -4,6 +4,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from pyvae.bounds import Checked
 from pyvae.constants import constant
 from pyvae.control import Control
 
@@ -32,6 +33,15 @@ class Outputs(NamedTuple):
 TERMS = ("loss", "recon", "kl", "beta", "capacity")
 """What every objective gives: the loss that is minimised, reconstruction, KL, the weight of the KL in the gradient,
 and the KL that is aimed at (0 where there is none)."""
+
+
+class Hyperparameters(Checked):
+    """What the dataclasses of objectives have in common: a constructor that refuses what cannot be."""
+
+    @property
+    def compares(self) -> str | None:
+        """Why a batch of one image would not do, if so."""
+        return None
 
 
 class Objective(Protocol):

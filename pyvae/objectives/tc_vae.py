@@ -6,14 +6,15 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from pyvae.bounds import Signed, Weight
 from pyvae.constants import constant
 from pyvae.errors import RecipeError
 from pyvae.functional import aggregate_log_density
-from pyvae.objectives.objective import Outputs
+from pyvae.objectives.objective import Hyperparameters, Outputs
 
 
 @dataclass(frozen=True)
-class TCVAE:
+class TCVAE(Hyperparameters):
     """Chen et al. 2018, "Isolating sources of disentanglement in VAEs", equation 4: ``recon + alpha MI + beta TC +
     gamma dwKL``, the KL split at the sampled z; with all weights 1 it is the VAE, its KL estimated by the sample.
 
@@ -21,15 +22,16 @@ class TCVAE:
     121.6 nats for ten latents on dSprites, and dwKL is as much too small. Differences of TC are what they mean.
     """
 
-    beta: float = 6.0
+    beta: Weight = 6.0
     """Weight of the total correlation."""
-    alpha: float = 1.0
-    """Weight of the mutual information between index and code."""
-    gamma: float = 1.0
+    alpha: Signed = 1.0
+    """Weight of the mutual information between index and code; below 0 it is sought."""
+    gamma: Weight = 1.0
     """Weight of the dimension-wise KL."""
     weighting: Literal["mws", "mss"] = "mws"
     """Estimator of the aggregate posterior; see pyvae.aggregate_log_density."""
 
+    compares: ClassVar[str | None] = "the aggregate posterior is estimated from the batch"
     extra_terms: ClassVar[tuple[str, ...]] = ("mi", "tc", "dwkl")
 
     def check_batch(self, batch_size: int, dataset_size: int) -> None:

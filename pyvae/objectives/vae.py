@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pyvae.objectives.objective import Outputs, weighted_kl
+from pyvae.objectives.objective import Hyperparameters, Outputs, weighted_kl
 
 
 @dataclass(frozen=True)
-class VAE:
+class VAE(Hyperparameters):
     """Kingma & Welling 2014, "Auto-encoding variational Bayes": ``recon + KL``."""
 
     extra_terms: ClassVar[tuple[str, ...]] = ()

@@ -22,7 +22,6 @@ from PIL import Image
 from pyvae.data import Dataset, FactorDataset, load
 from pyvae.data.folder import Folder
 from pyvae.data.images import Images
-from pyvae.data.picture import Fit
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
@@ -528,6 +527,7 @@ class TestLoad:
         monkeypatch.setattr("pyvae.data.images.Images.__init__", lambda *a, **k: calls.append("images"))
         classes = np.zeros((5, 6), int)
         monkeypatch.setattr("pyvae.data.dsprites.COUNT", 5)
+        monkeypatch.setattr("pyvae.data.shapes3d.COUNT", 7)
         load(save_npz(tmp_path / "a.npz", imgs=GREY, latents_classes=classes))
         load(save_h5(tmp_path / "a.h5", imgs=GREY, **{"latents/classes": classes}))
         load(save_h5(tmp_path / "b.h5", images=COLOUR, labels=np.zeros((7, 6))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.errors import DataError, printable
@@ -35,11 +36,10 @@ def load(
     Raises `DataError`, in one line, for an unknown name, for a file that is missing, damaged or of another make, and
     for options that do not go with the data.
     """
-    from pyvae.data.dsprites import COUNT, DSprites, images_of_dsprites
+    from pyvae.data import dsprites, shapes3d
     from pyvae.data.images import Images
     from pyvae.data.mnist import training_file
     from pyvae.data.paths import existing, split
-    from pyvae.data.shapes3d import Shapes3D, is_shapes3d
 
     def published(what: str, channels_there: int) -> None:
         if (size, crop, corrupt) != (64, None, "refuse") or channels not in (None, channels_there):
@@ -50,7 +50,7 @@ def load(
 
     if name == "dsprites":
         published("dSprites", 1)
-        return DSprites.generated(cache_dir, progress)
+        return dsprites.DSprites.generated(cache_dir, progress)
     if name == "shapes3d":
         raise DataError(
             "shapes3d: not generated here; give the path of the published 3dshapes.h5 instead of the name"
@@ -64,21 +64,18 @@ def load(
     if path.is_dir():
         path = training_file(path) or path
     if array is None and not path.is_dir():
-        if is_shapes3d(path):
+        count = shapes3d.images_of_shapes3d(path)
+        if count == shapes3d.COUNT:
             published("3D Shapes", 3)
-            return Shapes3D(path)
-        count = images_of_dsprites(path)
-        if count == COUNT:
-            published("dSprites", 1)
-            return DSprites.genuine(path, cache_dir, progress)
+            return shapes3d.Shapes3D(path)
         if count is not None:
-            logging.getLogger("pyvae").warning(
-                "%s: made as dSprites is, but of %s images instead of %s, so that their factors do not run through the "
-                "published grid: taken as images without known factors",
-                printable(path),
-                f"{count:,}",
-                f"{COUNT:,}",
-            )
+            _warn_of_no_factors(path, "3D Shapes", count, shapes3d.COUNT)
+        count = dsprites.images_of_dsprites(path)
+        if count == dsprites.COUNT:
+            published("dSprites", 1)
+            return dsprites.DSprites.genuine(path, cache_dir, progress)
+        if count is not None:
+            _warn_of_no_factors(path, "dSprites", count, dsprites.COUNT)
     return Images(
         path,
         array=array,
@@ -88,4 +85,15 @@ def load(
         corrupt=corrupt,
         cache_dir=cache_dir,
         progress=progress,
+    )
+
+
+def _warn_of_no_factors(path: Path, what: str, count: int, published: int) -> None:
+    logging.getLogger("pyvae").warning(
+        "%s: made as %s is, but of %s images instead of %s, so that it is not known which factors they have: "
+        "taken as images without",
+        printable(path),
+        what,
+        f"{count:,}",
+        f"{published:,}",
     )

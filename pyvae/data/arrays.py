@@ -139,9 +139,10 @@ def _likely(path: Path, columns: dict[str, Column]) -> str:
     if len(likely) == 1:
         return likely[0]
     if likely:
+        meant = next((name for name in likely if "train" in name), likely[0])
         raise DataError(
-            f"{path}: more than one array of images in it, but {_listed(columns)}; name the one that is meant: "
-            f"{path}:{likely[0]}"
+            f"{path}: more than one array of images in it, {_listed(columns)}; name the one that is meant, "
+            f"such as {path}:{meant}"
         )
     raise DataError(
         f"{path}: no array of images in it, but {_listed(columns)}; save one called 'images', {_WANTED}"

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from pyvae import files
+from pyvae.data.limit import in_words
 from pyvae.data.origin import Origin
 from pyvae.data.paths import expanded
 from pyvae.data.place import Place, checksum, file_of, map_bytes
@@ -219,8 +220,8 @@ def check_room(path: Path, size: int) -> None:
         raise refusal("write", path, error) from error
     if size > free:
         raise DataError(
-            f"{path.parent}: {size / 1e9:.3g} GB are needed there for the cache file {path.name}, and "
-            f"{free / 1e9:.3g} GB are free; make room, or set PYVAE_CACHE to another directory"
+            f"{path.parent}: {in_words(size)} are needed there for the cache file {path.name}, and "
+            f"{in_words(free)} are free; make room, or set PYVAE_CACHE to another directory"
         )
 
 

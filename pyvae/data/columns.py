@@ -24,7 +24,7 @@ from pyvae.files import open_regular
 
 Array = npt.NDArray[Any]
 
-BLOCK = 1 << 28
+BLOCK = 1 << 27
 """Bytes that are decompressed, or gathered out of an array in Fortran order, at once."""
 
 _HEADER = 1 << 16

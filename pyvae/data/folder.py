@@ -57,7 +57,7 @@ class Folder:
     def __init__(self, path: Path, progress: bool = True) -> None:
         self.path = path
         try:
-            found = sorted(_walk(path), key=lambda item: item[0])
+            found = sorted(_walk(path))
         except OSError as error:
             raise DataError(f"{error.filename}: cannot be read ({error.strerror}); check it") from error
         if not found:
@@ -165,19 +165,19 @@ def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result | None]]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         within = os.path.relpath(at, folder)
+        prefix = "" if within == "." else f"{within}/"
         for name in files:
             if name.startswith(".") or os.path.splitext(name)[1].lower() not in suffixes:
                 continue
-            relative = os.path.normpath(os.path.join(within, name))
             try:
-                status = os.stat(os.path.join(at, name))
+                status = os.stat(f"{at}/{name}")
             except OSError as error:
                 if error.errno not in _ABSENT:
                     raise
-                yield relative, None
+                yield prefix + name, None
                 continue
             if stat.S_ISREG(status.st_mode):
-                yield relative, status
+                yield prefix + name, status
 
 
 def _raise(error: OSError) -> None:

@@ -38,8 +38,8 @@ def check_array(path: object, what: str, size: int, file_size: int) -> None:
     """Raise `DataError` for more bytes than a file of ``file_size`` may hold."""
     if size > max(most(), _FACTOR * file_size):
         raise DataError(
-            f"{path}: {what} {_of(size)} from a file of {_of(file_size)}, more than the {_of(most())} that are "
-            f"taken; {_raise_to(size)}"
+            f"{path}: {what} {in_words(size)} from a file of {in_words(file_size)}, more than the "
+            f"{in_words(most())} that are taken; {_raise_to(size)}"
         )
 
 
@@ -47,7 +47,7 @@ def check_image(path: object, what: str, size: int) -> None:
     """Raise `DataError` for more bytes than one image may have."""
     if size > most_of_an_image():
         raise DataError(
-            f"{path}: {what} {_of(size)}, more than the {_of(most_of_an_image())} that are held at once; "
+            f"{path}: {what} {in_words(size)}, more than the {in_words(most_of_an_image())} that are held at once; "
             f"{_raise_to(size * _IMAGES)}"
         )
 
@@ -56,7 +56,8 @@ def _raise_to(size: int) -> str:
     return f"if it is meant so, set {VARIABLE}={math.ceil(size / GIGABYTE)} (gigabytes)"
 
 
-def _of(size: int) -> str:
+def in_words(size: int) -> str:
+    """A number of bytes, to three digits."""
     for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if size >= scale:
             return f"{size / scale:.3g} {unit}" if size < 1000 * scale else f"{size // scale:,} {unit}"

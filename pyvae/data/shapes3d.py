@@ -26,9 +26,11 @@ from pyvae.files import open_regular
 FACTOR_NAMES = ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")
 FACTOR_SIZES = (10, 10, 10, 8, 4, 15)
 IMAGE_SHAPE = (3, 64, 64)
+COUNT = math.prod(FACTOR_SIZES)
 
 _AGAIN = "download 3dshapes.h5 again from https://github.com/google-deepmind/3d-shapes"
 _IMAGES_AT_ONCE = 4096
+_ROWS = {"images": (64, 64, 3), "labels": (len(FACTOR_NAMES),)}
 
 
 class Shapes3D(FactorDataset):
@@ -160,13 +162,18 @@ def _grid_values(
     return columns
 
 
-def is_shapes3d(path: Path) -> bool:
-    """Whether a file has datasets of the shapes of 3D Shapes, however many rows; `DataError` when it cannot be told."""
+def images_of_shapes3d(path: Path) -> int | None:
+    """How many images a file has whose arrays are shaped as those of 3D Shapes, None of others.
+
+    Raises `DataError` when it cannot be told.
+    """
     if file_format(path) != "hdf5":
-        return False
+        return None
     try:
         with open_columns(path, "hdf5") as columns:
-            rows = {name: columns[name].shape[1:] for name in ("images", "labels") if name in columns}
+            shapes = {name: columns[name].shape for name in ("images", "labels") if name in columns}
     except DAMAGE as error:
         raise damaged(path, error, "make or download it again") from error
-    return rows == {"images": (64, 64, 3), "labels": (len(FACTOR_NAMES),)}
+    if {name: shape[1:] for name, shape in shapes.items()} != _ROWS:
+        return None
+    return shapes["images"][0]

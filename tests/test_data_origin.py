@@ -291,38 +291,60 @@ KILLED = """
     import os, sys
     from pathlib import Path
     import numpy as np
-    from pyvae.data import cache, dsprites, images, packed, sprites
+    from pyvae.data import dsprites, images, packed, sprites
 
     def die(*_):
         os._exit(9)
 
-    if sys.argv[2] == "generated":
-        generate = sprites.generate
-        sprites.generate = lambda grid: ((block, die() if i else 0)[0] for i, block in enumerate(generate(grid)))
-        dsprites.DSprites.generated(progress=False, _grid=(2, 2, 2, 2, 2))
-    elif sys.argv[2] == "genuine":
-        dsprites._packed = die
-        dsprites.DSprites.genuine(sys.argv[1], progress=False, _grid=(3, 2, 5, 4, 3))
-    else:
-        packed.shutil.copyfileobj = die
-        images.Images(sys.argv[1], progress=False)
+    def die_later(generate):
+        return lambda grid: ((block, die() if i else 0)[0] for i, block in enumerate(generate(grid)))
+
+    for writer in ("generated", "genuine", "images"):
+        os.environ["PYVAE_CACHE"] = writer
+        child = os.fork()
+        if child:
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        elif writer == "generated":
+            sprites.generate = die_later(sprites.generate)
+            dsprites.DSprites.generated(progress=False, _grid=(2, 2, 2, 2, 2))
+        elif writer == "genuine":
+            dsprites._packed = die
+            dsprites.DSprites.genuine(sys.argv[1], progress=False, _grid=(3, 2, 5, 4, 3))
+        else:
+            packed.shutil.copyfileobj = die
+            images.Images(sys.argv[1], progress=False)
 """
 
 
-@pytest.mark.parametrize("writer", ["generated", "genuine", "images"])
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, cache_dir, members, writer):
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path, monkeypatch, members):
     path = tmp_path / "d.npz"
     write_npz(path, members)
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(path), writer]
-    run = subprocess.run(command, cwd=Path(__file__).resolve().parents[1], capture_output=True, text=True)
-    assert run.returncode == 9, run.stderr
-    (left,) = os.listdir(cache_dir)
-    assert left.endswith(".tmp")
-    if writer == "generated":
-        DSprites.generated(progress=False, _grid=(2, 2, 2, 2, 2))
-    elif writer == "genuine":
-        DSprites.genuine(path, progress=False, _grid=GRID)
-    else:
-        assert len(load(path, progress=False)) == len(members["imgs"])
-    (kept,) = os.listdir(cache_dir)
-    assert not kept.endswith(".tmp")
+    root = str(Path(__file__).resolve().parents[1])
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(path)]
+    environment = os.environ | {"PYTHONPATH": root}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for writer, open_ in {
+        "generated": lambda: DSprites.generated(progress=False, _grid=(2, 2, 2, 2, 2)),
+        "genuine": lambda: DSprites.genuine(path, progress=False, _grid=GRID),
+        "images": lambda: load(path, progress=False),
+    }.items():
+        (left,) = os.listdir(tmp_path / writer)
+        assert left.endswith(".tmp")
+        monkeypatch.setenv("PYVAE_CACHE", str(tmp_path / writer))
+        assert len(open_()) > 0
+        (kept,) = os.listdir(tmp_path / writer)
+        assert not kept.endswith(".tmp")
+
+
+def test_what_older_versions_left_goes_after_a_day(tmp_path, cache_dir):
+    cache_dir.mkdir()
+    old, new, other = ".a.bits.123-0123abcd.tmp", ".b.bits.123-0123abcd.tmp", "c.123-0123abcd.tmp"
+    for name in (old, new, other):
+        (cache_dir / name).touch()
+    for name in (old, other):
+        os.utime(cache_dir / name, (time.time() - 90_000,) * 2)
+    write_npy(tmp_path / "a.npy", 100)
+    load(tmp_path / "a.npy", progress=False)
+    assert {new, other} < {*os.listdir(cache_dir)}
+    assert len(os.listdir(cache_dir)) == 3

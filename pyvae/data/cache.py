@@ -6,8 +6,10 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +36,9 @@ _PREFIX = struct.Struct("<8sII")  # magic, version, crc32 of the description tha
 # The last bytes of the header count as spaces in its checksum: the state of the origin, which `note_state` writes there
 _STATE_AT = HEADER_BYTES - 64
 OTHER_FILES = "was made from something else, or from files that have changed since"
+
+_OLD_LEFTOVER = re.compile(r"\..+\.\d+-[0-9a-f]{8}\.tmp")
+_DAY = 86_400.0
 
 logger = logging.getLogger("pyvae")
 
@@ -200,16 +205,26 @@ def _write(
 def replacing(path: Path) -> Iterator[Path]:
     """:func:`pyvae.files.replacing` in the cache, whose directory is made where there is none.
 
-    What killed processes left there is removed first. Any `OSError` in the block counts as one of that disk: it
-    becomes a `DataError`.
+    What killed processes left there is removed first, older versions' after a day. Any `OSError` in the block counts
+    as one of that disk: it becomes a `DataError`.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.remove_leftovers(path.parent)
+        _remove_old_leftovers(path.parent)
         with files.replacing(path) as temporary:
             yield temporary
     except OSError as error:
         raise refusal("write", path, error) from error
+
+
+def _remove_old_leftovers(directory: Path) -> None:
+    """What versions before `pyvae.files` left, whose names do not tell of which machine their process was."""
+    for path in directory.iterdir():
+        if _OLD_LEFTOVER.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                if time.time() - path.lstat().st_mtime > _DAY:
+                    path.unlink()
 
 
 def check_room(path: Path, size: int) -> None:

@@ -11,11 +11,17 @@ StrPath = str | os.PathLike[str]
 
 
 def expanded(name: StrPath) -> Path:
-    """With ``~`` and ``~user`` written out; `DataError` where there is no such user."""
+    """With ``~`` and ``~user`` written out; `DataError` where there is no such user, and for what is no name at all."""
+    text = os.path.expanduser(os.fspath(name))
+    if text.startswith("~") and not os.path.lexists(text):
+        raise DataError(f"{name}: there is no such user here; write the path out")
     try:
-        return Path(name).expanduser()
-    except RuntimeError as error:
-        raise DataError(f"{name}: there is no such user here; write the path out") from error
+        if "\0" in text:
+            raise ValueError("it has a NUL in it")
+        os.fsencode(text)
+    except ValueError as error:
+        raise DataError(f"{name}: no file can have this name ({error}); check it") from error
+    return Path(text)
 
 
 def existing(name: StrPath, missing: str | None = None) -> Path:
@@ -33,8 +39,6 @@ def existing(name: StrPath, missing: str | None = None) -> Path:
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise DataError(f"{path}: no file can have this name ({error}); check it") from error
 
 
 def split(name: StrPath) -> tuple[str, str | None]:

@@ -2,7 +2,13 @@
 
 
 class PyvaeError(Exception):
-    """Base of the errors that the command line prints in one line, with exit status 1."""
+    """Base of the errors that the command line prints in one line, with exit status 1.
+
+    It stays one line whatever is named in it: a file may have a newline in its name, or bytes that are no text.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class DataError(PyvaeError, ValueError):
@@ -15,3 +21,8 @@ class RunError(PyvaeError, RuntimeError):
 
 class RecipeError(PyvaeError, ValueError):
     """A recipe asks for what cannot be."""
+
+
+def printable(text: object) -> str:
+    r"""The text of something in one line of characters that any terminal shows: ``\n`` for a newline, and the like."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))

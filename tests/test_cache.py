@@ -178,7 +178,7 @@ def test_directory_that_is_a_file(tmp_path):
     (tmp_path / "file").touch()
     assert_refused(tmp_path / "file", "Not a directory", "read")
     (tmp_path / "a.bits").mkdir()
-    assert_refused(tmp_path, "Is a directory", "read")
+    assert_refused(tmp_path, "a directory, not a regular file", "read")
 
 
 WRITER = """

@@ -353,6 +353,7 @@ def test_load(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="give 'dsprites', or the path"):
         load("celeba")
     calls = []
+    monkeypatch.setattr("pyvae.data.dsprites.COUNT", 4)
     monkeypatch.setattr(DSprites, "generated", lambda *a: calls.append(("generated", *a)))
     monkeypatch.setattr(DSprites, "genuine", lambda *a: calls.append(("genuine", *a)))
     path = tmp_path / "mislabelled.h5"

@@ -22,7 +22,7 @@ def binarise(images: Tensor, key: Tensor, stream: Stream = Stream.BINARISATION) 
         float32 of the shape of ``images``, 0 or 1.
     """
     rows = len(images) if key.ndim == 1 else 1
-    draws = uniform(key, rows, images[0].numel(), stream)
+    draws = uniform(key, rows, images.shape[1:].numel(), stream)
     return (draws.view(images.shape) < images).float()
 
 

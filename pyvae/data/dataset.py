@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import math
+import operator
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.utils.data
 
+from pyvae.data.place import Place
 from pyvae.errors import DataError
+from pyvae.files import open_regular
 
 Index = torch.Tensor | npt.NDArray[Any] | Sequence[Any] | int
 
 
-class Dataset(ABC):
+class Dataset(torch.utils.data.Dataset[torch.Tensor], ABC):
     """Images, of which nothing more need be known.
 
-    An index may be an int, a list, a numpy array or a tensor of any integer dtype and any shape; results are
-    tensors on the CPU whose leading dimensions are those of the index. A value outside of ``[0, len)`` raises
+    ``dataset[i]`` is an image, float32 ``[C, H, W]`` in [0, 1], ``dataset[a:b]`` several of them, and a
+    `torch.utils.data.DataLoader` gives batches of them. Negative numbers count from the end, as in a list. Of known
+    factors, `FactorDataset.factor_classes` gives the classes; `torch.utils.data.StackDataset` puts them beside the
+    images.
+
+    To methods, an index may be an int, a list, a numpy array or a tensor of any integer dtype and any shape; results
+    are tensors on the CPU whose leading dimensions are those of the index. A value outside of ``[0, len)`` raises
     `IndexError`, anything but integers `TypeError`.
     """
 
@@ -49,6 +59,46 @@ class Dataset(ABC):
     @abstractmethod
     def images(self, index: Index) -> torch.Tensor:
         """float32 ``[*index.shape, C, H, W]`` in [0, 1]."""
+
+    def __getitem__(self, index: int | slice) -> torch.Tensor:
+        if isinstance(index, slice):
+            return self.images(np.arange(len(self))[index])
+        try:
+            at = operator.index(index)
+        except TypeError:
+            raise TypeError(
+                f"an int or a slice expected in [], got {type(index).__name__}; images(index) takes lists and tensors"
+            ) from None
+        if not -len(self) <= at < len(self):
+            raise IndexError(f"index {at} is out of range for {len(self)} images")
+        return self.images(at % len(self))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[torch.Tensor]:
+        """A batch at once, which the workers of a DataLoader ask for."""
+        index = torch.tensor(indices, dtype=torch.int64)
+        return list(self.images(torch.where(index < 0, index + len(self), index)))
+
+    def _map_when_unpickled(self, place: Place) -> None:
+        """Have the bits or pixels, as they are now, mapped from their place in the cache when they are unpickled."""
+        self._place = place
+        self._mapped = self.bits if self.pixels is None else self.pixels
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        mapped: torch.Tensor | None = state.pop("_mapped", None)
+        # what was written to is not in the cache
+        if mapped is not None and not mapped.is_inference() and mapped._version == 0:
+            for name in ("bits", "pixels"):
+                if state.get(name) is mapped:
+                    state[name] = self._place
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for name in ("bits", "pixels"):
+            if isinstance(state.get(name), Place):
+                setattr(self, name, state[name].map())
+                self._map_when_unpickled(state[name])
 
     def _checked(self, index: Index) -> torch.Tensor:
         index = _integers(index, "index")
@@ -146,10 +196,14 @@ IDX_TYPES = {
 
 
 def file_format(path: Path) -> str:
-    """ "zip", "npy", "hdf5", "idx" or "gzip" by the first bytes; `DataError` for what is none, empty, or not there."""
+    """ "zip", "npy", "hdf5", "idx" or "gzip" by the first bytes.
+
+    Raises `DataError` for what is none, empty, not there, or no regular file.
+    """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             start = file.read(8)
+            is_hdf5 = _is_hdf5(file)
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path") from error
     if not start:
@@ -158,7 +212,7 @@ def file_format(path: Path) -> str:
         return "zip"
     if start.startswith(b"\x93NUMPY"):
         return "npy"
-    if start == b"\x89HDF\r\n\x1a\n":
+    if is_hdf5:
         return "hdf5"
     if start.startswith(b"\0\0") and start[2:3] in IDX_TYPES:
         return "idx"
@@ -168,6 +222,17 @@ def file_format(path: Path) -> str:
         f"{path}: neither a .npz (zip), a .npy nor an HDF5 (or IDX) file; give such a file, or the folder "
         "of the image files"
     )
+
+
+def _is_hdf5(file: IO[bytes]) -> bool:
+    """Whether the signature is where HDF5 looks for it: after a block of somebody else's, MATLAB's for one."""
+    at, end = 0, file.seek(0, os.SEEK_END)
+    while at < end:
+        file.seek(at)
+        if file.read(8) == b"\x89HDF\r\n\x1a\n":
+            return True
+        at = 2 * at or 512
+    return False
 
 
 def _integers(value: Index, name: str) -> torch.Tensor:

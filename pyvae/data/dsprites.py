@@ -5,12 +5,10 @@ Genuine files: https://github.com/google-deepmind/dsprites-dataset
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import math
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,17 +19,21 @@ import torch
 from tqdm import tqdm
 
 from pyvae.data import cache, sprites
-from pyvae.data.columns import DAMAGE, Column, damaged, hdf5_column, npy_column
+from pyvae.data.columns import DAMAGE, Column, check_size, damaged, open_columns
 from pyvae.data.dataset import FactorDataset, Index, file_format, grid_classes
-from pyvae.errors import DataError
+from pyvae.data.origin import Origin
+from pyvae.data.paths import existing
+from pyvae.errors import DataError, printable
 
 Array = npt.NDArray[Any]
 StrPath = str | os.PathLike[str]
 
 IMAGE_SHAPE = (1, 64, 64)
+COUNT = math.prod(sprites.FACTOR_SIZES)
 
 # The generator's version: raise it with every change of a pixel, so that no cache of the old ones is used.
 _GENERATED = "dsprites-generated-v1"
+_KEYS = {"zip": ("imgs", "latents_classes"), "hdf5": ("imgs", "latents/classes")}
 _AGAIN = "download it again from https://github.com/google-deepmind/dsprites-dataset"
 
 logger = logging.getLogger("pyvae")
@@ -59,6 +61,7 @@ class DSprites(FactorDataset):
             factor_values=[v[:n] for v, n in zip(sprites.factor_values(), sizes, strict=True)],
         )
         self.bits = cached.bits
+        self._map_when_unpickled(cached.place)
         self.differing_pixels = cached.notes["differing_pixels"]
         self.differing_images = cached.notes["differing_images"]
 
@@ -102,28 +105,33 @@ class DSprites(FactorDataset):
         and compares them with the generated images (`differing_pixels`, and a line in the log). Nothing is
         unpickled. Raises `DataError` saying what is wrong with the file.
         """
-        path = Path(path).expanduser().resolve()
+        path = existing(path)
         form = file_format(path)
         if form not in ("zip", "hdf5"):
             raise DataError(f"{path}: not dSprites: neither a .npz nor an HDF5 file; {_AGAIN}")
-        status = path.stat()
+        origin = Origin.of(path, progress)
 
         def build(append: Callable[[Array], None]) -> dict[str, int]:
             pixels = images = 0
-            with _bar(f"packing {path.name}", _grid, progress) as bar:
+            with _bar(f"packing {printable(path.name)}", _grid, progress) as bar:
                 for block, generated in zip(_blocks(path, form, _grid), sprites.generate(_grid), strict=True):
                     append(block)
                     different = (block != generated).any(axis=1)
                     images += int(different.sum())
                     pixels += int(np.unpackbits(block[different] ^ generated[different]).sum())
                     bar.update(len(block))
-            logger.info("%s: %d images differ from the generated ones, in %d pixels", path, images, pixels)
+            _ = origin.content  # the checksum as well must be of what was packed
+            if Origin.of(path).state != origin.state:
+                raise DataError(f"{path}: was written to while it was read; load it when that is done")
+            logger.info(
+                "%s: %d images differ from the generated ones, in %d pixels", printable(path), images, pixels
+            )
             return {"differing_pixels": pixels, "differing_images": images}
 
-        identity = f"{path} {status.st_size} {status.st_mtime_ns} {_GENERATED} {tuple(_grid)}"
+        identity = f"{path} {_GENERATED} {tuple(_grid)}"
         source = f"dsprites-genuine-{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}"
         file = cache.directory(cache_dir) / f"{source}.bits"
-        cached = cache.load_or_build(file, source, (math.prod(_grid), sprites.ROW_BYTES), build)
+        cached = cache.load_or_build(file, source, (math.prod(_grid), sprites.ROW_BYTES), build, origin)
         return cls(cached, "dsprites-genuine", _grid)
 
     def images(self, index: Index) -> torch.Tensor:
@@ -142,12 +150,14 @@ def _blocks(path: Path, form: str, sizes: Sequence[int]) -> Iterator[Array]:
     """The packed images of a genuine file, uint8 ``[n, 512]``, in the blocks of `sprites.generate`."""
     count, block = math.prod(sizes), math.prod(sizes[2:])
     try:
-        with _npz(path) if form == "zip" else _hdf5(path) as (images, classes):
+        with open_columns(path, form) as columns:
+            images, classes = (_column(path, columns, name) for name in _KEYS[form])
             if images.dtype != np.uint8 or images.shape != (count, 64, 64):
                 raise DataError(f"{path}: imgs is {images} instead of uint8 {[count, 64, 64]}; {_AGAIN}")
             if classes.dtype.kind not in "iu" or classes.shape != (count, 1 + len(sizes)):
                 wanted = f"integers {[count, 1 + len(sizes)]}"
                 raise DataError(f"{path}: the latent classes are {classes} instead of {wanted}; {_AGAIN}")
+            check_size(path, "imgs", images)
             for start in range(0, count, block):
                 _check_order(path, classes.read(block), sizes, start)
                 yield _packed(path, images.read(block), start)
@@ -178,49 +188,21 @@ def _packed(path: Path, images: Array, start: int) -> Array:
     return np.packbits(images.reshape(len(images), -1), axis=1, bitorder="little")
 
 
-@contextlib.contextmanager
-def _npz(path: Path) -> Iterator[tuple[Column, Column]]:
-    # numpy.load would unpickle the member `metadata`, an object array of Python 2: it is never opened here.
-    with contextlib.ExitStack() as stack:
-        archive = stack.enter_context(zipfile.ZipFile(path))
-        keys = [name.removesuffix(".npy") for name in archive.namelist()]
-        _check_keys(path, keys, ("imgs", "latents_classes"))
-        columns = [
-            npy_column(stack.enter_context(archive.open(f"{key}.npy"))) for key in ("imgs", "latents_classes")
-        ]
-        yield columns[0], columns[1]
+def _column(path: Path, columns: dict[str, Column], name: str) -> Column:
+    if name not in columns:
+        raise DataError(f"{path}: not dSprites: it holds {', '.join(columns)} instead of {name}; {_AGAIN}")
+    return columns[name]
 
 
-@contextlib.contextmanager
-def _hdf5(path: Path) -> Iterator[tuple[Column, Column]]:
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        keys: list[str] = []
-        file.visit(keys.append)
-        _check_keys(path, keys, ("imgs", "latents/classes"))
-        yield hdf5_column(file["imgs"]), hdf5_column(file["latents/classes"])
-
-
-def _check_keys(path: Path, keys: Sequence[str], needed: tuple[str, ...]) -> None:
-    if not set(needed) <= set(keys):
-        raise DataError(
-            f"{path}: not dSprites: it holds {', '.join(keys)} instead of {', '.join(needed)}; {_AGAIN}"
-        )
-
-
-def is_dsprites(path: Path) -> bool:
-    """Whether a file has the arrays of dSprites; `DataError` when it cannot be told."""
+def images_of_dsprites(path: Path) -> int | None:
+    """How many images a file with the arrays of dSprites has, None without; `DataError` when it cannot be told."""
     form = file_format(path)
-    if form not in ("zip", "hdf5"):
-        return False
+    if form not in _KEYS:
+        return None
     try:
-        if form == "zip":
-            with zipfile.ZipFile(path) as archive:
-                return {"imgs.npy", "latents_classes.npy"} <= set(archive.namelist())
-        import h5py
-
-        with h5py.File(path, "r") as file:
-            return "imgs" in file and "latents/classes" in file
+        with open_columns(path, form) as columns:
+            if not set(_KEYS[form]) <= set(columns):
+                return None
+            return (*columns["imgs"].shape, 0)[0]
     except DAMAGE as error:
         raise damaged(path, error, "make or download it again") from error

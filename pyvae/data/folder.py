@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
 import stat
+import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from tqdm import tqdm
 
+from pyvae.data import limit
+from pyvae.data.origin import Origin
 from pyvae.data.picture import CropError, Fit, decode, fit, is_grey
 from pyvae.errors import DataError
+from pyvae.files import open_regular
 
 Array = npt.NDArray[Any]
 
@@ -24,10 +29,17 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 """What is opened, as far as this Pillow has it; not what other programs decode (EPS), nor what has no signature."""
 
 _AHEAD = 512  # files decoded before their turn
+_LARGE = 1 << 26  # bytes of a picture, beyond which one is decoded at a time
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EINVAL)
+"""Of a file that cannot be opened whenever it is tried: no such target of a link, no permission, no regular file."""
+
+
+UNREADABLE = "cannot be read"
+"""How the reason begins where a file is not corrupt, but not to be had."""
 
 
 class Broken(NamedTuple):
-    """A file that could not be decoded."""
+    """A file that could not be opened or decoded."""
 
     name: str
     reason: str
@@ -36,13 +48,13 @@ class Broken(NamedTuple):
 class Folder:
     """The image files of a folder and of the folders in it, in the order of their relative paths.
 
-    An image file is one with a suffix of `FORMATS`; others, and those whose name begins with a dot, are
-    passed over. Links are followed, each folder once.
+    An image file is a regular one with a suffix of `FORMATS`; others, and those whose name begins with a dot, are
+    passed over. Links are followed, each folder once; those that lead nowhere count as files that cannot be read.
 
     Raises `DataError` when there is none, and when a folder cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, progress: bool = True) -> None:
         self.path = path
         try:
             found = sorted(_walk(path))
@@ -54,55 +66,96 @@ class Folder:
                 "check the path"
             )
         self._formats = _formats()
-        self.names = [name for name, _, _ in found]
-        listing = "\0".join(f"{name}\0{size}\0{changed}" for name, size, changed in found)
-        self.state = hashlib.sha256(os.fsencode(listing)).hexdigest()
-        """Another one after any file was added, removed, renamed or written to."""
+        self.names = [name for name, _ in found]
+        self.origin = Origin(path, found, progress)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def channels(self, progress: bool = True) -> int:
         """1 when the headers of all files say that they are grey, else 3."""
-        with tqdm(
-            self.names, desc="looking for colour", unit="img", leave=False, disable=not progress
-        ) as bar:
+        bar = tqdm(self.names, desc="looking for colour", unit="img", leave=False, disable=not progress)
+        with bar, _our_own_limit():
             return 1 if all(self._is_grey(name) for name in bar) else 3
 
     def read(self, how: Fit) -> Generator[Array | Broken, None, None]:
         """uint8 ``[C, size, size]`` of each file in order, decoded by several threads.
 
-        Raises `DataError` for a file that the system does not let one read, or that is smaller than the crop.
+        Raises `DataError` for a picture that is smaller than the crop, or larger than `pyvae.data.limit` lets one
+        read, and for a disk that does not give what it holds.
         """
-        with ThreadPoolExecutor(_threads()) as pool:
+        with _our_own_limit(), ThreadPoolExecutor(_threads()) as pool:
             for start in range(0, len(self), _AHEAD):
                 yield from pool.map(partial(self._read, how=how), self.names[start : start + _AHEAD])
 
     def _read(self, name: str, how: Fit) -> Array | Broken:
         path = self.path / name
         try:
-            with Image.open(path, formats=self._formats) as picture:
-                return fit(decode(picture), how)
+            with self._opened(name) as picture:
+                size = picture.width * picture.height * len(picture.getbands())
+                limit.check_image(path, f"{picture.width} x {picture.height} pixels,", size)
+                with _ONE_LARGE if size > _LARGE else nullcontext():
+                    return fit(decode(picture), how)
         except CropError as error:
             raise DataError(f"{path}: {error}; give a smaller crop, or none") from error
-        except MemoryError:
+        except (DataError, MemoryError):
             raise
         # the decoders of many formats raise anything on bytes that are none of theirs
         except Exception as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise DataError(f"{path}: cannot be read ({error.strerror}); check the file") from error
+                reason = f"{UNREADABLE} ({error.strerror})"
+                if error.errno not in _ABSENT:
+                    raise DataError(f"{path}: {reason}; check the file") from error
+                return Broken(name, reason)
             return Broken(name, _reason(path, error))
 
     def _is_grey(self, name: str) -> bool:
         try:
-            with Image.open(self.path / name, formats=self._formats) as picture:
+            with self._opened(name) as picture:
                 return is_grey(picture)
         except Exception:  # told when its turn comes
             return True
 
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[ImageFile.ImageFile]:
+        with (
+            open_regular(self.path / name) as file,
+            Image.open(file, formats=self._formats) as picture,
+        ):
+            yield picture
 
-def _walk(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Relative path, size and time of change of each image file."""
+
+@contextmanager
+def _our_own_limit() -> Iterator[None]:
+    """Pillow has a limit for all of the process, which no option raises: that of `pyvae.data.limit` takes its place."""
+    with _PILLOW.lock:
+        if not _PILLOW.readers:
+            _PILLOW.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _PILLOW.readers += 1
+    try:
+        yield
+    finally:
+        with _PILLOW.lock:
+            _PILLOW.readers -= 1
+            if not _PILLOW.readers:
+                Image.MAX_IMAGE_PIXELS = _PILLOW.limit
+
+
+class _Pillow:
+    """Its own limit, while any thread reads here."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.readers = 0
+        self.limit = Image.MAX_IMAGE_PIXELS
+
+
+_PILLOW = _Pillow()
+_ONE_LARGE = threading.Lock()
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result | None]]:
+    """Relative path and status of each image file; None of a link that leads nowhere, or where one may not look."""
     suffixes, seen = _suffixes(), set()
     for at, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         status = os.stat(at)
@@ -112,12 +165,19 @@ def _walk(folder: Path) -> Iterator[tuple[str, int, int]]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         within = os.path.relpath(at, folder)
+        prefix = "" if within == "." else f"{within}/"
         for name in files:
             if name.startswith(".") or os.path.splitext(name)[1].lower() not in suffixes:
                 continue
-            status = os.stat(os.path.join(at, name))
+            try:
+                status = os.stat(f"{at}/{name}")
+            except OSError as error:
+                if error.errno not in _ABSENT:
+                    raise
+                yield prefix + name, None
+                continue
             if stat.S_ISREG(status.st_mode):
-                yield os.path.normpath(os.path.join(within, name)), status.st_size, status.st_mtime_ns
+                yield prefix + name, status
 
 
 def _raise(error: OSError) -> None:

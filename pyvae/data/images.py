@@ -14,12 +14,13 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from pyvae.data import cache, packed
+from pyvae.data import cache, limit, packed
 from pyvae.data.arrays import ImageArray
 from pyvae.data.dataset import Dataset, Index
-from pyvae.data.folder import Broken, Folder
+from pyvae.data.folder import UNREADABLE, Broken, Folder
+from pyvae.data.paths import existing
 from pyvae.data.picture import CHANNELS, Fit
-from pyvae.errors import DataError
+from pyvae.errors import DataError, printable
 
 Array = npt.NDArray[Any]
 
@@ -31,38 +32,41 @@ logger = logging.getLogger("pyvae")
 
 
 class Images(Dataset):
-    """The images of a folder, or of an array in a .npz, .npy or HDF5 file, resized and packed once.
+    """The images of a folder, or of an array in a .npz, .npy, HDF5 or IDX file, resized and packed once.
 
     A folder gives its image files in the order of their relative paths (`pyvae.data.folder.Folder`), a data
     file the array of images in it (`pyvae.data.arrays.ImageArray`). Of each the central square is kept and
     resized (`pyvae.data.picture.fit`). The bytes are kept in the cache and packed again when a file was added,
-    removed or written to since.
+    removed, replaced or written to since. Pickling copies no pixels: they are mapped from the cache again.
 
     Args:
         path: of the folder or file.
+        array: which array of the file; None: the one called "images" or "imgs", else the only one of images.
         size: side of the images; the networks of `pyvae.nets` take 64.
         channels: 1 or 3; None: 1 when all pictures are grey, else 3.
         crop: side of the central square in pixels of the picture, for CelebA often 148 or 140; None: the
             largest there is.
-        corrupt: what to do with files that cannot be decoded: "refuse" the data, or "skip" them. Either
-            names them.
+        corrupt: what to do with files that cannot be opened or decoded: "refuse" the data, or "skip" them.
+            Either names them.
         cache_dir: where the packed images are kept; see `pyvae.data.cache.directory`.
         progress: whether to show a progress bar.
 
     Raises:
-        DataError: an option that cannot be; no images; a file that cannot be read or, unless skipped, is
-            corrupt; values that do not say what is white; a cache that cannot be written.
+        DataError: an option that cannot be; no images; a file that, unless skipped, cannot be read or is
+            corrupt; values that do not say what is white; more bytes than `pyvae.data.limit` lets one read; files
+            that are written to at this moment; a cache that cannot be written.
     """
 
     pixels: torch.Tensor
     """uint8 ``[N, C, size, size]``, mapped from the cache, copied on write."""
     skipped: dict[str, str]
-    """The corrupt files that were left out, and why."""
+    """The files that were left out, and why: corrupt, or not to be read."""
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         *,
+        array: str | None = None,
         size: int = 64,
         channels: int | None = None,
         crop: int | None = None,
@@ -71,32 +75,52 @@ class Images(Dataset):
         progress: bool = True,
     ) -> None:
         _check(size, channels, crop, corrupt)
-        path = Path(path).expanduser().resolve()
-        if not path.exists():
-            raise DataError(f"{path}: no such file or folder; check the path")
-        source = Folder(path) if path.is_dir() else ImageArray(path)
+        path = existing(path, "no such file or folder; check the path")
+
+        def found() -> Folder | ImageArray:
+            return Folder(path, progress) if path.is_dir() else ImageArray(path, array)
+
+        source = found()
+        made_by = f"{_PACKING} size {size} channels {channels} crop {crop} {os.fsencode(path)!r}"
+        if array is not None:
+            made_by += f" {array!r}"
+        file = cache.directory(cache_dir) / f"images-{hashlib.sha256(made_by.encode()).hexdigest()[:32]}.h5"
 
         def pack(append: Callable[[Array], None]) -> dict[str, str]:
             how = Fit(size, channels or source.channels(progress), crop)
-            return _pack(source, how, corrupt, append, progress)
+            if isinstance(source, ImageArray):
+                image = how.channels * size * size
+                limit.check_array(
+                    path,
+                    f"its {len(source):,} images, {size} x {size}, are",
+                    len(source) * image,
+                    path.stat().st_size,
+                )
+            # once without a name, once in its place
+            cache.check_room(file, 2 * len(source) * how.channels * size * size)
+            skipped = _pack(source, how, corrupt, append, progress)
+            # the checksum as well must be of what was packed
+            _ = source.origin.content
+            if found().origin.state != source.origin.state:
+                raise DataError(f"{path}: was written to while it was read; load it when that is done")
+            return skipped
 
-        made_by = f"{_PACKING} size {size} channels {channels} crop {crop} {os.fsencode(path)!r}"
-        file = f"images-{hashlib.sha256(made_by.encode()).hexdigest()[:32]}.h5"
-        held = packed.load_or_pack(cache.directory(cache_dir) / file, f"{made_by} {source.state}", pack)
+        held = packed.load_or_pack(file, made_by, source.origin, pack)
         for name, reason in list(held.skipped.items())[:_NAMED]:
             if corrupt == "refuse":
                 raise _refusal(path / name, reason)
-            logger.warning("%s: corrupt (%s), left out", path / name, reason)
+            logger.warning("%s: %s, left out", printable(path / name), _fault(reason))
         if len(held.skipped) > _NAMED:
-            logger.warning("%s: %d corrupt files are left out in all", path, len(held.skipped))
-        self.pixels = held.pixels
+            logger.warning("%s: %d corrupt files are left out in all", printable(path), len(held.skipped))
         self.skipped = held.skipped
         count, *shape = held.pixels.shape
         super().__init__(
             name="images",
-            fingerprint=f"images-{count}x{'x'.join(map(str, shape))}-crc32:{held.crc32:08x}",
+            fingerprint=f"images-{count}x{'x'.join(map(str, shape))}-crc32:{held.place.crc32:08x}",
             image_shape=(shape[0], shape[1], shape[2]),
         )
+        self.pixels = held.pixels
+        self._map_when_unpickled(held.place)
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -125,7 +149,8 @@ def _pack(
     """Hand over all images, and return the corrupt ones with what is wrong with them."""
     skipped = {}
     brightest = 0
-    bar = tqdm(total=len(source), desc=f"packing {source.path.name}", unit="img", disable=not progress)
+    what = f"packing {printable(source.path.name)}"
+    bar = tqdm(total=len(source), desc=what, unit="img", disable=not progress)
     with bar, contextlib.closing(source.read(how)) as images:
         for image in images:
             if isinstance(image, Broken):
@@ -151,5 +176,9 @@ def _pack(
 
 def _refusal(path: Path, reason: str) -> DataError:
     return DataError(
-        f"{path}: corrupt ({reason}); remove or replace it, or leave corrupt files out with --corrupt skip"
+        f"{path}: {_fault(reason)}; remove or replace it, or leave corrupt files out with --corrupt skip"
     )
+
+
+def _fault(reason: str) -> str:
+    return reason if reason.startswith(UNREADABLE) else f"corrupt ({reason})"

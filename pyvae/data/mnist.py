@@ -1,5 +1,6 @@
 """The files of MNIST (LeCun et al. 1998) by their names, and their images by what is known of them."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ def training_file(folder: Path) -> Path | None:
 
 def test_file(path: Path) -> Path | None:
     """The test images beside training images, packed by gzip or not, ``path`` being those or their folder."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return _present(path, _TEST) if training_file(path) else None
     if not path.name.startswith("train-images"):
         return None
@@ -46,4 +47,4 @@ def _is(dataset: Dataset, known: tuple[int, int]) -> bool:
 
 def _present(folder: Path, name: str) -> Path | None:
     found = (folder / each for each in (name, f"{name}.gz"))
-    return next((path for path in found if path.is_file()), None)
+    return next((path for path in found if os.path.isfile(path)), None)

@@ -17,6 +17,9 @@ import numpy.typing as npt
 import torch
 
 from pyvae.data import cache
+from pyvae.data.origin import Origin
+from pyvae.data.place import Place, checksum, file_of, map_bytes
+from pyvae.files import open_regular
 
 Array = npt.NDArray[Any]
 
@@ -24,53 +27,67 @@ _PIECE = 1 << 22
 
 
 class Packed(NamedTuple):
-    """What a cache file holds."""
+    """What a cache file holds, and where."""
 
     pixels: torch.Tensor
     """uint8 ``[N, C, H, W]``, mapped from the file, copied on write."""
-    crc32: int
-    """Of the pixels."""
     skipped: dict[str, str]
     """What was left out, and why."""
+    place: Place
+
+
+class _Header(NamedTuple):
+    offset: int
+    shape: tuple[int, ...]
+    crc32: int
+    skipped: dict[str, str]
+    content: str
+    state: bytes
+    state_at: int
 
 
 def load_or_pack(
-    path: Path, source: str, pack: Callable[[Callable[[Array], None]], dict[str, str]]
+    path: Path,
+    source: str,
+    origin: Origin,
+    pack: Callable[[Callable[[Array], None]], dict[str, str]],
 ) -> Packed:
-    """Map the cache file ``path``, making it first when it is absent, damaged, or not made from ``source``.
+    """Map the cache file ``path``, making it first when it is absent, damaged, or not made from these.
 
-    ``pack(append)`` hands over the images in order, ``append(uint8 [C, H, W])`` at a time, and returns what
-    it left out, with the reasons. The file takes its place when it is whole: what stops before that, be it
-    a kill, leaves nothing behind. Raises `DataError` when the cache cannot be written or read.
+    ``source`` says how it is made, ``origin`` from which files. ``pack(append)`` hands over the images in order,
+    ``append(uint8 [C, H, W])`` at a time, and returns what it left out, with the reasons. The file takes its place
+    when it is whole: what stops before that, be it a kill, leaves nothing behind. Raises `DataError` when the cache
+    cannot be written or read.
     """
-    return cache.open_or_write(path, lambda: _open(path, source), lambda: _write(path, source, pack))
+    return cache.open_or_write(
+        path, lambda: _open(path, source, origin), lambda: _write(path, source, origin, pack)
+    )
 
 
-def _open(path: Path, source: str) -> Packed:
+def _open(path: Path, source: str, origin: Origin) -> Packed:
     try:
-        with open(path, "rb") as file:
-            offset, shape, crc32, skipped = _read_header(file, source)
-            # copy on write: torch takes only arrays it could write to, and the file must not change
-            pixels = np.memmap(file, np.uint8, mode="c", offset=offset, shape=shape)
+        with open_regular(path) as file:
+            header = _read_header(file, source)
+            pixels = map_bytes(file, header.offset, header.shape)
+            place = Place(path, header.offset, header.shape, header.crc32, file_of(file))
     except FileNotFoundError:
         raise
     except OSError as error:
         raise cache.refusal("read", path, error) from error
-    if cache.checksum(pixels) != crc32:
+    cache.check_origin(path, origin, header.content, header.state, header.state_at)
+    if checksum(pixels) != header.crc32:
         raise cache.UnusableError("fails its checksum")
-    return Packed(torch.from_numpy(pixels), crc32, skipped)
+    return Packed(torch.from_numpy(pixels), header.skipped, place)
 
 
-def _read_header(file: IO[bytes], source: str) -> tuple[int, tuple[int, ...], int, dict[str, str]]:
+def _read_header(file: IO[bytes], source: str) -> _Header:
     import h5py
 
     try:
         with h5py.File(file, "r") as hdf5:
             if hdf5.attrs["source"] != source:
-                raise cache.UnusableError(
-                    "was made from something else, or from files that have changed since"
-                )
-            images = hdf5["images"]
+                raise cache.UnusableError(cache.OTHER_FILES)
+            images, state = hdf5["images"], hdf5["state"]
             offset, size = images.id.get_offset(), images.id.get_storage_size()
             skipped = json.loads(bytes(hdf5["skipped"][()]))
             if (
@@ -79,14 +96,27 @@ def _read_header(file: IO[bytes], source: str) -> tuple[int, tuple[int, ...], in
                 or offset + size > os.fstat(file.fileno()).st_size
             ):
                 raise cache.UnusableError("has pixels missing")
-            return offset, images.shape, int(hdf5.attrs["crc32"]), skipped
+            return _Header(
+                offset,
+                images.shape,
+                int(hdf5.attrs["crc32"]),
+                skipped,
+                hdf5.attrs["content"],
+                bytes(state[()]),
+                state.id.get_offset(),
+            )
     # what HDF5 makes of damaged bytes is anything but one kind of error
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise cache.UnusableError(f"is damaged ({reason})") from error
 
 
-def _write(path: Path, source: str, pack: Callable[[Callable[[Array], None]], dict[str, str]]) -> None:
+def _write(
+    path: Path,
+    source: str,
+    origin: Origin,
+    pack: Callable[[Callable[[Array], None]], dict[str, str]],
+) -> None:
     # How many images there are is known at the end alone, when some are left out: until then they are in a
     # file without a name.
     with cache.replacing(path) as temporary, tempfile.TemporaryFile(dir=path.parent) as spool:
@@ -99,7 +129,7 @@ def _write(path: Path, source: str, pack: Callable[[Callable[[Array], None]], di
             count, shape = count + 1, image.shape
 
         skipped = pack(append)
-        offset = _allocate(temporary, (count, *shape), source, crc32, skipped)
+        offset = _allocate(temporary, (count, *shape), source, origin, crc32, skipped)
         spool.seek(0)
         # not through HDF5, whose files cannot be closed when the disk is full
         with open(temporary, "r+b") as file:
@@ -107,14 +137,18 @@ def _write(path: Path, source: str, pack: Callable[[Callable[[Array], None]], di
             shutil.copyfileobj(spool, file, _PIECE)
 
 
-def _allocate(path: Path, shape: tuple[int, ...], source: str, crc32: int, skipped: dict[str, str]) -> int:
+def _allocate(
+    path: Path, shape: tuple[int, ...], source: str, origin: Origin, crc32: int, skipped: dict[str, str]
+) -> int:
     """Make the file but for its pixels; returns where they belong in it."""
     import h5py
 
     try:
         with h5py.File(path, "x") as hdf5:
             hdf5.attrs["source"] = source
+            hdf5.attrs["content"] = origin.content
             hdf5.attrs["crc32"] = crc32
+            hdf5["state"] = np.frombuffer(cache.state_to_note(origin), np.uint8)
             hdf5["skipped"] = np.frombuffer(json.dumps(skipped).encode(), np.uint8)
             how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             how.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

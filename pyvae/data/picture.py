@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 Array = npt.NDArray[Any]
 
 CHANNELS = {1: "L", 3: "RGB"}
+
+_SCALES = {"L;2": 85, "L;4": 17}
 
 
 class Fit(NamedTuple):
@@ -26,7 +28,7 @@ class CropError(ValueError):
     """The picture is smaller than the square to be cut out of it."""
 
 
-def decode(picture: Image.Image) -> Image.Image:
+def decode(picture: ImageFile.ImageFile) -> Image.Image:
     """A picture with its pixels read, 8 bits to a value, turned as its EXIF data says; the first of several.
 
     Of 16 bits 65535 is white.
@@ -35,6 +37,7 @@ def decode(picture: Image.Image) -> Image.Image:
         ValueError: 32-bit integers and floats, which do not say which value is white.
         Exception: whatever Pillow raises on damaged files.
     """
+    stream, samples = cast("IO[bytes]", picture.fp), _png_samples(picture)
     picture.load()
     mode = picture.mode
     # a PNG has at most 16 bits, although older Pillow opens it as 32
@@ -42,12 +45,43 @@ def decode(picture: Image.Image) -> Image.Image:
     if mode in ("I", "F") and not sixteen:
         kind = "floats" if mode == "F" else "32-bit integers"
         raise ValueError(f"its pixels are {kind}, which do not say what is white")
-    if picture.getexif():
-        picture = ImageOps.exif_transpose(picture)
+    clear = picture.info.get("transparency")
+    if samples in _SCALES:  # Pillow scales the pixels, not the transparent value
+        picture.info["transparency"] *= _SCALES[samples]
+    elif samples == "RGB;16B" and clear is not None:
+        _make_clear(
+            picture,
+            (np.asarray(picture) == np.array(clear) >> 8) & (_low_bytes(stream) == np.array(clear) & 255),
+        )
+    upright = ImageOps.exif_transpose(picture) if picture.getexif() else picture
     if not sixteen:
-        return picture
-    values = np.asarray(picture).astype(np.uint32)
-    return Image.fromarray(((values * 2 + 257) // 514).astype(np.uint8))
+        return upright
+    values = np.asarray(upright).astype(np.uint32)
+    eight = Image.fromarray(((values * 2 + 257) // 514).astype(np.uint8))
+    if clear is not None:
+        _make_clear(eight, values[..., None] == clear)
+    return eight
+
+
+def _png_samples(picture: ImageFile.ImageFile) -> str | None:
+    """How Pillow names the samples of a PNG that has a transparent value, None of other pictures."""
+    if picture.format != "PNG" or "transparency" not in picture.info:
+        return None
+    return str(picture.tile[0][3]) if picture.tile else None
+
+
+def _low_bytes(stream: IO[bytes]) -> Array:
+    """uint8 ``[H, W, 3]``: of a PNG of three times 16 bits what Pillow leaves out, the lower byte of each."""
+    stream.seek(0)
+    with Image.open(stream, formats=["PNG"]) as picture:
+        picture.tile = [(*tile[:3], "RGB;16L") for tile in picture.tile]
+        return np.asarray(picture)
+
+
+def _make_clear(picture: Image.Image, matches: Array) -> None:
+    """Make the pixels transparent in which all ``[H, W, C]`` are true."""
+    picture.info.pop("transparency", None)
+    picture.putalpha(Image.fromarray(np.where(matches.all(-1), np.uint8(0), np.uint8(255))))
 
 
 def fit(picture: Image.Image, how: Fit) -> Array:

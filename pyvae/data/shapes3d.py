@@ -17,16 +17,20 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from pyvae.data.columns import DAMAGE, damaged
+from pyvae.data.columns import DAMAGE, check_hdf5, check_size, damaged, hdf5_column, open_columns
 from pyvae.data.dataset import FactorDataset, Index, file_format, grid_classes
-from pyvae.errors import DataError
+from pyvae.data.paths import existing
+from pyvae.errors import DataError, printable
+from pyvae.files import open_regular
 
 FACTOR_NAMES = ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")
 FACTOR_SIZES = (10, 10, 10, 8, 4, 15)
 IMAGE_SHAPE = (3, 64, 64)
+COUNT = math.prod(FACTOR_SIZES)
 
 _AGAIN = "download 3dshapes.h5 again from https://github.com/google-deepmind/3d-shapes"
 _IMAGES_AT_ONCE = 4096
+_ROWS = {"images": (64, 64, 3), "labels": (len(FACTOR_NAMES),)}
 
 
 class Shapes3D(FactorDataset):
@@ -44,7 +48,7 @@ class Shapes3D(FactorDataset):
     """uint8 ``[N, 3, 64, 64]`` after `to_memory`."""
 
     def __init__(self, path: str | os.PathLike[str], *, factor_sizes: Sequence[int] = FACTOR_SIZES) -> None:
-        self.path = Path(path).expanduser().resolve()
+        self.path = existing(path)
         self._file: Any = None
         self._process = -1
         if file_format(self.path) != "hdf5":
@@ -70,7 +74,9 @@ class Shapes3D(FactorDataset):
         chunk = (self._open()["images"].chunks or (1,))[0]
         step = -(-_IMAGES_AT_ONCE // chunk) * chunk  # whole chunks, so that each is decompressed once
         pixels = torch.empty((len(self), *IMAGE_SHAPE), dtype=torch.uint8)
-        with tqdm(total=len(self), desc=f"reading {self.path.name}", unit="img", disable=not progress) as bar:
+        with tqdm(
+            total=len(self), desc=f"reading {printable(self.path.name)}", unit="img", disable=not progress
+        ) as bar:
             for block in torch.arange(len(self)).split(step):
                 pixels[block[0] : block[-1] + 1] = self._read(block)
                 bar.update(len(block))
@@ -105,9 +111,8 @@ class Shapes3D(FactorDataset):
     def _labels(self, count: int) -> npt.NDArray[np.float64]:
         try:
             file = self._open()
-            found = {
-                name: (str(item.dtype), item.shape) for name, item in file.items() if hasattr(item, "dtype")
-            }
+            with open_columns(self.path, "hdf5") as columns:  # of this file, not of those that it names
+                found = {name: (str(column.dtype), column.shape) for name, column in columns.items()}
             wanted = {
                 "images": ("uint8", (count, 64, 64, 3)),
                 "labels": ("float64", (count, len(FACTOR_NAMES))),
@@ -119,6 +124,8 @@ class Shapes3D(FactorDataset):
                     )
                 if found[name] != expected:
                     raise DataError(f"{self.path}: {name} is {found[name]} instead of {expected}; {_AGAIN}")
+                check_hdf5(file[name])
+                check_size(self.path, name, hdf5_column(file[name]))
             return np.asarray(file["labels"][:])
         except DataError:
             raise
@@ -128,7 +135,7 @@ class Shapes3D(FactorDataset):
 
 def _crc32(path: Path) -> int:
     crc32 = 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while piece := file.read(1 << 22):
             crc32 = zlib.crc32(piece, crc32)
     return crc32
@@ -155,19 +162,18 @@ def _grid_values(
     return columns
 
 
-def is_shapes3d(path: Path) -> bool:
-    """Whether a file has datasets of the shapes of 3D Shapes, however many rows; `DataError` when it cannot be told."""
-    if file_format(path) != "hdf5":
-        return False
-    import h5py
+def images_of_shapes3d(path: Path) -> int | None:
+    """How many images a file has whose arrays are shaped as those of 3D Shapes, None of others.
 
+    Raises `DataError` when it cannot be told.
+    """
+    if file_format(path) != "hdf5":
+        return None
     try:
-        with h5py.File(path, "r") as file:
-            rows = {
-                name: (getattr(file[name], "shape", None) or ())[1:]
-                for name in ("images", "labels")
-                if name in file
-            }
-            return rows == {"images": (64, 64, 3), "labels": (len(FACTOR_NAMES),)}
+        with open_columns(path, "hdf5") as columns:
+            shapes = {name: columns[name].shape for name in ("images", "labels") if name in columns}
     except DAMAGE as error:
         raise damaged(path, error, "make or download it again") from error
+    if {name: shape[1:] for name, shape in shapes.items()} != _ROWS:
+        return None
+    return shapes["images"][0]

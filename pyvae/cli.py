@@ -18,7 +18,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 import pyvae
 from pyvae.bounds import parsing
 from pyvae.engine.recipe import Recipe
-from pyvae.errors import DataError, PyvaeError, RunError
+from pyvae.errors import DataError, PyvaeError, RunError, printable
 from pyvae.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class Traverse:
         run, dataset = _open(self.run, self.data)
         check_writable(run.figures)
         for path in traverse(run, dataset, span=self.span, columns=self.columns, seeds=self.seeds):
-            _say(escaped(str(path)))
+            _say(printable(str(path)))
         return 0
 
 
@@ -215,7 +215,7 @@ class Report:
 
         run, dataset = _open(self.run, self.data)
         check_writable(run.figures)
-        _say(escaped(str(report(run, dataset, span=self.span))))
+        _say(printable(str(report(run, dataset, span=self.span))))
         return 0
 
 
@@ -290,7 +290,7 @@ class Reproduce:
             page = None
         if page is None:
             return _interrupted()
-        _say(escaped(str(page)))
+        _say(printable(str(page)))
         return 0
 
 
@@ -370,10 +370,10 @@ def main() -> None:
 def one_line(error: Exception) -> str | None:
     """What a user is told of an error; None for those that are faults of pyvae, whose traceback is to be seen."""
     if isinstance(error, PyvaeError):
-        return escaped(str(error))
+        return str(error)
     if isinstance(error, OSError):
         file = "" if error.filename is None else f"{error.filename}: "
-        return escaped(f"{file}{error.strerror or error}; give room or permission, or another path")
+        return printable(f"{file}{error.strerror or error}; give room or permission, or another path")
     if isinstance(error, MemoryError) or _is_of_memory(error):
         return "out of memory: give a smaller --batch-size, or another --device"
     return None
@@ -388,14 +388,9 @@ def _is_of_memory(error: Exception) -> bool:
     )
 
 
-def escaped(text: str) -> str:
-    """One line, whatever the name of a file holds."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return escaped(record.getMessage())
+        return printable(record.getMessage())
 
 
 def _load(recipe: Recipe) -> "Dataset":
@@ -420,7 +415,7 @@ def _test_images(recipe: Recipe) -> "Dataset | None":
 
 def _open(path: Path, data: str | None) -> tuple["Run", "Dataset"]:
     """A run and its data, from where it lay when the run was made, or from ``data``."""
-    from pyvae.data.location import NAMES
+    from pyvae.data.paths import NAMES, lies_there
     from pyvae.engine.run import Run
 
     run = Run.open(path)
@@ -431,7 +426,7 @@ def _open(path: Path, data: str | None) -> tuple["Run", "Dataset"]:
         dataset = _load(run.recipe)
     except DataError as error:
         there = run.recipe.data
-        if data is None and there not in NAMES and not Path(there).expanduser().exists():
+        if data is None and there not in NAMES and not lies_there(there):
             raise RunError(f"the data of {path} is not at {there} any more: say where with --data") from error
         raise
     if dataset.fingerprint != trained_on:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyvae.data import load
-from pyvae.data.location import absolute
+from pyvae.data.paths import absolute
 from pyvae.engine import checkpoint
 from pyvae.engine.lock import lock
 from pyvae.engine.loop import train
@@ -55,6 +55,13 @@ def test_a_path_is_kept_whole(tmp_path, monkeypatch, spelling):
     assert absolute(spelling) == str(here / "images.npz")
     run = Run.create_or_resume(tmp_path / "run", replace(RECIPE, data=spelling))
     assert run.recipe.data == str(here / "images.npz")
+
+
+def test_an_array_in_a_file_is_kept_with_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.npz").touch()
+    assert absolute("./a.npz:x_train") == f"{tmp_path}/a.npz:x_train"
+    assert absolute("b.npz:x_train") == "b.npz:x_train"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +150,11 @@ def test_a_foreign_directory_is_left_alone(tmp_path):
     ("change", "data", "error"),
     [
         ({"objective": TCVAE(), "batch_size": 500}, None, "batch_size 500 is more than the 120 images"),
-        ({"objective": TCVAE(weighting="mss"), "batch_size": 1}, None, "batch_size 1 has no other image"),
+        (
+            {"objective": TCVAE(weighting="mss"), "batch_size": 1},
+            None,
+            "batch_size must be at least 2, got 1",
+        ),
         ({"code": "factors"}, None, "--latents 3"),
     ],
 )

@@ -9,6 +9,9 @@ from pyvae.errors import DataError
 
 StrPath = str | os.PathLike[str]
 
+NAMES = ("dsprites", "shapes3d")
+"""Of data that are no paths, whatever lies there."""
+
 
 def expanded(name: StrPath) -> Path:
     """With ``~`` and ``~user`` written out; `DataError` where there is no such user, and for what is no name at all."""
@@ -54,3 +57,24 @@ def split(name: StrPath) -> tuple[str, str | None]:
                 return text[:at], text[at + 1 :]
             at = text.rfind(":", 0, at)
     return text, None
+
+
+def absolute(name: str) -> str:
+    """The name of data as it is understood from any folder: the whole path of what lies there, other names as they are.
+
+    >>> absolute("dsprites")
+    'dsprites'
+    """
+    if not lies_there(name):
+        return name
+    path, array = split(name)
+    whole = os.path.realpath(os.path.expanduser(path))
+    return whole if array is None else f"{whole}:{array}"
+
+
+def lies_there(name: str) -> bool:
+    """Whether there is something at the path that a name of data is."""
+    try:
+        return name not in NAMES and os.path.exists(os.path.expanduser(split(name)[0]))
+    except ValueError:  # no name of a file: told when it is opened
+        return False

@@ -15,7 +15,7 @@ import torch
 from pyvae.adversarial_nets import AdversarialPair
 from pyvae.data.binarised import Binarised
 from pyvae.data.dataset import Dataset
-from pyvae.data.location import absolute
+from pyvae.data.paths import absolute
 from pyvae.engine import checkpoint
 from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.files import cause_of, clear_leftovers, make_directory, write_atomically

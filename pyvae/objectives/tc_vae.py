@@ -41,10 +41,6 @@ class TCVAE(Hyperparameters):
                 f"batch_size {batch_size:,} is more than the {dataset_size:,} images there are, for which the weights "
                 f"of beta-TCVAE are not defined: --batch-size {dataset_size} or less"
             )
-        if self.weighting == "mss" and batch_size < 2:
-            raise RecipeError(
-                "batch_size 1 has no other image, which weighting mss needs: --batch-size 2 or more"
-            )
 
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
         """See :class:`pyvae.objectives.objective.Objective`; also "mi", "tc" and "dwkl" in nats."""

@@ -23,6 +23,7 @@ from pyvae.checks import (
     pixel_layout,
     value_checks,
 )
+from pyvae.panels import mixture_entropies
 from pyvae.random import Stream, bits, check_key, fresh_key, normal
 
 
@@ -412,14 +413,20 @@ def check_posteriors(mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], no
 def refined_entropy(
     density: Density, mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], nodes: int, tol: float
 ) -> PosteriorEntropy:
-    """Entropies from densities on grids of ``nodes``, doubled for each latent until its error is at most ``tol``."""
+    """Entropies from densities on grids of ``nodes``, doubled for each latent until its error is at most ``tol``.
+
+    A latent whose posteriors no grid resolves, be they too sharp for the range of their means or for float32 nodes, has
+    panels of its own: :func:`pyvae.panels.mixture_entropies`.
+    """
     sizes = [int(size) for size in factor_sizes]
     m, lv = mu.detach().mT.contiguous(), logvar.detach().mT.contiguous()
     entropy = torch.zeros((len(m), 1 + sum(sizes)), dtype=torch.float64, device=mu.device)
     error = torch.zeros(len(m), dtype=torch.float64, device=mu.device)
-    left = torch.arange(len(m), device=mu.device)
+    _, finest = quadrature_grid(m, lv, _MOST_NODES)
+    sharp = finest > torch.exp(0.5 * lv.double().amin(-1))
+    left = (~sharp).nonzero().flatten()
     nodes += nodes % 2
-    while True:
+    while len(left):
         low, step = quadrature_grid(m[left], lv[left], nodes)
         q = density(m[left], lv[left], low, step, sizes, nodes)
         q = torch.cat([q[:, : sizes[0]].mean(1, keepdim=True), q], 1)
@@ -430,17 +437,32 @@ def refined_entropy(
         # a grid that steps over all posteriors agrees with itself
         lost = (q.sum(-1) * step.unsqueeze(-1) - 1).abs()
         entropy[left], error[left] = full, torch.maximum((full - half).abs(), lost).amax(-1)
-        left = (error > tol).nonzero().flatten()
-        if not len(left):
-            break
+        left = left[error[left] > tol]
         if nodes >= _MOST_NODES:
-            worst = int(error.argmax())
-            raise RuntimeError(
-                f"posterior_entropy: an error of {float(error[worst]):.1e} nats is left at {nodes} nodes in latent "
-                f"{worst}: its posteriors are far sharper than the range of their means"
-            )
+            sharp[left] = True
+            break
         nodes *= 2
+    for d in sharp.nonzero().flatten().tolist():
+        entropy[d], error[d] = _entropy_by_panels(m[d], lv[d], sizes, tol)
+        if float(error[d]) > tol:
+            raise ValueError(
+                f"posterior_entropy: an error of {float(error[d]):.1e} nats is left in latent {d}, more than {tol:g}: "
+                "ask for a larger tol"
+            )
     return PosteriorEntropy(entropy[:, 0], entropy[:, 1:].split(sizes, -1), error)
+
+
+def _entropy_by_panels(mu: Tensor, logvar: Tensor, sizes: list[int], tol: float) -> tuple[Tensor, Tensor]:
+    """Entropies float64 [1 + sum(sizes)] of one latent, of all posteriors and of each class, and the largest error."""
+    sigma = torch.exp(0.5 * logvar.double())
+    alone = torch.zeros(len(mu), 1, dtype=torch.int64, device=mu.device)
+    classes = torch.cat([alone, factor_classes(len(mu), sizes, mu.device)], -1)
+    found = [
+        mixture_entropies(mu.double(), sigma, group, groups, tol)
+        for group, groups in zip(classes.unbind(-1), [1, *sizes], strict=True)
+    ]
+    entropy, error = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return entropy, error.amax()
 
 
 def posterior_entropy(

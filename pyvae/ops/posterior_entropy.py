@@ -30,15 +30,17 @@ def posterior_entropy(
         logvar: log sigma^2, of the shape, dtype and device of ``mu``.
         factor_sizes: number of classes of each factor; their product is N.
         nodes: of the first grid, at least 4. It spans all posteriors to 8 standard deviations.
-        tol: nats. The nodes of a latent are doubled until its error is at most this.
+        tol: nats. The nodes of a latent are doubled until its error is at most this. Posteriors too sharp for 65,536 of
+            them have grids where they lie, which takes a minute for each latent of dSprites: however sharp they are,
+            the entropies are right, that of N that lie apart log N and one's own.
 
     Returns:
         in nats, float64: ``marginal [D]``; ``conditional``, for each factor ``[D, size]``; ``error [D]``, the
         largest difference of these entropies to those from every other node, or of a density's mass to 1.
 
     Raises:
-        TypeError: wrong dtype. ValueError: wrong shape, device or option; NaN or infinity.
-        RuntimeError: 65,536 nodes are not enough: posteriors far sharper than the range of their means.
+        TypeError: wrong dtype. ValueError: wrong shape, device or option; NaN or infinity; a ``tol`` that is not
+            reached; posteriors among others 1e15 times as wide.
 
     >>> import torch
     >>> entropy = posterior_entropy(torch.zeros(4, 1), torch.zeros(4, 1), (2, 2))

@@ -3,6 +3,7 @@ against, and what runs where no kernel does. float64 inputs are computed in floa
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -255,12 +256,19 @@ class CodeHistogram(NamedTuple):
     counts: Tensor
 
 
+def check_whole(name: str, value: object) -> None:
+    """Raise TypeError unless an argument is a whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral | torch.SymInt):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+
+
 def check_histogram(codes: Tensor, factors: Tensor | None, factor_sizes: Sequence[int], bins: int) -> None:
     """Raise unless the factors fit the codes; reads the factors, so waits for the device."""
     check_columns("codes", codes)
     if codes.ndim != 2 or len(codes) == 0:
         raise ValueError(f"codes: expected shape [N, D] with N at least 1, got {list(codes.shape)}")
     check_factor_sizes(factor_sizes)
+    check_whole("bins", bins)
     if bins < 1:
         raise ValueError(f"bins: expected at least 1, got {bins}")
     if factors is None:
@@ -270,6 +278,8 @@ def check_histogram(codes: Tensor, factors: Tensor | None, factor_sizes: Sequenc
                 f"codes: expected [{points}, D], the grid of {tuple(factor_sizes)}, got {list(codes.shape)}"
             )
         return
+    if not isinstance(factors, Tensor):
+        raise TypeError(f"factors: expected a tensor, got {type(factors).__name__}")
     if factors.dtype != torch.int64:
         raise TypeError(f"factors: expected int64, got {factors.dtype}")
     if factors.shape != (len(codes), len(factor_sizes)):
@@ -284,6 +294,8 @@ def check_histogram(codes: Tensor, factors: Tensor | None, factor_sizes: Sequenc
 
 def check_factor_sizes(factor_sizes: Sequence[int]) -> None:
     """Raise unless there is a factor and each has a class."""
+    for size in factor_sizes:
+        check_whole("factor_sizes", size)
     if not factor_sizes or min(factor_sizes) < 1:
         raise ValueError(f"factor_sizes: expected positive sizes, got {list(factor_sizes)}")
 
@@ -398,11 +410,16 @@ def check_posteriors(mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], no
         raise ValueError(
             f"mu: expected [{points}, D], the grid of {tuple(factor_sizes)}, got {list(mu.shape)}"
         )
+    check_whole("nodes", nodes)
     if nodes < 4:
         raise ValueError(f"nodes: at least 4 are needed, got {nodes}")
     if not tol > 0:
         raise ValueError(f"tol: expected more than 0, got {tol}")
-    # float32 holds the density of these
+    check_magnitudes(mu, logvar)
+
+
+def check_magnitudes(mu: Tensor, logvar: Tensor) -> None:
+    """Raise unless posteriors [N, D] are finite, of a density that float32 holds; waits for the device."""
     for name, x, limit in (("mu", mu, 1e30), ("logvar", logvar, 100.0)):
         bad = ~(x.abs() <= limit).all(0)
         if bool(bad.any()):

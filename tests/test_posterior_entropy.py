@@ -187,6 +187,21 @@ def test_wrong_arguments():
         posterior_entropy(mu, mu, (2, 3), nodes=2)
     with pytest.raises(ValueError, match=r"z: expected \[samples, 2\], got \[4, 3\]"):
         sampled_entropy(torch.zeros(4, 3), mu, mu)
+    with pytest.raises(ValueError, match="logvar: NaN or a magnitude above 100"):
+        sampled_entropy(mu, mu, mu + 101)
+    with pytest.raises(ValueError, match="z: holds NaN"):
+        sampled_entropy(mu / 0, mu, mu)
+    with pytest.raises(ValueError, match="chunk: expected at least 1, got -1"):
+        sampled_entropy(mu, mu, mu, chunk=-1)
+
+
+@pytest.mark.parametrize("logvar", [-99.0, 99.0])
+def test_samples_of_the_sharpest_and_the_widest(logvar):
+    noise = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
+    entropy, error = sampled_entropy(
+        math.exp(logvar / 2) * noise, torch.zeros(3, 1), torch.full((3, 1), logvar)
+    )
+    assert abs(float(entropy) - gaussian(math.exp(logvar / 2))) < 4 * float(error) < 0.1
 
 
 def posteriors(*sizes, latents=3, sharpness=1.0):

@@ -471,15 +471,17 @@ def refined_entropy(
 
 def _entropy_by_panels(mu: Tensor, logvar: Tensor, sizes: list[int], tol: float) -> tuple[Tensor, Tensor]:
     """Entropies float64 [1 + sum(sizes)] of one latent, of all posteriors and of each class, and the largest error."""
-    sigma = torch.exp(0.5 * logvar.double())
-    alone = torch.zeros(len(mu), 1, dtype=torch.int64, device=mu.device)
-    classes = torch.cat([alone, factor_classes(len(mu), sizes, mu.device)], -1)
+    # on the CPU, where sums over scattered panels have one order
+    m, sigma = mu.double().cpu(), torch.exp(0.5 * logvar.double()).cpu()
+    classes = torch.cat(
+        [torch.zeros(len(m), 1, dtype=torch.int64), factor_classes(len(m), sizes, m.device)], -1
+    )
     found = [
-        mixture_entropies(mu.double(), sigma, group, groups, tol)
+        mixture_entropies(m, sigma, group, groups, tol)
         for group, groups in zip(classes.unbind(-1), [1, *sizes], strict=True)
     ]
     entropy, error = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return entropy, error.amax()
+    return entropy.to(mu.device), error.amax().to(mu.device)
 
 
 def posterior_entropy(

@@ -88,6 +88,24 @@ def test_sharp_posteriors_that_lie_apart_have_a_closed_form():
                 )
 
 
+def test_the_grid_is_not_tried_where_it_cannot_do_and_not_kept_where_it_did_not():
+    calls = []
+
+    def density(mu, logvar, low, step, sizes, nodes):
+        calls.append(nodes)
+        return reference.posterior_density(mu, logvar, low, step, sizes, nodes)
+
+    mu = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    # 1e-5 is less than the 65,536th part of the range; 2e-5 is more, and not enough for every other node
+    for sigma, tries in ((1e-5, []), (2e-5, [1 << 15, 1 << 16])):
+        calls.clear()
+        logvar = torch.full_like(mu, 2 * math.log(sigma))
+        found = reference.refined_entropy(density, mu, logvar, (2,), 1 << 15, 1e-6)
+        assert calls == tries
+        assert float(found.marginal) == pytest.approx(gaussian(sigma) + math.log(2), abs=1e-6)
+        assert float(found.error) <= 1e-6
+
+
 def test_sharp_posteriors_of_a_few_places():
     """Of a latent that is a class, each image of a class at the same place: all that the class leaves is one's own."""
     classes = grid(3, 5, 4)

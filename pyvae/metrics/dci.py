@@ -128,7 +128,8 @@ def _importance(model: Any) -> Array:
 
 def _relative_entropy(rows: Array) -> Array:
     """Entropy of each row, normalised to a distribution, relative to the largest possible."""
-    p = rows + _TINY
+    # weights of a linear classifier are small where codes are large
+    p = rows / (rows.max() or 1.0) + _TINY
     p = p / p.sum(1, keepdims=True)
     return -(p * np.log(p)).sum(1) / np.log(rows.shape[1])
 

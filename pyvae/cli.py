@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 INTERRUPTED = 130
+_MOST_SEEDS = 1000
 QUICK_METRICS = ("mig", "factor-vae", "beta-vae", "sap", "modularity", "explicitness", "irs")
 
 
@@ -260,10 +261,12 @@ class Reproduce:
             raise PyvaeError(f"name what to reproduce: there are {', '.join([*STUDIES, *TOYS])}")
         study = None if self.name in TOYS else study_of(self.name)
         scale = parse_scale(self.scale)
-        if self.seeds < 1:
-            raise PyvaeError(f"--seeds must be at least 1, got {self.seeds}")
-        if self.first_seed < 0:
-            raise PyvaeError(f"--first-seed must not be negative, got {self.first_seed}")
+        if not 1 <= self.seeds <= _MOST_SEEDS:
+            raise PyvaeError(f"--seeds must be at least 1 and at most {_MOST_SEEDS:,}, got {self.seeds}")
+        if not 0 <= self.first_seed <= 2**64 - self.seeds:
+            raise PyvaeError(
+                f"--first-seed must not be negative, nor a seed above 2^64 - 1, got {self.first_seed}"
+            )
         seeds = range(self.first_seed, self.first_seed + self.seeds)
         out = self.out or Path("runs") / (self.name if scale == 1 else f"{self.name}-{self.scale:g}")
         try:

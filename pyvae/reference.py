@@ -3,6 +3,7 @@ against, and what runs where no kernel does. float64 inputs are computed in floa
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from pyvae.checks import (
     pixel_layout,
     value_checks,
 )
+from pyvae.panels import mixture_entropies
 from pyvae.random import Stream, bits, check_key, fresh_key, normal
 
 
@@ -254,12 +256,19 @@ class CodeHistogram(NamedTuple):
     counts: Tensor
 
 
+def check_whole(name: str, value: object) -> None:
+    """Raise TypeError unless an argument is a whole number."""
+    if isinstance(value, bool) or not isinstance(value, Integral | torch.SymInt):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+
+
 def check_histogram(codes: Tensor, factors: Tensor | None, factor_sizes: Sequence[int], bins: int) -> None:
     """Raise unless the factors fit the codes; reads the factors, so waits for the device."""
     check_columns("codes", codes)
     if codes.ndim != 2 or len(codes) == 0:
         raise ValueError(f"codes: expected shape [N, D] with N at least 1, got {list(codes.shape)}")
     check_factor_sizes(factor_sizes)
+    check_whole("bins", bins)
     if bins < 1:
         raise ValueError(f"bins: expected at least 1, got {bins}")
     if factors is None:
@@ -269,6 +278,8 @@ def check_histogram(codes: Tensor, factors: Tensor | None, factor_sizes: Sequenc
                 f"codes: expected [{points}, D], the grid of {tuple(factor_sizes)}, got {list(codes.shape)}"
             )
         return
+    if not isinstance(factors, Tensor):
+        raise TypeError(f"factors: expected a tensor, got {type(factors).__name__}")
     if factors.dtype != torch.int64:
         raise TypeError(f"factors: expected int64, got {factors.dtype}")
     if factors.shape != (len(codes), len(factor_sizes)):
@@ -283,6 +294,8 @@ def check_histogram(codes: Tensor, factors: Tensor | None, factor_sizes: Sequenc
 
 def check_factor_sizes(factor_sizes: Sequence[int]) -> None:
     """Raise unless there is a factor and each has a class."""
+    for size in factor_sizes:
+        check_whole("factor_sizes", size)
     if not factor_sizes or min(factor_sizes) < 1:
         raise ValueError(f"factor_sizes: expected positive sizes, got {list(factor_sizes)}")
 
@@ -397,11 +410,16 @@ def check_posteriors(mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], no
         raise ValueError(
             f"mu: expected [{points}, D], the grid of {tuple(factor_sizes)}, got {list(mu.shape)}"
         )
+    check_whole("nodes", nodes)
     if nodes < 4:
         raise ValueError(f"nodes: at least 4 are needed, got {nodes}")
     if not tol > 0:
         raise ValueError(f"tol: expected more than 0, got {tol}")
-    # float32 holds the density of these
+    check_magnitudes(mu, logvar)
+
+
+def check_magnitudes(mu: Tensor, logvar: Tensor) -> None:
+    """Raise unless posteriors [N, D] are finite, of a density that float32 holds; waits for the device."""
     for name, x, limit in (("mu", mu, 1e30), ("logvar", logvar, 100.0)):
         bad = ~(x.abs() <= limit).all(0)
         if bool(bad.any()):
@@ -412,14 +430,20 @@ def check_posteriors(mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], no
 def refined_entropy(
     density: Density, mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], nodes: int, tol: float
 ) -> PosteriorEntropy:
-    """Entropies from densities on grids of ``nodes``, doubled for each latent until its error is at most ``tol``."""
+    """Entropies from densities on grids of ``nodes``, doubled for each latent until its error is at most ``tol``.
+
+    A latent whose posteriors no grid resolves, be they too sharp for the range of their means or for float32 nodes, has
+    panels of its own: :func:`pyvae.panels.mixture_entropies`.
+    """
     sizes = [int(size) for size in factor_sizes]
     m, lv = mu.detach().mT.contiguous(), logvar.detach().mT.contiguous()
     entropy = torch.zeros((len(m), 1 + sum(sizes)), dtype=torch.float64, device=mu.device)
     error = torch.zeros(len(m), dtype=torch.float64, device=mu.device)
-    left = torch.arange(len(m), device=mu.device)
+    _, finest = quadrature_grid(m, lv, _MOST_NODES)
+    sharp = finest > torch.exp(0.5 * lv.double().amin(-1))
+    left = (~sharp).nonzero().flatten()
     nodes += nodes % 2
-    while True:
+    while len(left):
         low, step = quadrature_grid(m[left], lv[left], nodes)
         q = density(m[left], lv[left], low, step, sizes, nodes)
         q = torch.cat([q[:, : sizes[0]].mean(1, keepdim=True), q], 1)
@@ -430,17 +454,34 @@ def refined_entropy(
         # a grid that steps over all posteriors agrees with itself
         lost = (q.sum(-1) * step.unsqueeze(-1) - 1).abs()
         entropy[left], error[left] = full, torch.maximum((full - half).abs(), lost).amax(-1)
-        left = (error > tol).nonzero().flatten()
-        if not len(left):
-            break
+        left = left[error[left] > tol]
         if nodes >= _MOST_NODES:
-            worst = int(error.argmax())
-            raise RuntimeError(
-                f"posterior_entropy: an error of {float(error[worst]):.1e} nats is left at {nodes} nodes in latent "
-                f"{worst}: its posteriors are far sharper than the range of their means"
-            )
+            sharp[left] = True
+            break
         nodes *= 2
+    for d in sharp.nonzero().flatten().tolist():
+        entropy[d], error[d] = _entropy_by_panels(m[d], lv[d], sizes, tol)
+        if float(error[d]) > tol:
+            raise ValueError(
+                f"posterior_entropy: an error of {float(error[d]):.1e} nats is left in latent {d}, more than {tol:g}: "
+                "ask for a larger tol"
+            )
     return PosteriorEntropy(entropy[:, 0], entropy[:, 1:].split(sizes, -1), error)
+
+
+def _entropy_by_panels(mu: Tensor, logvar: Tensor, sizes: list[int], tol: float) -> tuple[Tensor, Tensor]:
+    """Entropies float64 [1 + sum(sizes)] of one latent, of all posteriors and of each class, and the largest error."""
+    # on the CPU, where sums over scattered panels have one order
+    m, sigma = mu.double().cpu(), torch.exp(0.5 * logvar.double()).cpu()
+    classes = torch.cat(
+        [torch.zeros(len(m), 1, dtype=torch.int64), factor_classes(len(m), sizes, m.device)], -1
+    )
+    found = [
+        mixture_entropies(m, sigma, group, groups, tol)
+        for group, groups in zip(classes.unbind(-1), [1, *sizes], strict=True)
+    ]
+    entropy, error = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return entropy.to(mu.device), error.amax().to(mu.device)
 
 
 def posterior_entropy(

@@ -172,3 +172,24 @@ def test_huge_constants(value):
     assert torch.equal(found.counts, expected.counts)
     assert found.counts[0].amax(0).tolist() == [4, 4, 4, 3, 3, 3, 3]
     assert (found.low[0], found.high[0]) == (float(x[0, 0]) - 0.5, float(x[0, 0]) + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bins": 2.5}, r"bins: expected a whole number, got 2\.5"),
+        ({"factor_sizes": (2.0, 3)}, r"factor_sizes: expected a whole number, got 2\.0"),
+        ({"factors": [[0, 1]] * 6}, "factors: expected a tensor, got list"),
+        ({"factors": torch.zeros(6, 2)}, "factors: expected int64, got torch.float32"),
+        ({"codes": [[0.0]]}, "codes: expected a tensor, got list"),
+    ],
+)
+def test_arguments_of_other_types(change, message):
+    arguments = {
+        "codes": torch.zeros(6, 2),
+        "factors": torch.zeros(6, 2).long(),
+        "factor_sizes": (2, 3),
+        "bins": 4,
+    }
+    with pytest.raises(TypeError, match=message):
+        code_histogram(**{**arguments, **change})

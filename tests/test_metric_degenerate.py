@@ -365,3 +365,25 @@ def test_scores_of_duplicates_do_not_depend_on_which_is_read():
         table = codes.table(z[:, order], factors)
         assert metrics.mig(table, points=None).gaps[0] == 0
         assert metrics.mig_chen(table).gaps[0] == pytest.approx(0, abs=1e-5)
+
+
+def test_weights_of_large_codes_are_small_and_as_telling():
+    labels = grid((3, 5, 7))
+    z = labels + 0.1 * np.random.default_rng(0).standard_normal(labels.shape)
+    factors, options = {"a": 3, "b": 5, "c": 7}, {"train": 60, "test": 30, "progress": False}
+
+    class Small(LogisticRegression):
+        """One that has seen its codes 1e20 times as large."""
+
+        def fit(self, x, y):
+            super().fit(x, y)
+            self.coef_ = self.coef_ * 1e-20
+            return self
+
+    found, small = (
+        metrics.dci(codes.table(z, factors), classifier=classifier, **options)
+        for classifier in (LogisticRegression, Small)
+    )
+    assert found.score > 0.1
+    assert small.per_code == pytest.approx(found.per_code)
+    assert (small.score, small.completeness) == pytest.approx((found.score, found.completeness))

@@ -96,3 +96,10 @@ def test_refusals(mixed):
     for quantile in (0, 1.01, -1, float("nan")):
         with pytest.raises(ValueError, match="quantile: expected"):
             irs(table, points=None, quantile=quantile)
+
+
+def test_outliers_of_a_class_can_be_farther_from_its_mean_than_from_that_of_all():
+    z = np.concatenate([np.zeros(99), [10.0], np.full(99, 10.0), [0.0]])[:, None]
+    labels = np.repeat([0, 1], 100)[:, None]
+    found = irs(codes.table(z, {"a": 2}, labels=labels), points=None, quantile=1)
+    assert found.score == pytest.approx(1 - 9.9 / 5)

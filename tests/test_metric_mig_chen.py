@@ -152,7 +152,7 @@ def test_samples_approach_the_quadrature(monkeypatch):
 
 
 def test_every_image_has_noise_of_its_own():
-    z = one_sample_per_image(codes.table(np.full((80_000, 2), 3.0), {"a": 2, "b": 40_000}, sigma=0.5), 0)
+    z = one_sample_per_image(torch.full((80_000, 2), 3.0), torch.full((80_000, 2), 2 * np.log(0.5)), 0)
     # 32-bit uniforms meet by chance now and then
     assert len(z[:, 0].unique()) > 79_000
     assert z.mean(0) == pytest.approx([3, 3], abs=0.01)
@@ -196,3 +196,35 @@ def test_refusals(mixed):
         mig_chen(codes.table(mixed, TINY, labels=codes.classes(TINY)))
     with pytest.raises(ValueError, match="factor one has one class"):
         mig_chen(codes.table(mixed, {"one": 1, "x": 8, "y": 5}))
+
+
+@pytest.mark.parametrize("logvar", [-20.0, -30.0, -60.0])
+@pytest.mark.parametrize("estimator", ["quadrature", "sampled"])
+def test_sharp_posteriors_have_the_information_of_places(estimator, logvar):
+    """As after a training of beta 0: a latent that tells all images apart, one that tells x, one that tells nothing."""
+    labels = codes.classes(TINY)
+    z = np.stack(
+        [np.random.default_rng(0).permutation(40) * 0.37 - 5, labels[:, 1] * 1.1, np.full(40, 0.7)], 1
+    )
+    found = mig_chen(codes.table(z, TINY, sigma=np.exp(logvar / 2)), estimator=estimator, progress=False)
+    expected = np.array([np.log(SIZES), [0, np.log(5), 0], [0, 0, 0]])
+    # a few samples, each of entropy within one standard error or so of its own posterior's
+    tolerance = 1e-4 if estimator == "quadrature" else 0.6
+    assert found.information == pytest.approx(expected, abs=tolerance)
+    if estimator == "quadrature":
+        assert found.score == pytest.approx((1 + 0 + 1) / 3, abs=1e-4)
+        one = 0.5 * np.log(2 * np.pi * np.e) + logvar / 2
+        assert found.marginal == pytest.approx(one + np.log([40, 5, 1]), abs=1e-4)
+    else:
+        assert np.abs(
+            found.marginal - (0.5 * np.log(2 * np.pi * np.e) + logvar / 2 + np.log([40, 5, 1]))
+        ) == (pytest.approx(np.zeros(3), abs=4 * found.error.max()))
+
+
+def test_what_has_no_density_is_one_line(mixed):
+    for logvar in (-101.0, 101.0):
+        for estimator in ("quadrature", "sampled"):
+            table = codes.table(mixed, TINY)
+            table.logvar[7, 1] = logvar
+            with pytest.raises(ValueError, match=r"logvar: NaN or a magnitude above 100 in dimensions \[1\]"):
+                mig_chen(table, estimator=estimator, progress=False)

@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 import codes
 from pyvae import metrics
 from pyvae.metrics import METRICS, evaluate, evaluate_possible, unavailable
+from pyvae.metrics.registry import OF_GRID
 
 SPLIT = {"train": 400, "test": 200}
 OPTIONS = {
@@ -174,6 +175,8 @@ def test_reasons_of_each_kind():
     # rows that are no grid: which class each has is not known yet
     found = unavailable(["mig", "beta-vae"], latents=2, rows=20_000, grid=False, **GRID)
     assert found == {"beta-vae": "beta_vae intervenes on factors: it needs the codes of the full grid"}
+    found = unavailable(METRICS, latents=2, rows=20_000, grid=False, **GRID)
+    assert set(found) == OF_GRID
 
 
 def test_reasons_take_no_time():

@@ -105,11 +105,63 @@ def with_nan(value):
         ({"factors": torch.zeros(6, 2).int()}, TypeError, "factors: expected torch.int64"),
         ({"factors": torch.full((6, 2), 2)}, ValueError, r"a class of a is not in \[0, 2\)"),
         ({"factors": torch.full((6, 2), -1)}, ValueError, r"a class of a is not in \[0, 2\)"),
+        (
+            {"factors": torch.zeros(6, 2)},
+            TypeError,
+            "factors: expected torch.int64 on the CPU, got torch.float32",
+        ),
+        (
+            {"factors": torch.zeros(2, 6).long()},
+            ValueError,
+            r"factors: expected shape \[6, 2\], got \[2, 6\]",
+        ),
+        ({"factors": np.zeros((6, 2), int)}, TypeError, "factors: expected a tensor, got ndarray"),
+        (
+            {"mu": np.zeros((6, 2), np.float32), "logvar": torch.zeros(6, 2)},
+            TypeError,
+            "mu: expected a tensor",
+        ),
+        ({"mu": torch.zeros(6, 2).half()}, TypeError, "mu: expected torch.float32"),
+        ({"mu": torch.zeros(6, 2).long()}, TypeError, "mu: expected torch.float32"),
+        ({"mu": torch.zeros(6, 2, 1, 1)}, ValueError, r"mu: expected shape \[N, D\], got \[6, 2, 1, 1\]"),
+        ({"mu": torch.zeros(6, 2).to_sparse(), "logvar": torch.zeros(6, 2)}, TypeError, "torch.sparse_coo"),
+        (
+            {"logvar": torch.zeros(2, 6)},
+            ValueError,
+            r"logvar: expected the shape of mu \[6, 2\], got \[2, 6\]",
+        ),
+        ({"logvar": torch.zeros(6, 2).double()}, TypeError, "logvar: expected torch.float32"),
+        ({"logvar": np.zeros((6, 2))}, TypeError, "logvar: expected a tensor, got ndarray"),
+        ({"sizes": (2, 0)}, ValueError, "factor_sizes: at least 1 needed, got 0"),
+        ({"sizes": (2, 3.0)}, TypeError, r"factor_sizes: expected a whole number, got 3\.0"),
+        ({"sizes": (6, True)}, TypeError, "factor_sizes: expected a whole number, got True"),
+        ({"names": ("a", "a")}, ValueError, "factor_names: a name stands twice in 'a', 'a'"),
+        ({"names": ("a", 1)}, TypeError, "factor_names: expected strings, got 1"),
+        ({"names": "ab"}, TypeError, "factor_names: expected strings, got the one string 'ab'"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as raised:
         make(**arguments)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
+def test_metrics_take_tables_alone(metric):
+    for other in (np.zeros((6, 2)), torch.zeros(6, 2), None):
+        with pytest.raises(TypeError, match=f"table: expected a CodeTable, got {type(other).__name__}"):
+            metric(other)
+
+
+def test_codes_of_a_graph_and_lists_of_factors():
+    mu = codes.table(codes.perfect(codes.SMALL)).mu.requires_grad_()
+    table = CodeTable(mu, torch.zeros(768, 4), list(codes.SMALL), list(codes.SMALL.values()))
+    assert not table.mu.requires_grad
+    assert (table.factor_names, table.factor_sizes) == (tuple(codes.SMALL), SIZES)
+    assert (
+        METRICS["mig"](table, points=None).score
+        == METRICS["mig"](codes.table(mu.detach()), points=None).score
+    )
 
 
 @pytest.fixture(scope="module")
@@ -169,8 +221,15 @@ def test_encode_refuses(net):
         encode(net, TinyData(), device="cpu", batch_size=0)
     with pytest.raises(IndexError, match="120"):
         encode(net, TinyData(), device="cpu", index=[0, 120], progress=False)
-    with pytest.raises(ValueError, match=r"index: expected shape \[N\], got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"index: expected shape \[N\] .*, got \[1, 2\]"):
         encode(net, TinyData(), device="cpu", index=[[0, 1]], progress=False)
+    with pytest.raises(ValueError, match=r"index: expected shape \[N\] with N at least 1, got \[0\]"):
+        encode(net, TinyData(), device="cpu", index=torch.arange(0), progress=False)
+    for index, dtype in (([0.5, 1.7], "float32"), (np.ones(120, dtype=bool), "bool")):
+        with pytest.raises(TypeError, match=f"index: expected whole numbers, got torch.{dtype}"):
+            encode(net, TinyData(), device="cpu", index=index, progress=False)
+    with pytest.raises(TypeError, match=r"batch_size: expected a whole number, got 2\.5"):
+        encode(net, TinyData(), device="cpu", batch_size=2.5)
     broken = build("burgess", 1, 4)
     with torch.no_grad():
         broken.encoder.head.bias[2] = math.nan

@@ -127,3 +127,21 @@ def test_refusals(models):
         udr([*some[:2], shuffled], points=None)
     same = codes.table(models[1], labels=codes.classes(codes.SMALL))
     assert udr([some[0], same], points=None).scores == pytest.approx(udr(some[:2], points=None).scores)
+
+
+def test_inputs_of_other_kinds_are_refused():
+    z = codes.noise(768, 3)
+    tables = [codes.table(z), codes.table(-z)]
+    with pytest.raises(TypeError, match="tables: expected several, got one CodeTable"):
+        udr(tables[0])
+    with pytest.raises(TypeError, match="table: expected a CodeTable, got ndarray"):
+        udr([tables[0], z])
+    with pytest.raises(TypeError, match="alpha: expected a number, got '1'"):
+        udr(tables, points=None, alpha="1")
+    for alpha, message in ((0.0, "more than 0"), (float("nan"), "a finite number")):
+        with pytest.raises(ValueError, match=f"alpha: expected {message}"):
+            udr(tables, points=None, alpha=alpha)
+    with pytest.raises(ValueError, match="kl_threshold: expected a finite number"):
+        udr(tables, points=None, kl_threshold=float("inf"))
+    with pytest.raises(TypeError, match=r"points: expected a whole number, got 10\.0"):
+        udr(tables, points=10.0)

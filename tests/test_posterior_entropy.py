@@ -6,8 +6,9 @@ import time
 import pytest
 import torch
 
-from pyvae import native, reference
+from pyvae import native, panels, reference
 from pyvae.ops.posterior_entropy import posterior_entropy, sampled_entropy
+from pyvae.panels import mixture_entropies
 
 built = pytest.mark.skipif(native.load() is not None, reason=str(native.load()))
 
@@ -73,10 +74,105 @@ def test_narrow_posteriors_are_refined_until_the_half_grid_agrees():
     assert float(found.marginal) == pytest.approx(gaussian(0.01) + math.log(40), abs=1e-5)
 
 
+def test_sharp_posteriors_that_lie_apart_have_a_closed_form():
+    """As after a long training of beta 0: e^-15 wide, at distances of some units."""
+    for scale in (1.0, 1e3, 1e6):
+        mu = torch.randn(24, 2, generator=torch.Generator().manual_seed(0)) * scale
+        for logvar in (-30.0, -60.0, -99.0):
+            found = posterior_entropy(mu, torch.full_like(mu, logvar), (2, 3, 4))
+            own = gaussian(math.exp(logvar / 2))
+            assert bool((found.error <= 1e-5).all())
+            for entropy, images in zip((found.marginal, *found.conditional), (24, 12, 8, 6), strict=True):
+                assert entropy.flatten().tolist() == pytest.approx(
+                    [own + math.log(images)] * entropy.numel(), abs=1e-6
+                )
+
+
+def test_the_grid_is_not_tried_where_it_cannot_do_and_not_kept_where_it_did_not():
+    calls = []
+
+    def density(mu, logvar, low, step, sizes, nodes):
+        calls.append(nodes)
+        return reference.posterior_density(mu, logvar, low, step, sizes, nodes)
+
+    mu = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    # 1e-5 is less than the 65,536th part of the range; 2e-5 is more, and not enough for every other node
+    for sigma, tries in ((1e-5, []), (2e-5, [1 << 15, 1 << 16])):
+        calls.clear()
+        logvar = torch.full_like(mu, 2 * math.log(sigma))
+        found = reference.refined_entropy(density, mu, logvar, (2,), 1 << 15, 1e-6)
+        assert calls == tries
+        assert float(found.marginal) == pytest.approx(gaussian(sigma) + math.log(2), abs=1e-6)
+        assert float(found.error) <= 1e-6
+
+
+def test_sharp_posteriors_of_a_few_places():
+    """Of a latent that is a class, each image of a class at the same place: all that the class leaves is one's own."""
+    classes = grid(3, 5, 4)
+    mu = torch.stack([classes[:, 1] * 1.7 - 3, classes[:, 0] * 1e-6], 1).float()
+    found = posterior_entropy(mu, torch.full_like(mu, -40.0), (3, 5, 4))
+    own = gaussian(math.exp(-20))
+    assert found.marginal.tolist() == pytest.approx([own + math.log(5), own + math.log(3)], abs=1e-5)
+    assert found.conditional[1][0].tolist() == pytest.approx([own] * 5, abs=1e-5)
+    assert found.conditional[2][0].tolist() == pytest.approx([own + math.log(5)] * 4, abs=1e-5)
+    assert found.conditional[0][1].tolist() == pytest.approx([own] * 3, abs=1e-5)
+
+
+def test_sharp_posteriors_among_wide_ones():
+    """Half of the images 1e-7 wide and apart, half in one wide Gaussian: where each lies, the mixture is known."""
+    mu = torch.cat([torch.arange(1, 9) / 4.0, torch.zeros(8)]).double()[:, None]
+    sigma = torch.cat([torch.full((8,), 1e-7), torch.ones(8)]).double()[:, None]
+    found = posterior_entropy(mu, 2 * sigma.log(), (2, 8))
+    # a sharp one has a sixteenth of the mass, before which the wide ones are nothing; these have a half
+    sharp, wide = gaussian(1e-7) + math.log(16), gaussian(1) + math.log(2)
+    assert float(found.marginal) == pytest.approx(sharp / 2 + wide / 2, abs=2e-5)
+    assert found.conditional[0][0].tolist() == pytest.approx(
+        [gaussian(1e-7) + math.log(8), gaussian(1)], abs=1e-6
+    )
+    pairs = gaussian(1e-7) / 2 + gaussian(1) / 2 + math.log(2)
+    assert found.conditional[1][0].tolist() == pytest.approx([pairs] * 8, abs=2e-5)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.5, 4.0])
+def test_panels_agree_with_brute_force(spread):
+    """Overlapping Gaussians of widths up to e^(2 spread) apart, in groups of one, two and many."""
+    generator = torch.Generator().manual_seed(3)
+    mu = torch.randn(70, generator=generator, dtype=torch.float64)
+    logvar = 2 * spread * torch.rand(70, generator=generator, dtype=torch.float64) - spread - 5
+    group = torch.cat([torch.tensor([3, 2, 0, 2]), torch.full((66,), 1)])
+    entropy, error = mixture_entropies(mu, (logvar / 2).exp(), group, 4, 1e-9)
+    assert bool((error <= 1e-9).all())
+    for g in range(4):
+        assert float(entropy[g]) == pytest.approx(brute_force(mu, logvar, group == g), abs=1e-7)
+
+
+def test_panels_and_the_grid_agree_where_both_can():
+    mu, logvar = (x.double() for x in posteriors(3, 5, 8, sharpness=6.0))
+    found = posterior_entropy(mu, logvar, (3, 5, 8), tol=1e-7)
+    for d in range(3):
+        entropy, error = reference._entropy_by_panels(mu[:, d], logvar[:, d], [3, 5, 8], 1e-7)
+        assert float(error) <= 1e-7
+        expected = torch.cat([found.marginal[d : d + 1], *(c[d] for c in found.conditional)])
+        torch.testing.assert_close(entropy, expected, rtol=0, atol=2e-7)
+
+
+def test_panels_in_slabs_are_those_of_one(monkeypatch):
+    mu = torch.cat([torch.arange(300) * 5.0, torch.randn(300), torch.full((3,), 1e9)]).double()
+    sigma = torch.ones(603, dtype=torch.float64) * 0.5
+    group = torch.arange(603) % 2
+    whole, _ = mixture_entropies(mu, sigma, group, 2, 1e-6)
+    for at_once in (1, 7, 250):
+        monkeypatch.setattr(panels, "_AT_ONCE", at_once)
+        monkeypatch.setattr(panels, "_VALUES_AT_ONCE", 1000)
+        torch.testing.assert_close(mixture_entropies(mu, sigma, group, 2, 1e-6)[0], whole, rtol=0, atol=1e-12)
+
+
 def test_what_cannot_be_resolved_is_said():
-    mu = torch.tensor([[0.0], [1e6]], dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="nats is left at"):
-        posterior_entropy(mu, torch.full((2, 1), -10.0, dtype=torch.float64), (2,))
+    mu = torch.tensor([[0.0], [0.5]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="Gaussians lie among others more than 1e15 times as wide"):
+        posterior_entropy(mu, torch.tensor([[0.0], [-90.0]], dtype=torch.float64), (2,))
+    with pytest.raises(ValueError, match=r"nats is left in latent 0, more than 1e-15: ask for a larger tol"):
+        posterior_entropy(torch.randn(8, 1).double(), torch.full((8, 1), -40.0).double(), (8,), tol=1e-15)
 
 
 def test_the_sampled_estimator_agrees_within_its_error():
@@ -109,6 +205,21 @@ def test_wrong_arguments():
         posterior_entropy(mu, mu, (2, 3), nodes=2)
     with pytest.raises(ValueError, match=r"z: expected \[samples, 2\], got \[4, 3\]"):
         sampled_entropy(torch.zeros(4, 3), mu, mu)
+    with pytest.raises(ValueError, match="logvar: NaN or a magnitude above 100"):
+        sampled_entropy(mu, mu, mu + 101)
+    with pytest.raises(ValueError, match="z: holds NaN"):
+        sampled_entropy(mu / 0, mu, mu)
+    with pytest.raises(ValueError, match="chunk: expected at least 1, got -1"):
+        sampled_entropy(mu, mu, mu, chunk=-1)
+
+
+@pytest.mark.parametrize("logvar", [-99.0, 99.0])
+def test_samples_of_the_sharpest_and_the_widest(logvar):
+    noise = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0))
+    entropy, error = sampled_entropy(
+        math.exp(logvar / 2) * noise, torch.zeros(3, 1), torch.full((3, 1), logvar)
+    )
+    assert abs(float(entropy) - gaussian(math.exp(logvar / 2))) < 4 * float(error) < 0.1
 
 
 def posteriors(*sizes, latents=3, sharpness=1.0):

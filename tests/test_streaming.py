@@ -371,8 +371,9 @@ def test_processes_compute_from_the_codes_of_all(monkeypatch):
     processes = []
     for rank in (0, 1):
         with_rows, plain = streamed(["mig", "beta-vae"]), streamed(["mig"])
-        for m in (mu, later):
-            for batch in index[rank::2].split(7):
+        # the later epoch deals the images out the other way round
+        for m, first in ((mu, rank), (later, 1 - rank)):
+            for batch in index[first::2].split(7):
                 with_rows.update(m[batch], classes[batch], rows=batch)
                 plain.update(m[batch], classes[batch])
         processes.append((with_rows, plain))

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyvae.metrics.layout import Layout, check_count
+from pyvae.metrics.layout import Layout, check_count, check_layout
 from pyvae.metrics.sampling import Draw, draw_integers, draw_key, sklearn_seed
 from pyvae.metrics.table import CodeTable
 
@@ -86,6 +86,7 @@ def check_beta_vae(
     """The positions of the kept factors and which of them each point shares, int64 ``[points, 1]``, if the metric can
     be computed; else as `beta_vae` raises.
     """
+    check_layout(layout)
     kept = layout.kept(without)
     layout.require_factors("beta_vae", kept)
     for option, value in (

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from pyvae.metrics.layout import Layout
+from pyvae.metrics.layout import Layout, check_layout
 from pyvae.metrics.sampling import Draw, check_split, sklearn_seed, split_codes
 from pyvae.metrics.table import CodeTable
 
@@ -111,6 +111,7 @@ def check_dci(
     layout: Layout, *, seed: int, train: int, test: int, without: Collection[str]
 ) -> tuple[list[int], Tensor]:
     """The positions of the kept factors and the rows to read, if the metric can be computed; else as `dci` raises."""
+    check_layout(layout)
     layout.require_latents("dci")
     layout.require_factors("dci", layout.kept(without))
     return check_split(layout, train, test, without, seed, Draw.DCI)
@@ -131,7 +132,8 @@ def _importance(model: Any) -> Array:
 
 def _relative_entropy(rows: Array) -> Array:
     """Entropy of each row, normalised to a distribution, relative to the largest possible."""
-    p = rows + _TINY
+    # weights of a linear classifier are small where codes are large
+    p = rows / (rows.max() or 1.0) + _TINY
     p = p / p.sum(1, keepdims=True)
     return -(p * np.log(p)).sum(1) / np.log(rows.shape[1])
 

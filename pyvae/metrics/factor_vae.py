@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyvae.metrics.layout import Layout, check_count, check_number
+from pyvae.metrics.layout import Layout, check_count, check_layout, check_number
 from pyvae.metrics.sampling import Draw, draw_integers, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
 
@@ -122,6 +122,7 @@ def check_factor_vae(
     """The positions of the kept factors and the rows that give the variance, if the metric can be computed; else as
     `factor_vae` raises.
     """
+    check_layout(layout)
     kept = layout.kept(without)
     layout.require_sizes(kept)
     check_count("points_per_vote", points_per_vote, 2)

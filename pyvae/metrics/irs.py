@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from pyvae.metrics.layout import Layout, check_number
+from pyvae.metrics.layout import Layout, check_layout, check_number
 from pyvae.metrics.sampling import Draw, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
 
@@ -53,7 +53,8 @@ def irs(
         without: names of factors to leave out.
 
     Returns:
-        the score, in [0, 1] (0 when every latent is constant), and its parts.
+        the score and its parts: 1 at most, 0 when every latent is constant, and below 0 only where the outliers of a
+        class lie farther from its mean than any code from the mean of all.
 
     Raises:
         ValueError: too few rows for ``points``, an unknown factor, a quantile outside (0, 1].
@@ -74,6 +75,7 @@ def check_irs(
     layout: Layout, *, seed: int, points: int | None, quantile: float, without: Collection[str]
 ) -> tuple[list[int], Tensor]:
     """The positions of the kept factors and the rows to read, if the metric can be computed; else as `irs` raises."""
+    check_layout(layout)
     kept = layout.kept(without)
     check_number("quantile", quantile)
     if not 0 < quantile <= 1:

@@ -173,8 +173,16 @@ class Outline(Layout):
         return self.full
 
 
+def check_layout(table: object) -> None:
+    """Raise TypeError unless this is a table of codes, or the outline of one."""
+    if not isinstance(table, Layout):
+        raise TypeError(f"table: expected a CodeTable, got {type(table).__name__}")
+
+
 def check_factors(names: Sequence[str], sizes: Sequence[int]) -> None:
     """Raise unless every factor has a name of its own and a whole number of classes, at least one."""
+    if isinstance(names, str):
+        raise TypeError(f"factor_names: expected strings, got the one string {names!r}")
     if len(names) != len(sizes):
         raise ValueError(f"factor_sizes: {tuple(sizes)} does not fit the names {tuple(names)}")
     for name in names:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pyvae.metrics.counts import entropy, information_matrix, split_counts, table_counts
-from pyvae.metrics.layout import Layout, check_count
+from pyvae.metrics.layout import Layout, check_count, check_layout
 from pyvae.metrics.sampling import Draw, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
 
@@ -66,6 +66,7 @@ def check_mig(
     layout: Layout, *, seed: int, points: int | None, bins: int, without: Collection[str]
 ) -> tuple[list[int], Tensor]:
     """The positions of the kept factors and the rows to read, if the metric can be computed; else as `mig` raises."""
+    check_layout(layout)
     layout.require_latents("mig")
     kept = layout.kept(without)
     check_count("bins", bins, 1)

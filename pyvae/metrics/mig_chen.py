@@ -8,13 +8,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyvae.metrics.layout import Layout, check_count, check_number
+from pyvae.metrics.layout import Layout, check_count, check_layout, check_number
 from pyvae.metrics.mig import information_gaps
 from pyvae.metrics.sampling import Draw, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
 from pyvae.random import Stream, normal
 
 _NOISE_ROWS = 1 << 16
+_SHARP = 1e-3
 
 
 class MigChen(NamedTuple):
@@ -68,7 +69,8 @@ def mig_chen(
         the score, in [0, 1], and its parts.
 
     Raises:
-        ValueError: not the full grid, fewer than two latents, an unknown factor or estimator, a factor of one class.
+        ValueError: not the full grid, fewer than two latents, an unknown factor or estimator, a factor of one class;
+            log-variances beyond 100 either way, and what :func:`pyvae.posterior_entropy` has no grid for.
     """
     kept = check_mig_chen(table, estimator=estimator, samples=samples, nodes=nodes, tol=tol, without=without)
     if estimator == "quadrature":
@@ -84,6 +86,7 @@ def check_mig_chen(
     layout: Layout, *, estimator: str, samples: int, nodes: int, tol: float, without: Collection[str]
 ) -> list[int]:
     """The positions of the kept factors, if the metric can be computed; else as `mig_chen` raises."""
+    check_layout(layout)
     layout.require_latents("mig_chen")
     kept = layout.kept(without)
     layout.require_sizes(kept)
@@ -114,9 +117,13 @@ def _sampled(table: CodeTable, kept: list[int], samples: int, seed: int, progres
 
     from pyvae.ops.posterior_entropy import sampled_entropy
 
-    z = one_sample_per_image(table, seed)
+    mu, logvar = table.mu, table.logvar
+    # float32 has no room for the noise of a posterior far sharper than its mean is large
+    if bool((torch.exp(0.5 * logvar) < _SHARP * mu.abs()).any()):
+        mu, logvar = mu.double(), logvar.double()
+    z = one_sample_per_image(mu, logvar, seed)
     rows = draw_points(min(samples, len(z)), len(z), draw_key(seed, Draw.CHEN_POINTS))
-    marginal, error = sampled_entropy(z[rows], table.mu, table.logvar)
+    marginal, error = sampled_entropy(z[rows], mu, logvar)
     subsets = [(column, f, c) for column, f in enumerate(kept) for c in range(table.factor_sizes[f])]
     conditional = torch.zeros(table.latents, len(kept), dtype=torch.float64)
     bar = tqdm(subsets, desc="mig-chen", unit="entropy", disable=not progress)
@@ -125,17 +132,15 @@ def _sampled(table: CodeTable, kept: list[int], samples: int, seed: int, progres
         chosen = held
         if samples < len(held):
             chosen = held[draw_points(samples, len(held), draw_key(seed, Draw.CHEN_POINTS, part))]
-        found, _ = sampled_entropy(z[chosen], table.mu[held], table.logvar[held])
+        found, _ = sampled_entropy(z[chosen], mu[held], logvar[held])
         conditional[:, column] += found.double() / table.factor_sizes[f]
     return marginal.double().numpy(), conditional.numpy(), error.double().numpy()
 
 
-def one_sample_per_image(table: CodeTable, seed: int) -> Tensor:
+def one_sample_per_image(mu: Tensor, logvar: Tensor, seed: int) -> Tensor:
     """One z ``[N, D]`` from q(z|x) of every image."""
     z = []
-    for part, (mu, logvar) in enumerate(
-        zip(table.mu.split(_NOISE_ROWS), table.logvar.split(_NOISE_ROWS), strict=True)
-    ):
-        noise = normal(draw_key(seed, Draw.CHEN_NOISE, part), len(mu), table.latents, Stream.METRIC)
-        z.append(mu + torch.exp(0.5 * logvar) * noise)
+    for part, (m, lv) in enumerate(zip(mu.split(_NOISE_ROWS), logvar.split(_NOISE_ROWS), strict=True)):
+        noise = normal(draw_key(seed, Draw.CHEN_NOISE, part), len(m), m.shape[1], Stream.METRIC)
+        z.append(m + torch.exp(0.5 * lv) * noise)
     return torch.cat(z)

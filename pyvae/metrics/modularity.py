@@ -8,7 +8,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from pyvae.metrics.counts import information_matrix, table_counts
-from pyvae.metrics.layout import Layout, TooFewCodes, check_count
+from pyvae.metrics.layout import Layout, TooFewCodes, check_count, check_layout
 from pyvae.metrics.sampling import Draw, check_split, draw_key, draw_points, sklearn_seed, split_codes
 from pyvae.metrics.table import CodeTable
 
@@ -75,6 +75,7 @@ def check_modularity(
     """The positions of the kept factors and the rows to read, if the metric can be computed; else as `modularity`
     raises.
     """
+    check_layout(layout)
     kept = layout.kept(without)
     layout.require_factors("modularity", kept)
     check_count("bins", bins, 1)
@@ -150,6 +151,7 @@ def check_explicitness(
     """The positions of the kept factors and the rows to read, if the metric can be computed; else as `explicitness`
     raises.
     """
+    check_layout(layout)
     check_count("max_iter", max_iter, 1)
     return check_split(layout, train, test, without, seed, Draw.EXPLICITNESS)
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from pyvae.metrics.layout import Layout
+from pyvae.metrics.layout import Layout, check_layout
 from pyvae.metrics.mig import information_gaps
 from pyvae.metrics.sampling import Draw, Split, check_split, sklearn_seed, split_codes
 from pyvae.metrics.table import CodeTable
@@ -67,6 +67,7 @@ def check_sap(
     layout: Layout, *, seed: int, train: int, test: int, without: Collection[str]
 ) -> tuple[list[int], Tensor]:
     """The positions of the kept factors and the rows to read, if the metric can be computed; else as `sap` raises."""
+    check_layout(layout)
     layout.require_latents("sap")
     return check_split(layout, train, test, without, seed, Draw.SAP)
 

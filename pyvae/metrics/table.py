@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyvae.adversarial_nets import AdversarialPair
 from pyvae.allocator import keep_large_buffers
-from pyvae.metrics.layout import Layout, check_factors
+from pyvae.metrics.layout import Layout, check_count, check_factors
 from pyvae.nets import Autoencoder
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class CodeTable(Layout):
 
     def __post_init__(self) -> None:
         check_factors(self.factor_names, self.factor_sizes)
+        object.__setattr__(self, "factor_names", tuple(self.factor_names))
+        object.__setattr__(self, "factor_sizes", tuple(int(size) for size in self.factor_sizes))
         for name in ("mu", "logvar"):
             check_tensor(name, x := getattr(self, name), torch.float32)
             # numpy takes no tensor that is part of a graph
@@ -105,21 +107,24 @@ def encode(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: the encoder gives NaN or infinity; batch_size below 1; an index that is not a list.
+        ValueError: the encoder gives NaN or infinity; batch_size below 1; an index that is empty or not a list.
+        TypeError: an index of other than whole numbers.
         IndexError: ``index`` out of range.
     """
     from tqdm import tqdm
 
     if batch_size is None:
         batch_size = 256 if torch.device(device).type == "cpu" else 1024
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    check_count("batch_size", batch_size, 1)
     known = cast("FactorDataset", dataset) if hasattr(dataset, "factor_names") else None
-    factors = None if index is None or known is None else known.factor_classes(index)
-    rows = torch.arange(len(dataset)) if index is None else torch.as_tensor(index, dtype=torch.int64)
+    rows = torch.arange(len(dataset)) if index is None else torch.as_tensor(index)
+    if rows.is_floating_point() or rows.is_complex() or rows.dtype == torch.bool:
+        raise TypeError(f"index: expected whole numbers, got {rows.dtype}")
+    rows = rows.long()
     load = images or (lambda i: dataset.images(i).to(device, non_blocking=True))
-    if rows.ndim != 1:
-        raise ValueError(f"index: expected shape [N], got {list(rows.shape)}")
+    if rows.ndim != 1 or len(rows) == 0:
+        raise ValueError(f"index: expected shape [N] with N at least 1, got {list(rows.shape)}")
+    factors = None if index is None or known is None else known.factor_classes(rows)
     training = net.training
     if torch.device(device).type == "cpu":
         keep_large_buffers()

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pyvae.metrics.layout import Layout, check_layout, check_number
 from pyvae.metrics.sampling import Draw, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
 
@@ -49,10 +50,15 @@ def udr(
         scores and their parts, in [0, 1] but for lasso weights above 1; 0 for a model whose latents are all collapsed.
 
     Raises:
-        ValueError: fewer than two tables, tables of different images, too few rows for ``points``, unknown correlation.
+        ValueError: fewer than two tables, tables of different images, too few rows for ``points``, unknown correlation,
+            an ``alpha`` that is not above 0. TypeError: anything but tables of codes.
     """
     if correlation not in ("lasso", "spearman"):
         raise ValueError(f"correlation: expected 'lasso' or 'spearman', got {correlation!r}")
+    check_number("alpha", alpha)
+    check_number("kl_threshold", kl_threshold)
+    if alpha <= 0:
+        raise ValueError(f"alpha: expected more than 0, got {alpha}")
     _check_same_images(tables)
     rows = draw_points(points, len(tables[0]), draw_key(seed, Draw.UDR))
     active = [(t.mean_kl(rows) > kl_threshold).numpy() for t in tables]
@@ -83,6 +89,10 @@ def relative_strength(similarity: Array) -> float:
 
 
 def _check_same_images(tables: Sequence[CodeTable]) -> None:
+    if isinstance(tables, Layout):
+        raise TypeError("tables: expected several, got one CodeTable")
+    for table in tables:
+        check_layout(table)
     if len(tables) < 2:
         raise ValueError(f"tables: udr compares models, it needs at least 2, got {len(tables)}")
     first = tables[0]

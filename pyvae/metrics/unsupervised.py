@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyvae.functional import code_histogram
 from pyvae.metrics.counts import bin_codes, information_matrix
-from pyvae.metrics.layout import Layout, check_count
+from pyvae.metrics.layout import Layout, check_count, check_layout
 from pyvae.metrics.sampling import Draw, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
 
@@ -45,7 +45,8 @@ def unsupervised(
     Raises:
         ValueError: too few rows for ``points``, or fewer than two latents.
     """
-    codes = table.mu[check_unsupervised(table, seed=seed, points=points, bins=bins)]
+    rows = check_unsupervised(table, seed=seed, points=points, bins=bins)
+    codes = table.mu[rows]
     total_correlation, wasserstein, trace = _gaussian(codes.double().numpy())
     binned = bin_codes(codes, bins)
     sizes = (bins,) * table.latents
@@ -84,6 +85,7 @@ def _gaussian(codes: npt.NDArray[np.float64]) -> tuple[float, float, float]:
 
 def check_unsupervised(layout: Layout, *, seed: int, points: int | None, bins: int) -> Tensor:
     """The rows to read, if the metric can be computed; else as `unsupervised` raises."""
+    check_layout(layout)
     layout.require_latents("unsupervised")
     check_count("bins", bins, 1)
     return draw_points(points, len(layout), draw_key(seed, Draw.UNSUPERVISED))

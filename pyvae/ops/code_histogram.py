@@ -50,9 +50,8 @@ def code_histogram(
         return reference.code_histogram(codes, factors, factor_sizes, bins=bins)
     codes = codes.detach().float()
     edges = reference.bin_edges(codes, bins)
-    if not bool(
-        (edges.diff() > 0).all()
-    ):  # a constant above 2^48: half a step to either side is nothing to it
+    # half a unit to either side is nothing to a constant above 2^48
+    if not bool((edges.diff() > 0).all()):
         return reference.code_histogram(codes, factors, factor_sizes, bins=bins)
     counts = torch.ops.pyvae_native.code_histogram(codes, factors, list(factor_sizes), edges)
     return CodeHistogram(edges[:, 0].clone(), edges[:, -1].clone(), counts)

@@ -12,7 +12,7 @@ from pyvae.data import cache
 
 _PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard", "nvtx", "tyro")
 _KERNELS_OF = {"tc_batch": "permute_dims"}
-_VARIABLES = ("PYVAE_BACKEND", "PYVAE_CHECK", "PYVAE_CACHE", "TRITON_INTERPRET")
+_VARIABLES = ("PYVAE_BACKEND", "PYVAE_CHECK", "PYVAE_CACHE", "PYVAE_LIMIT", "TRITON_INTERPRET")
 
 
 def describe() -> str:

@@ -1,5 +1,7 @@
 """Errors that a user can act on: one line naming the cause and the fix, printed as it is by the command line."""
 
+_LONGEST_REASON = 200
+
 
 class PyvaeError(Exception):
     """Base of the errors that the command line prints in one line, with exit status 1.
@@ -26,3 +28,9 @@ class RecipeError(PyvaeError, ValueError):
 def printable(text: object) -> str:
     r"""The text of something in one line of characters that any terminal shows: ``\n`` for a newline, and the like."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, cut where nobody reads on; its name, if it says nothing."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= _LONGEST_REASON else f"{lines[0][:_LONGEST_REASON]}..."

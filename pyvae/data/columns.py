@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from pyvae.data import limit
 from pyvae.data.dataset import IDX_TYPES
-from pyvae.errors import DataError
+from pyvae.errors import DataError, reason
 from pyvae.files import open_regular
 
 Array = npt.NDArray[Any]
@@ -52,8 +52,7 @@ DAMAGE = (
 
 def damaged(path: Path, error: Exception, fix: str) -> DataError:
     """The error of a file whose reader raised one of `DAMAGE`."""
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return DataError(f"{path}: damaged or truncated ({reason}); {fix}")
+    return DataError(f"{path}: damaged or truncated ({reason(error)}); {fix}")
 
 
 class Column(NamedTuple):

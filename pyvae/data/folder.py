@@ -20,7 +20,7 @@ from tqdm import tqdm
 from pyvae.data import limit
 from pyvae.data.origin import Origin
 from pyvae.data.picture import CropError, Fit, decode, fit, is_grey
-from pyvae.errors import DataError
+from pyvae.errors import DataError, reason
 from pyvae.files import open_regular
 
 Array = npt.NDArray[Any]
@@ -103,10 +103,10 @@ class Folder:
         # the decoders of many formats raise anything on bytes that are none of theirs
         except Exception as error:
             if isinstance(error, OSError) and error.errno is not None:
-                reason = f"{UNREADABLE} ({error.strerror})"
+                unreadable = f"{UNREADABLE} ({error.strerror})"
                 if error.errno not in _ABSENT:
-                    raise DataError(f"{path}: {reason}; check the file") from error
-                return Broken(name, reason)
+                    raise DataError(f"{path}: {unreadable}; check the file") from error
+                return Broken(name, unreadable)
             return Broken(name, _reason(path, error))
 
     def _is_grey(self, name: str) -> bool:
@@ -197,7 +197,7 @@ def _suffixes() -> set[str]:
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "of no known format" if path.stat().st_size else "the file is empty"
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return reason(error)
 
 
 def _threads() -> int:

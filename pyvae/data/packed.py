@@ -19,6 +19,7 @@ import torch
 from pyvae.data import cache
 from pyvae.data.origin import Origin
 from pyvae.data.place import Place, checksum, file_of, map_bytes
+from pyvae.errors import reason
 from pyvae.files import open_regular
 
 Array = npt.NDArray[Any]
@@ -107,8 +108,7 @@ def _read_header(file: IO[bytes], source: str) -> _Header:
             )
     # what HDF5 makes of damaged bytes is anything but one kind of error
     except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise cache.UnusableError(f"is damaged ({reason})") from error
+        raise cache.UnusableError(f"is damaged ({reason(error)})") from error
 
 
 def _write(
@@ -158,4 +158,4 @@ def _allocate(
             return int(images.get_offset())
     # what it cannot write when it closes a file, HDF5 says so
     except RuntimeError as error:
-        raise OSError(str(error).splitlines()[0]) from error
+        raise OSError(reason(error)) from error

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -109,3 +110,10 @@ def test_a_file_in_the_place_of_the_events(tmp_path, caplog):
     (said,) = warnings(caplog)
     assert "no more events for TensorBoard are written (cannot make" in said
     assert run.events.read_text() == "mine"
+
+
+def test_training_needs_no_tensorboard(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto", None)
+    assert made(tmp_path, 1).newest_checkpoint().step == 1
+    (said,) = warnings(caplog)
+    assert "tensorboard.compat.proto" in said

@@ -24,12 +24,8 @@ class Events:
 
     def __init__(self, directory: Path, fields: Sequence[str], resume_at: int) -> None:
         """Begin a file in ``directory``; a viewer then drops what earlier files have of step ``resume_at`` on."""
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
         self._directory = directory
         self._tags = [field.replace("kl_", "kl/") for field in fields]
-        self._protocol: tuple[Any, Any, Any] = event_pb2, summary_pb2, RecordWriter
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="pyvae-events")
         self._file: io.FileIO | None = None
         self._writing: Future[None] = self._writer.submit(self._begin, resume_at)
@@ -53,12 +49,13 @@ class Events:
         self._writer.submit(self._sync).result()
 
     def _begin(self, resume_at: int) -> None:
-        event_pb2, _, _ = self._protocol
         now = time.time()
         # viewers read files in the order of their names
         name = f"events.out.tfevents.{now:017.6f}.{socket.gethostname()}.{os.getpid()}"
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         try:
+            from tensorboard.compat.proto import event_pb2
+
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             make_directory(self._directory)
             self._file = open(self._directory / name, "xb", buffering=0)  # noqa: SIM115
             self._append(
@@ -69,13 +66,14 @@ class Events:
                 ]
             )
             sync_directory(self._directory)
-        except (OSError, RunError) as error:
+        except (OSError, RunError, ImportError) as error:
             self._give_up(error)
 
     def _write(self, rows: list[tuple[int, list[float]]], now: float) -> None:
         if self._file is None:
             return
-        event_pb2, summary_pb2, _ = self._protocol
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+
         events = []
         for step, row in rows:
             # one record: one of each value takes ten times as long
@@ -92,8 +90,10 @@ class Events:
             self._give_up(error)
 
     def _append(self, events: list[Any]) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
         records = io.BytesIO()
-        writer = self._protocol[2](records)
+        writer = RecordWriter(records)
         for event in events:
             writer.write(event.SerializeToString())
         if self._file is not None:
@@ -113,7 +113,7 @@ class Events:
         except OSError as error:
             self._give_up(error)
 
-    def _give_up(self, error: OSError | RunError) -> None:
+    def _give_up(self, error: OSError | RunError | ImportError) -> None:
         self._file = None
         reason = cause_of(error) if isinstance(error, OSError) else str(error)
         _LOG.warning(

@@ -63,7 +63,7 @@ def make_directory(path: Path) -> None:
 def sync_path(path: Path) -> None:
     """Flush the names of all directories above ``path`` to the disk, as far as they can be read: whoever made them
     may not have done so."""
-    for directory in path.absolute().parents:
+    for directory in path.resolve().parents:
         with contextlib.suppress(OSError):
             sync_directory(directory)
 

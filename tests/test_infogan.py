@@ -398,7 +398,7 @@ def test_report_and_traversal(run):
     assert text.count("data:image/png") == 5
     files = traverse(run, TinyData(), seeds=(11,), columns=6)
     assert [path.name for path in files] == ["codes-11.png"]
-    with pytest.raises(PyvaeError, match="at least 2 columns"):
+    with pytest.raises(PyvaeError, match="2 to 100 columns"):
         traverse(run, TinyData(), columns=1)
 
 

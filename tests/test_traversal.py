@@ -100,9 +100,9 @@ def test_default_seeds():
         ({"seeds": [120]}, "seed 120 is not an image: the data set has 120"),
         ({"seeds": [-1]}, "seed -1 is not an image"),
         ({"seeds": [3, 999]}, "seed 999 is not an image"),
-        ({"span": 0.0}, "finite span above 0"),
-        ({"span": math.inf}, "finite span above 0"),
-        ({"columns": 1}, "at least 2 columns"),
+        ({"span": 0.0}, r"span above 0 and at most 1e\+06"),
+        ({"span": math.inf}, r"span above 0 and at most 1e\+06"),
+        ({"columns": 1}, "2 to 100 columns"),
     ],
 )
 def test_what_cannot_be_drawn(run, options, message):

@@ -151,10 +151,6 @@ def cases():
                 ]
 
 
-def possible(arguments):
-    return not any(huge in arguments for huge in ("9223372036854775808", "1e400"))
-
-
 @pytest.mark.parametrize("part", range(QUICK))
 def test_a_wrong_value_is_one_line(place, part):
     chosen = random.Random(0).sample(list(cases()), 10 * QUICK)
@@ -164,5 +160,10 @@ def test_a_wrong_value_is_one_line(place, part):
 
 @pytest.mark.slow
 def test_every_wrong_value_is_one_line(place):
+    failed = []
     for arguments in cases():
-        call(arguments)
+        try:
+            call(arguments)
+        except Exception as error:  # all are wanted, not the first
+            failed.append((arguments, repr(error)))
+    assert failed == []

@@ -14,6 +14,8 @@ from pyvae.objectives.infogan import Codes
 from pyvae.random import make_key
 from pyvae.report.figures import save, show, tile
 
+MOST_COLUMNS = 100
+"""Of a picture of traversals, which is to be looked at."""
 _ROWS = 8
 _SAMPLE_COLUMNS = 16
 _BOUND_IMAGES = 4096
@@ -52,15 +54,16 @@ def draw_codes(
     """Write ``figures/codes-<seed>.png`` for each seed of the noise.
 
     Raises:
-        RunError: fewer than 2 columns, or a negative seed.
+        RunError: a number of columns or a seed that cannot be.
     """
     from matplotlib.figure import Figure
 
     seeds = _FIRST_NOISE if seeds is None else seeds
-    if columns < 2:
-        raise RunError(f"a traversal needs at least 2 columns, got {columns}")
-    if any(seed < 0 for seed in seeds):
-        raise RunError(f"seeds of the noise must not be negative, got {min(seeds)}")
+    if not 2 <= columns <= MOST_COLUMNS:
+        raise RunError(f"a traversal needs 2 to {MOST_COLUMNS} columns, got {columns}")
+    for seed in seeds:
+        if not 0 <= seed < 2**64:
+            raise RunError(f"seeds of the noise must be from 0 to 2^64 - 1, got {seed}")
     objective = _objective(run)
     files = []
     for seed in seeds:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from pyvae.report.trained import load_trained, load_trained_pair, posterior
 DSPRITES_SEEDS = (87040, 332800, 578560)
 ACTIVE_NATS = 0.05
 _FRAME_MILLISECONDS = 120
+_FARTHEST = 1e6
 
 
 class Traversal(NamedTuple):
@@ -84,9 +84,10 @@ def draw(
     seeds: Sequence[int] | None = None,
 ) -> list[tuple[Path, int]]:
     """Files and the seeds that they start from, for a network whose latents' KL is known."""
-    if not 0 < span < math.inf or columns < 2:
+    if not 0 < span <= _FARTHEST or not 2 <= columns <= generated.MOST_COLUMNS:
         raise RunError(
-            f"a traversal needs a finite span above 0 and at least 2 columns, got {span} and {columns}"
+            f"a traversal needs a span above 0 and at most {_FARTHEST:g}, and 2 to {generated.MOST_COLUMNS} columns, "
+            f"got {span} and {columns}"
         )
     seeds = default_seeds(dataset) if seeds is None else seeds
     for seed in seeds:

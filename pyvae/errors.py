@@ -15,3 +15,7 @@ class RunError(PyvaeError, RuntimeError):
 
 class RecipeError(PyvaeError):
     """A recipe asks for what cannot be."""
+
+
+class BackendError(PyvaeError, ValueError, RuntimeError):
+    """PYVAE_BACKEND names no backend, or one that cannot run here."""

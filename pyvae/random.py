@@ -14,6 +14,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from pyvae.checks import expand_key
+from pyvae.transforms import is_known
+
 _MASK32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -200,9 +203,15 @@ def check_key(key: Tensor) -> None:
         raise ValueError(f"key: expected shape [..., 2] of (seed, step), got {list(key.shape)}")
 
 
+def check_draw(key: Tensor, shape: torch.Size) -> None:
+    """Raise unless the key fits noise of shape ``[..., rows, columns]`` and has counters for it."""
+    _, sharing = expand_key(key, shape[:-2])
+    check_counters(sharing * shape[-2] * -(-shape[-1] // 4))
+
+
 def check_counters(count: int) -> None:
     """Raise when a draw would use up the 32-bit index of the counter and repeat itself."""
-    if count > 2**32:
+    if is_known(count) and count > 2**32:
         raise ValueError(
             f"one key draws at most 2**32 counters of four values, got {count}: use a key per slice"
         )

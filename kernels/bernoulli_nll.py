@@ -90,7 +90,9 @@ def bernoulli_nll_fwd_kernel(
     u = 1.0 + e
     d = u - 1.0
     log1p = tl.where(d == 0.0, e, tl.log(u) * (e / tl.where(d == 0.0, 1.0, d)))
-    loss = tl.maximum(logits, 0.0) - logits * x + log1p
+    # 0 where nothing is missed, also by an infinite logit: infinity times 0 is NaN
+    missed = tl.where(logits >= 0.0, 1.0 - x, -x)
+    loss = tl.where(missed == 0.0, 0.0, logits) * missed + log1p
     loss = tl.where(column < E, loss, 0.0)
     tl.store(partial_ptr + row * blocks + block, tl.sum(loss) * scale)
 

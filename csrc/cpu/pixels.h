@@ -20,7 +20,8 @@ PYVAE_CLONES float loss_and_grad(const float* __restrict l, const float* __restr
     // max(l, 0) - l x and sigma(l) - x would cancel where the answer is confident and right
     const float rest = (l[i] < 0.0f ? 0.0f : 1.0f) - x[i] * target_scale;
     const Tail tail = logistic_tail(l[i]);
-    loss += l[i] * rest + tail.log;
+    // infinity times 0, a certain answer that is right, costs nothing
+    loss += (rest == 0.0f ? 0.0f : l[i]) * rest + tail.log;
     grad[i] = (rest + (l[i] < 0.0f ? tail.probability : -tail.probability)) * grad_scale;
   }
   return loss;

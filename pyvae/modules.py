@@ -7,8 +7,8 @@ Latents may come as networks give them, and their rank says what they are, in ev
 
 * ``[B, D]``: D latents of each image.
 * ``[members, B, D]``: the same of independent models side by side.
-* ``[B, D, H, W]``: maps, whose channels are the latents; each position of a channel is a number of the code, so the KL of
-  an image is summed over D, H and W, and averaged over B alone. ``[B, D, 1, 1]`` gives what ``[B, D]`` does.
+* ``[B, D, H, W]``: maps, whose channels are the latents; each position of a channel is a number of the code, so the
+  KL of an image is summed over D, H and W, and averaged over B alone. ``[B, D, 1, 1]`` gives what ``[B, D]`` does.
 * Any other rank, or another meaning: say ``event_dims``, how many trailing dimensions are the code of one image, the
   latents first: 1 for ``[..., B, D]``, 2 for ``[..., B, D, length]``, 3 for ``[..., B, D, H, W]``.
 
@@ -155,8 +155,8 @@ class TotalCorrelationDiscriminatorLoss(nn.Module):
 
     Args:
         discriminator: from ``[B, D]``, or ``[B, D * H * W]`` of maps, to two logits, class 0 for q(z), class 1 for
-            permuted codes; None: the paper's, for this many ``latents``. Make its optimiser from ``loss.parameters()``: the paper's is Adam
-            with learning rate 1e-4 and betas (0.5, 0.9).
+            permuted codes; None: the paper's, for this many ``latents``. Make its optimiser from
+            ``loss.parameters()``: the paper's is Adam with learning rate 1e-4 and betas (0.5, 0.9).
         latents: D, or D * H * W of maps, for the paper's discriminator.
     """
 
@@ -245,7 +245,9 @@ def _codes(asked: int | None, **tensors: Tensor) -> tuple[Tensor, ...]:
     for other, x in others:
         # before maps are flattened, which would take [B, D, W, H] for [B, D, H, W]
         if x.shape != first.shape:
-            raise ValueError(f"{other}: expected the shape of {name} {list(first.shape)}, got {list(x.shape)}")
+            raise ValueError(
+                f"{other}: expected the shape of {name} {list(first.shape)}, got {list(x.shape)}"
+            )
     dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors.values()))
     return tuple(x.to(dtype).flatten(-event_dims) for x in tensors.values())
 

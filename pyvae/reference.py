@@ -207,9 +207,7 @@ def log_weights_of(z: Tensor, dataset_size: int, weighting: str) -> Weights:
     return -math.log(dataset_size), successor, -torch.log(others)
 
 
-def _pairs(
-    z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights
-) -> tuple[Tensor, Tensor, Tensor]:
+def _pairs(z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
     """log N(z_ij; mu_mj, exp(logvar_mj)) and (z - mu) / sigma, [..., B, B, D], and log W [B, B]."""
     dtype = accumulation_dtype(z.dtype)
     m, lv = mu.to(dtype).unsqueeze(-3), logvar.to(dtype).unsqueeze(-3)

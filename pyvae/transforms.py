@@ -62,8 +62,10 @@ def is_known(size: object) -> bool:
 
 def refuse(op: str, *tensors: Tensor) -> None:
     """Raise where an op that reads values would find none, or would lose a derivative without a word."""
+    if compiled():  # there the graph breaks
+        return
     around = transform()
-    if _len_torch_dispatch_stack():
+    if not torch.compiler.is_compiling() and _len_torch_dispatch_stack():
         modes = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
         tracing = any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)
         around = "fake tensors" if tracing else None

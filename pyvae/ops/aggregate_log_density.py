@@ -14,7 +14,6 @@ from pyvae.ops.library import Operator, as_dtype, detour, next_power_of_two, reg
 from pyvae.reference import Weights, check_weighting, log_weights_of
 from pyvae.transforms import compiled
 
-
 _BLOCK = 32
 _TILE = 4, 32
 _ROW_SPANS = 64
@@ -190,12 +189,14 @@ class _AggregateLogDensity(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         table = _forward(*inputs)
         _setup_context(ctx, inputs, table)
+        ctx.latents = inputs[0].shape[-1]
         return _split(table)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         joint, product = (grad.unsqueeze(-1) for grad in grads)
-        table = torch.cat([product.expand(ctx.saved_tensors[0].shape), joint], -1)
+        # what torch.utils.checkpoint saves can be read once
+        table = torch.cat([product.expand(*joint.shape[:-1], ctx.latents), joint], -1)
         other = detour(torch.ops.pyvae.aggregate_log_density_backward, _plain_backward, (table,))
         return _gradient(other or _backward, ctx, table)
 

@@ -175,7 +175,7 @@ class _BernoulliNLL(torch.autograd.Function):
         layout: PixelLayout,
         native: bool,
     ) -> Tensor:
-        ctx.options, ctx.layout = (reduction, event_dims, target_max), layout
+        ctx.options, ctx.layout, ctx.native = (reduction, event_dims, target_max), layout, native
         if native:
             loss, unit = _native(logits, target, reduction, layout, with_grad=True)
             ctx.save_for_backward(logits, target, unit)
@@ -188,7 +188,7 @@ class _BernoulliNLL(torch.autograd.Function):
         (grad_loss,) = grads
         if op := detour(torch.ops.pyvae.bernoulli_nll_backward, reference.bernoulli_nll_backward, grads):
             grad = _gradient(op, ctx, grad_loss)[0]
-        elif len(ctx.saved_tensors) == 3:
+        elif ctx.native:
             logits, _, unit = ctx.saved_tensors
             grad = _scaled(unit, grad_loss, logits.dtype)
         else:

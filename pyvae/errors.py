@@ -17,5 +17,9 @@ class RecipeError(PyvaeError):
     """A recipe asks for what cannot be."""
 
 
+class SeedError(PyvaeError, ValueError):
+    """A seed or a step has more than 64 bits."""
+
+
 class BackendError(PyvaeError, ValueError, RuntimeError):
     """PYVAE_BACKEND names no backend, or one that cannot run here."""

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
 from torch.autograd import forward_ad
+from torch.jit._trace import TracerWarning
 from torch.nn import Parameter
 
 # the shapes that checks read are those of the trace's inputs, which torch says of its own library as little
-warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"pyvae\.")
+warnings.filterwarnings("ignore", category=TracerWarning, module=r"pyvae\.")
 
 
 def transform(*tensors: Tensor | None) -> str | None:

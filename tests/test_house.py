@@ -45,7 +45,7 @@ ONLY = {
     "allocator": set(),
     "constants": set(),
     "files": set(),
-    "random": {"checks", "transforms"},
+    "random": {"checks", "errors", "transforms"},
     "checks": {"transforms"},
     "transforms": set(),
     "backend": {"errors", "native", "transforms"},

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._functorch.aot_autograd import aot_function
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pyvae
 from pyvae import backend, reference
+from pyvae.layers import Layers
 from pyvae.random import make_key
 from pyvae.reference import pack_bits
 
@@ -577,6 +578,27 @@ KERNELS = [
 @pytest.mark.parametrize("name", KERNELS)
 def test_behind_a_forward_of_triton(op, name, triton_backend):
     ALL[name](Trial(op, torch.float32))
+
+
+def test_networks_behind_a_forward_of_triton(triton_backend):
+    """Bias and activation are kernels of their own there."""
+    torch.manual_seed(0)
+    net = Layers(nn.Conv2d(1, 2, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3), nn.Tanh())
+    x, weights = torch.randn(2, 1, 4, 4), torch.randn(2, 2, 3)
+    parameters = list(net.parameters())
+    out = net(x)
+    assert "_Product" in type(out.grad_fn).__name__
+    plain = nn.Sequential(*net)(x)
+    expected = [torch.autograd.grad(plain, parameters, w, retain_graph=True) for w in weights]
+    found = torch.autograd.grad(out, parameters, weights, is_grads_batched=True, retain_graph=True)
+    torch.testing.assert_close(list(found), [torch.stack(g) for g in zip(*expected, strict=True)])
+    with forward_ad.dual_level():
+        found = torch.autograd.grad(out, parameters, forward_ad.make_dual(weights[0], weights[1]))
+        tangents = [forward_ad.unpack_dual(g).tangent for g in found]
+    torch.testing.assert_close(tangents, list(expected[1]))
+    with Watching():
+        torch.testing.assert_close(net(x), plain)
+        assert "_Product" not in type(net(x).grad_fn).__name__
 
 
 def test_behind_a_forward_of_cuda():

@@ -9,6 +9,7 @@ from pyvae.backend import device_of, takes_triton
 from pyvae.control import Control
 from pyvae.engine.trace import Ring
 from pyvae.ops.library import next_power_of_two
+from pyvae.random import make_key
 
 
 class Ledger:
@@ -33,7 +34,7 @@ class Ledger:
         control: Control | None = None,
     ) -> None:
         # (seed, step): the step counter lives on the device, where the noise and the schedules read it
-        self.key = torch.tensor([seed, 0], dtype=torch.int64, device=device)
+        self.key = make_key(seed, device=device)
         self.control = control
         self.ring = Ring(fields, rows, log_every, device)
         self.row = torch.zeros(len(fields), dtype=torch.float64, device=device)

@@ -34,6 +34,9 @@ def _load(logits_row, target_row, block, E, target_scale, PACKED: tl.constexpr, 
     else:
         column = block * BLOCK + tl.arange(0, BLOCK)
         x = tl.load(target_row + column, mask=column < E, other=0).to(tl.float32) * target_scale
+        if target_row.dtype.element_ty == tl.uint8:
+            # 1 - x as a fused multiply-add would not vanish at 255 / 255
+            x = tl.minimum(x, 1.0)
     logits = tl.load(logits_row + column, mask=column < E, other=0.0).to(tl.float32)
     return column, logits, x
 

@@ -10,7 +10,9 @@ import warnings
 import torch
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling, is_exporting
 from torch.jit._trace import TracerWarning
 from torch.nn import Parameter
 
@@ -24,12 +26,12 @@ def transform(*tensors: Tensor | None) -> str | None:
         return "forward-mode derivatives"
     if _are_functorch_transforms_active():
         return "torch.func transforms"
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return "torch.export"
     if _get_tracing_state() is not None:
         return "torch.jit.trace"
-    if _len_torch_dispatch_stack():
-        return "dispatch modes of torch"
+    if _len_torch_dispatch_stack() and _records():
+        return "fake tensors and what torch records"
     for x in tensors:
         kind = type(x)
         if kind is not Tensor and kind is not Parameter and x is not None:
@@ -41,7 +43,7 @@ def transform_of_gradients(*grads: Tensor | None) -> str | None:
     """The same of gradients that come to a backward, where batches of them, of ``is_grads_batched``, have no sign but
     their own."""
     for grad in grads:
-        if grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad):
+        if grad is not None and is_legacy_batchedtensor(grad):
             return "batched gradients"
     return transform(*grads)
 
@@ -49,8 +51,8 @@ def transform_of_gradients(*grads: Tensor | None) -> str | None:
 def compiled() -> bool:
     """Whether torch.compile traces an op, which it then sees as one operator; inside other transforms it does not."""
     return (
-        torch.compiler.is_compiling()
-        and not torch.compiler.is_exporting()
+        is_compiling()
+        and not is_exporting()
         and not _are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
@@ -58,7 +60,7 @@ def compiled() -> bool:
 
 def is_known(size: object) -> bool:
     """Whether a size is a number, not the symbol of an open dimension or of a trace, which a check would close."""
-    return type(size) is int and not torch.compiler.is_compiling()
+    return type(size) is int and not is_compiling()
 
 
 def refuse(op: str, *tensors: Tensor) -> None:
@@ -66,13 +68,18 @@ def refuse(op: str, *tensors: Tensor) -> None:
     if compiled():  # there the graph breaks
         return
     around = transform()
-    if not torch.compiler.is_compiling() and _len_torch_dispatch_stack():
-        modes = (torch._C._TorchDispatchModeKey.FAKE, torch._C._TorchDispatchModeKey.PROXY)
-        tracing = any(torch._C._get_dispatch_mode(mode) is not None for mode in modes)
-        around = "fake tensors" if tracing else None
     if any(hasattr(x, "fake_mode") for x in tensors):
         around = "fake tensors"
     if any(x.is_meta for x in tensors):
         around = "meta tensors"
     if around is not None:
         raise RuntimeError(f"{op}: it reads values and has no derivative: call it outside of {around}")
+
+
+def _records() -> bool:
+    """Whether a dispatch mode of torch's own is on, which keeps operators for later; a user's, that watches or counts
+    them, does not mind kernels."""
+    kinds = torch._C._TorchDispatchModeKey
+    return any(
+        torch._C._get_dispatch_mode(kind) is not None for kind in (kinds.FAKE, kinds.PROXY, kinds.FUNCTIONAL)
+    )

@@ -468,7 +468,11 @@ def dispatch_mode(t):
     with Watching() as mode:
         found = t.ours(*t.inputs)
     t.close(found, t.exact()[0])
-    assert mode.seen == {"aten"}
+    if (
+        t.dtype == torch.float32
+        and backend.choose("permute_dims", torch.device("cpu"), t.dtype).backend == "native"
+    ):
+        assert "pyvae_native" in mode.seen
 
 
 def function_mode(t):
@@ -596,9 +600,8 @@ def test_networks_behind_a_forward_of_triton(triton_backend):
         found = torch.autograd.grad(out, parameters, forward_ad.make_dual(weights[0], weights[1]))
         tangents = [forward_ad.unpack_dual(g).tangent for g in found]
     torch.testing.assert_close(tangents, list(expected[1]))
-    with Watching():
-        torch.testing.assert_close(net(x), plain)
-        assert "_Product" not in type(net(x).grad_fn).__name__
+    # a trace has the whole network in it, not memory that a kernel once filled
+    torch.testing.assert_close(make_fx(net)(x)(3 * x), nn.Sequential(*net)(3 * x))
 
 
 def test_behind_a_forward_of_cuda():

@@ -15,6 +15,7 @@ from torch._functorch.aot_autograd import aot_function
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.checkpoint import checkpoint
@@ -582,6 +583,17 @@ KERNELS = [
 @pytest.mark.parametrize("name", KERNELS)
 def test_behind_a_forward_of_triton(op, name, triton_backend):
     ALL[name](Trial(op, torch.float32))
+
+
+def test_a_tensor_of_tensors_has_no_memory_for_kernels(triton_backend):
+    """As those of torch.distributed: a class whose numbers lie elsewhere."""
+    one, two = torch.randn(2, 4, 3)
+    z, kl = pyvae.reparameterize_kl(TwoTensor(one, two), TwoTensor(two, one), key=KEY)
+    for found, expected in (
+        ((z.a, kl.a), reference.reparameterize_kl(one, two, key=KEY)),
+        ((z.b, kl.b), reference.reparameterize_kl(two, one, key=KEY)),
+    ):
+        torch.testing.assert_close(found, expected)
 
 
 def test_networks_behind_a_forward_of_triton(triton_backend):

@@ -49,6 +49,9 @@ def _load(
     else:
         column = block * BLOCK + tl.arange(0, BLOCK)
         x = tl.load(target_row + column, mask=column < E, other=0).to(tl.float32) * target_scale
+        if target_row.dtype.element_ty == tl.uint8:
+            # 1 - x as a fused multiply-add would not vanish at 255 / 255
+            x = tl.minimum(x, 1.0)
     logits = tl.load(logits_row + column, mask=column < E, other=0.0).to(tl.float32)
     return column, logits, x
 
@@ -90,7 +93,9 @@ def bernoulli_nll_fwd_kernel(
     u = 1.0 + e
     d = u - 1.0
     log1p = tl.where(d == 0.0, e, tl.log(u) * (e / tl.where(d == 0.0, 1.0, d)))
-    loss = tl.maximum(logits, 0.0) - logits * x + log1p
+    # 0 where nothing is missed, also by an infinite logit: infinity times 0 is NaN
+    missed = tl.where(logits >= 0.0, 1.0 - x, -x)
+    loss = tl.where(missed == 0.0, 0.0, logits) * missed + log1p
     loss = tl.where(column < E, loss, 0.0)
     tl.store(partial_ptr + row * blocks + block, tl.sum(loss) * scale)
 

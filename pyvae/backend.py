@@ -14,7 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyvae.errors import BackendError
 from pyvae.native import missing
+from pyvae.transforms import transform
 
 BACKENDS = ("auto", "reference", "triton", "native")
 
@@ -57,17 +59,25 @@ def choose(op: str, device: torch.device, dtype: torch.dtype) -> Choice:
     An op that lacks what PYVAE_BACKEND asks for takes what ``auto`` would.
 
     Raises:
-        ValueError: PYVAE_BACKEND holds an unknown name.
-        RuntimeError: PYVAE_BACKEND asks for what cannot run here; the message says what would help.
+        BackendError: PYVAE_BACKEND holds an unknown name, or asks for what cannot run here; the message says what
+            would help.
+    """
+    wanted = wanted_backend()
+    if wanted == "reference":
+        return Choice("reference", "PYVAE_BACKEND=reference")
+    return _choose(OPS[op], device.type, dtype, wanted)
+
+
+def wanted_backend() -> str:
+    """What PYVAE_BACKEND asks for.
+
+    Raises:
+        BackendError: an unknown name.
     """
     wanted = os.environ.get("PYVAE_BACKEND", "auto")
     if wanted not in BACKENDS:
-        raise ValueError(f"PYVAE_BACKEND={wanted!r}: expected one of {', '.join(BACKENDS)}")
-    if wanted == "reference":
-        return Choice("reference", "PYVAE_BACKEND=reference")
-    if torch._C._are_functorch_transforms_active():
-        return Choice("reference", "torch.func transforms go through plain torch alone", slow=True)
-    return _choose(OPS[op], device.type, dtype, wanted)
+        raise BackendError(f"PYVAE_BACKEND={wanted!r}: expected one of {', '.join(BACKENDS)}")
+    return wanted
 
 
 @lru_cache(maxsize=256)
@@ -78,7 +88,7 @@ def _choose(has: Kernels, device_type: str, dtype: torch.dtype, wanted: str) -> 
     native = has.native if device_type == "cpu" or not has.triton else None
     reason = missing(native, device_type) if native else None
     if wanted == "native" and native and reason:
-        raise RuntimeError(f"PYVAE_BACKEND=native but {reason}")
+        raise BackendError(f"PYVAE_BACKEND=native but {reason}")
     if dtype == torch.float64 and not has.float64:
         return Choice("reference", "float64 is computed by the reference")
     if native:
@@ -90,8 +100,14 @@ def _choose(has: Kernels, device_type: str, dtype: torch.dtype, wanted: str) -> 
     return Choice("triton", "CUDA tensors")
 
 
-def take(op: str, x: Tensor) -> str:
-    """The backend of an op for its argument ``x``; what makes it slower than it could be is said once."""
+def take(op: str, x: Tensor, *others: Tensor | None) -> str:
+    """The backend of an op of ``x``, whose dtype decides, and ``others``; what makes it slower than it could be is
+    said once. Inside transforms of torch it is the reference (:mod:`pyvae.transforms`)."""
+    around = transform(x, *others)
+    if around is not None:
+        if not torch.compiler.is_compiling() and wanted_backend() != "reference":
+            _say(f"plain torch alone goes through {around}")
+        return "reference"
     choice = choose(op, x.device, x.dtype)
     if choice.slow:
         _say(choice.reason)
@@ -100,8 +116,7 @@ def take(op: str, x: Tensor) -> str:
 
 def takes_triton(device: torch.device) -> bool:
     """Whether work of the engine's own, which no op of ``OPS`` is, takes its Triton kernel."""
-    wanted = os.environ.get("PYVAE_BACKEND", "auto")
-    return _choose(Kernels(triton=True), device.type, torch.float32, wanted).backend == "triton"
+    return _choose(Kernels(triton=True), device.type, torch.float32, wanted_backend()).backend == "triton"
 
 
 @lru_cache(maxsize=1)
@@ -122,11 +137,11 @@ def device_of(x: Tensor) -> AbstractContextManager[object]:
 
 def _require_triton(device_type: str, dtype: torch.dtype) -> None:
     if not has_triton():
-        raise RuntimeError("PYVAE_BACKEND=triton but triton is not installed: pip install triton")
+        raise BackendError("PYVAE_BACKEND=triton but triton is not installed: pip install triton")
     if dtype == torch.float64:
-        raise RuntimeError("PYVAE_BACKEND=triton but the kernels do not take float64: use PYVAE_BACKEND=auto")
+        raise BackendError("PYVAE_BACKEND=triton but the kernels do not take float64: use PYVAE_BACKEND=auto")
     if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RuntimeError(
+        raise BackendError(
             f"PYVAE_BACKEND=triton but the tensors are on {device_type}: move them to a CUDA device, "
             "or set TRITON_INTERPRET=1 before Python starts to interpret the kernels"
         )

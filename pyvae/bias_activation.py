@@ -73,7 +73,7 @@ def plain_backward(
         grad = grad_y * (1 - y * y)
     maps = grad.reshape(*grad.shape[:2], -1)
     sums = maps.sum((0, 2) if biases == maps.shape[1] else 0, dtype=accumulation_dtype(grad.dtype))
-    return grad, sums.flatten()
+    return grad, sums.reshape(-1)
 
 
 def forward(x: Tensor, bias: Tensor, activation: Activation, out: Tensor) -> Tensor:

@@ -7,15 +7,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyvae.transforms import transform
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def value_checks() -> bool:
-    """Whether checks that read values, and so wait for the device, are asked for (``PYVAE_CHECK=1``).
+def value_checks(*tensors: Tensor) -> bool:
+    """Whether checks that read the values of these, and so wait for the device, are asked for (``PYVAE_CHECK=1``).
 
-    Not while torch.compile traces, which has no values; the operators check again when they run.
+    Not inside a transform, which may have no values, nor while torch.compile traces: its operators check when they run.
     """
-    return os.environ.get("PYVAE_CHECK") == "1" and not torch.compiler.is_compiling()
+    if os.environ.get("PYVAE_CHECK") != "1" or torch.compiler.is_compiling():
+        return False
+    return transform(*tensors) is None and not any(x.is_meta for x in tensors)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -65,7 +69,7 @@ def check_aggregate(z: Tensor, mu: Tensor, logvar: Tensor) -> None:
 
 def check_finite(mu: Tensor, logvar: Tensor) -> None:
     """Raise, if value checks are asked for, unless mu and logvar are finite."""
-    if value_checks() and not bool(torch.isfinite(mu).all() & torch.isfinite(logvar).all()):
+    if value_checks(mu, logvar) and not bool(torch.isfinite(mu).all() & torch.isfinite(logvar).all()):
         raise ValueError("mu or logvar holds NaN or infinity")
 
 
@@ -194,7 +198,7 @@ def _check_plain(target: Tensor, logits: Tensor, lead: tuple[int, ...], target_m
         raise ValueError(
             f"target: expected the shape of logits {list(logits.shape)}, got {list(target.shape)}"
         )
-    if value_checks() and target.dtype != torch.bool and target.numel():
+    if value_checks(target) and target.dtype != torch.bool and target.numel():
         low, high = float(target.min()), float(target.max())
         if not (low >= 0 and high <= (target_max or 1)):
             raise ValueError(f"target: values must lie in [0, {target_max or 1}], got [{low}, {high}]")

@@ -7,8 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import pyvae
-from pyvae.backend import choose
+from pyvae.backend import choose, wanted_backend
 from pyvae.data import cache
+from pyvae.errors import BackendError
 
 _PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard", "nvtx", "tyro")
 _KERNELS_OF = {"tc_batch": "permute_dims"}
@@ -62,6 +63,10 @@ def _cpu_capability() -> str:
 
 
 def _ops() -> list[str]:
+    try:
+        wanted_backend()
+    except BackendError as error:
+        return [f"none: {error}"]
     devices = [torch.device("cpu")] + [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     return [f"{op} on {device}: {_backend(op, device)}" for op in pyvae.__all__ for device in devices]
 
@@ -69,7 +74,7 @@ def _ops() -> list[str]:
 def _backend(op: str, device: torch.device) -> str:
     try:
         backend, reason, _ = choose(_KERNELS_OF.get(op, op), device, torch.float32)
-    except (RuntimeError, ValueError) as error:
+    except BackendError as error:
         return f"none ({error})"
     return f"{backend} ({reason})"
 

@@ -25,6 +25,14 @@ class RecipeError(PyvaeError, ValueError):
     """A recipe asks for what cannot be."""
 
 
+class SeedError(PyvaeError, ValueError):
+    """A seed or a step has more than 64 bits."""
+
+
+class BackendError(PyvaeError, ValueError, RuntimeError):
+    """PYVAE_BACKEND names no backend, or one that cannot run here."""
+
+
 def printable(text: object) -> str:
     r"""The text of something in one line of characters that any terminal shows: ``\n`` for a newline, and the like."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))

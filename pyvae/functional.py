@@ -1,4 +1,9 @@
-"""The ops as functions."""
+"""The ops as functions.
+
+Latents are ``[..., B, D]`` and images ``[..., B, *image]`` whatever the rank, dimensions in front of the batch being
+ensemble members; :mod:`pyvae.modules` takes what networks give, maps among it. Inside transforms of torch (torch.func,
+forward-mode derivatives, tracing, export) an op is its reference in plain torch, or it refuses: docs/transforms.md.
+"""
 
 from pyvae.ops.aggregate_log_density import aggregate_log_density
 from pyvae.ops.bernoulli_nll import bernoulli_nll

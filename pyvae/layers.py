@@ -12,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from pyvae.backend import takes_triton
 from pyvae.bias_activation import Activation, ticket_count
 from pyvae.product import Behind, Layer, product
+from pyvae.transforms import transform
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,7 +57,7 @@ def run(layers: Iterable[tuple[str, nn.Module]], x: Tensor, tickets: Tickets) ->
 
     There, a convolution or a linear layer, the activation behind it and a change between maps and rows of them are one
     step of their own. Layers that it does not know, or that have hooks, are called as they are. So are all of them
-    under torch.compile, torch.func, forward-mode differentiation, and in float64.
+    under torch.compile and other transforms of torch (:mod:`pyvae.transforms`), and in float64.
     """
     if not _fuses(x):
         for _, layer in layers:
@@ -108,12 +109,9 @@ class _Step(NamedTuple):
 def _fuses(x: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
-        and not torch._C._get_tracing_state()
-        and type(x) in (Tensor, nn.Parameter)
+        and transform(x) is None
         and x.dtype in _FLOATS
         and x.numel() > 0
-        and not torch._C._are_functorch_transforms_active()
-        and torch.autograd.forward_ad._current_level < 0
         and not _has_any_global_hook()
         and takes_triton(x.device)
     )

@@ -1,8 +1,18 @@
 """The ops and losses as modules, for training loops of your own.
 
-None has weights but the discriminator that :class:`TotalCorrelationDiscriminatorLoss` is given. Latents may come as
-networks give them: ``[B, D]``, ``[B, D, 1, 1]`` from a convolution, or mean and log-variance in one tensor. Losses are
-float32 for half precision, so that they work under autocast; gradients come in the dtype of the inputs.
+None has weights but the discriminator that :class:`TotalCorrelationDiscriminatorLoss` is given. Losses are float32 for
+half precision, so that they work under autocast; gradients come in the dtype of the inputs.
+
+Latents may come as networks give them, and their rank says what they are, in every module:
+
+* ``[B, D]``: D latents of each image.
+* ``[members, B, D]``: the same of independent models side by side.
+* ``[B, D, H, W]``: maps, whose channels are the latents; each position of a channel is a number of the code, so the
+  KL of an image is summed over D, H and W, and averaged over B alone. ``[B, D, 1, 1]`` gives what ``[B, D]`` does.
+* Any other rank, or another meaning: say ``event_dims``, how many trailing dimensions are the code of one image, the
+  latents first: 1 for ``[..., B, D]``, 2 for ``[..., B, D, length]``, 3 for ``[..., B, D, H, W]``.
+
+The functions know no maps: there, latents are ``[..., B, D]`` whatever the rank.
 """
 
 import functools
@@ -11,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pyvae.checks import check_float
 from pyvae.functional import bernoulli_nll, reparameterize_kl
 from pyvae.objectives.factor_vae import FactorVAE
 from pyvae.objectives.tc_vae import Decomposition, decompose_kl
@@ -48,11 +59,19 @@ class ReparameterizeKL(nn.Module):
 
     It samples in eval mode too: for the mean, take the mean.
 
+    Args:
+        event_dims: how many trailing dimensions are the code of one image; None: the rank says it, see
+            :mod:`pyvae.modules`.
+
     >>> import torch
-    >>> z, kl = ReparameterizeKL()(torch.zeros(3, 2 * 4, 1, 1))  # mean and log-variance in halves
+    >>> z, kl = ReparameterizeKL()(torch.zeros(3, 2 * 4, 8, 8))  # mean and log-variance in halves
     >>> list(z.shape), list(kl.shape)
-    ([3, 4, 1, 1], [4])
+    ([3, 4, 8, 8], [4])
     """
+
+    def __init__(self, *, event_dims: int | None = None) -> None:
+        super().__init__()
+        self.event_dims = _check_event_dims(event_dims)
 
     def forward(
         self, mu: Tensor, logvar: Tensor | None = None, *, key: Tensor | None = None
@@ -60,24 +79,32 @@ class ReparameterizeKL(nn.Module):
         """A sample of the posteriors, and their KL to the prior N(0, I).
 
         Args:
-            mu: means ``[..., B, D]`` or ``[B, D, 1, 1]``; without ``logvar`` both, ``[..., B, 2 D]`` or
-                ``[B, 2 D, 1, 1]``, the means in the first half.
+            mu: means, ``[B, D]``, ``[members, B, D]``, ``[B, D, H, W]`` or what ``event_dims`` says; without
+                ``logvar`` both, of 2 D latents, the means in the first half of them.
             logvar: log-variances, of the shape of ``mu``.
             key: (seed, step) of the noise; None: drawn from torch's generator.
 
         Returns:
             z of the shape of the means and the wider of their dtypes, and the KL ``[..., D]`` of each latent in nats,
-            averaged over the batch: add ``kl.sum()`` to the loss.
+            summed over the positions of a map and averaged over the batch: add ``kl.sum()`` to the loss.
 
         Raises:
-            TypeError: wrong dtype. ValueError: wrong shape, or an odd number of columns to halve.
+            TypeError: wrong dtype. ValueError: wrong shape, or an odd number of latents to halve.
         """
+        check_float("mu", mu)
+        event_dims = _event_dims("mu", mu, self.event_dims)
         if logvar is None:
-            mu, logvar = _halves(mu)
+            mu, logvar = _halves(mu, event_dims)
         shape = mu.shape
-        mu, logvar = _alike(mu, logvar)
-        z, kl = reparameterize_kl(_flat(mu), _flat(logvar), key=key)
-        return z.view(shape), kl
+        means, log_variances = _codes(self.event_dims, mu=mu, logvar=logvar)
+        z, kl = reparameterize_kl(means, log_variances, key=key)
+        latents = shape[-event_dims]
+        if event_dims > 1:
+            kl = kl.reshape(*kl.shape[:-1], latents, -1).sum(-1)
+        return z.reshape(shape), kl
+
+    def extra_repr(self) -> str:
+        return f"event_dims={self.event_dims}"
 
 
 class KLDecomposition(nn.Module):
@@ -89,25 +116,34 @@ class KLDecomposition(nn.Module):
     Args:
         dataset_size: N, images in the training set; not the number of batches.
         weighting: "mws" or "mss", see :func:`pyvae.aggregate_log_density`.
+        event_dims: how many trailing dimensions are the code of one image; None: the rank says it, see
+            :mod:`pyvae.modules`. Of maps, each position of each channel is a dimension of the decomposition.
     """
 
-    def __init__(self, dataset_size: int, *, weighting: Literal["mws", "mss"] = "mws") -> None:
+    def __init__(
+        self,
+        dataset_size: int,
+        *,
+        weighting: Literal["mws", "mss"] = "mws",
+        event_dims: int | None = None,
+    ) -> None:
         super().__init__()
         self.dataset_size = dataset_size
         self.weighting = weighting
+        self.event_dims = _check_event_dims(event_dims)
 
     def forward(self, z: Tensor, mu: Tensor, logvar: Tensor) -> Decomposition:
         """Each term ``[...]`` in nats; they sum to the batch's estimate of the KL.
 
         Args:
-            z: samples of the posteriors, ``[..., B, D]`` or ``[B, D, 1, 1]``.
+            z: samples of the posteriors, ``[B, D]``, ``[members, B, D]``, ``[B, D, H, W]`` or what ``event_dims`` says.
             mu, logvar: of the posteriors, of the same shape.
         """
-        z, mu, logvar = _alike(_flat(z), _flat(mu), _flat(logvar))
+        z, mu, logvar = _codes(self.event_dims, z=z, mu=mu, logvar=logvar)
         return decompose_kl(z, mu, logvar, dataset_size=self.dataset_size, weighting=self.weighting)
 
     def extra_repr(self) -> str:
-        return f"dataset_size={self.dataset_size}, weighting={self.weighting!r}"
+        return f"dataset_size={self.dataset_size}, weighting={self.weighting!r}, event_dims={self.event_dims}"
 
 
 class TotalCorrelationDiscriminatorLoss(nn.Module):
@@ -118,10 +154,10 @@ class TotalCorrelationDiscriminatorLoss(nn.Module):
     between, and either may be called first.
 
     Args:
-        discriminator: from ``[B, D]`` to two logits, class 0 for q(z), class 1 for permuted codes; None:
-            the paper's, for this many ``latents``. Make its optimiser from ``loss.parameters()``: the paper's is Adam
-            with learning rate 1e-4 and betas (0.5, 0.9).
-        latents: D, for the paper's discriminator.
+        discriminator: from ``[B, D]``, or ``[B, D * H * W]`` of maps, to two logits, class 0 for q(z), class 1 for
+            permuted codes; None: the paper's, for this many ``latents``. Make its optimiser from
+            ``loss.parameters()``: the paper's is Adam with learning rate 1e-4 and betas (0.5, 0.9).
+        latents: D, or D * H * W of maps, for the paper's discriminator.
     """
 
     def __init__(self, discriminator: nn.Module | None = None, *, latents: int | None = None) -> None:
@@ -133,8 +169,9 @@ class TotalCorrelationDiscriminatorLoss(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        """Total correlation in nats, the mean log-odds of ``z [B, D]`` or ``[B, D, 1, 1]``, to weigh with gamma."""
-        return FactorVAE.total_correlation(self.discriminator, _flat(z)).float()
+        """Total correlation in nats, the mean log-odds of ``z [B, D]`` or ``[B, D, H, W]``, to weigh with gamma."""
+        (z,) = _of_one_batch(z=z)
+        return FactorVAE.total_correlation(self.discriminator, z).float()
 
     def discriminator_loss(
         self, z: Tensor, second: Tensor | None = None, *, key: Tensor | None = None
@@ -142,38 +179,78 @@ class TotalCorrelationDiscriminatorLoss(nn.Module):
         """Cross-entropy in nats of telling codes from permuted codes.
 
         Args:
-            z: codes ``[B, D]`` or ``[B, D, 1, 1]``.
+            z: codes ``[B, D]`` or ``[B, D, H, W]``.
             second: codes of an independent batch, as the paper has it, to be permuted; None: the other half of ``z``
                 (each half then serves once).
             key: (seed, step) of the permutation; None: drawn from torch's generator.
+
+        Raises:
+            TypeError: wrong dtype. ValueError: wrong shape.
         """
-        z = _flat(z).detach()
         if second is None:
             half = len(z) // 2
             z, second = z[:half], z[half : 2 * half]
-        z, second = _alike(z, _flat(second))
+        z, second = _of_one_batch(z=z.detach(), second=second)
         return FactorVAE.discriminator_loss(self.discriminator, z, second, key)
 
 
-def _halves(both: Tensor) -> tuple[Tensor, Tensor]:
-    dim = 1 if _is_map(both) else -1
-    if both.shape[dim] % 2:
+def _check_event_dims(event_dims: int | None) -> int | None:
+    if event_dims is not None and event_dims < 1:
+        raise ValueError(f"event_dims: expected at least 1, the latents, got {event_dims}")
+    return event_dims
+
+
+def _event_dims(name: str, x: Tensor, asked: int | None) -> int:
+    """How many trailing dimensions of ``x`` are the code of one image."""
+    known = {2: 1, 3: 1, 4: 3}.get(x.ndim) if asked is None else asked
+    if known is None:
         raise ValueError(
-            f"mu: {both.shape[dim]} columns cannot be halved: give logvar, or mean and log-variance in one"
+            f"{name}: expected [B, D], [members, B, D] or [B, D, H, W], got {list(x.shape)}: "
+            "say event_dims, how many trailing dimensions are the code of one image"
         )
-    mu, logvar = both.chunk(2, dim)
+    if x.ndim <= known:
+        raise ValueError(f"{name}: event_dims={known} leaves no batch dimension in shape {list(x.shape)}")
+    return known
+
+
+def _of_one_batch(**tensors: Tensor) -> tuple[Tensor, ...]:
+    codes = _codes(None, **tensors)
+    if codes[0].ndim != 2:
+        raise ValueError(
+            f"z: expected [B, D] or [B, D, H, W], got {list(codes[0].shape)}: call it for each member"
+        )
+    return codes
+
+
+def _halves(both: Tensor, event_dims: int) -> tuple[Tensor, Tensor]:
+    latents = both.shape[-event_dims]
+    if latents % 2:
+        raise ValueError(
+            f"mu: {latents} latents of shape {list(both.shape)} cannot be halved: give logvar, or mean and "
+            "log-variance in one"
+        )
+    mu, logvar = both.chunk(2, -event_dims)
     return mu, logvar
 
 
-def _alike(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """In the widest of their dtypes: autocast gives float32 behind a softplus or a log, half precision elsewhere."""
-    dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors))
-    return tuple(x.to(dtype) for x in tensors)
+def _codes(asked: int | None, **tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of one shape as ``[..., B, D]``, in the widest of their dtypes: autocast gives float32 behind a softplus
+    or a log, half precision elsewhere."""
+    for name, x in tensors.items():
+        check_float(name, x)
+    if asked is None:
+        tensors = {name: x.flatten(1) if _is_point(x) else x for name, x in tensors.items()}
+    (name, first), *others = tensors.items()
+    event_dims = _event_dims(name, first, asked)
+    for other, x in others:
+        # before maps are flattened, which would take [B, D, W, H] for [B, D, H, W]
+        if x.shape != first.shape:
+            raise ValueError(
+                f"{other}: expected the shape of {name} {list(first.shape)}, got {list(x.shape)}"
+            )
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors.values()))
+    return tuple(x.to(dtype).flatten(-event_dims) for x in tensors.values())
 
 
-def _flat(x: Tensor) -> Tensor:
-    return x.flatten(1) if _is_map(x) else x
-
-
-def _is_map(x: Tensor) -> bool:
+def _is_point(x: Tensor) -> bool:
     return x.ndim == 4 and x.shape[2:] == (1, 1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyvae.layers import Layers, Tickets, run
+from pyvae.random import word
 
 SIDE = 64
 
@@ -298,7 +299,7 @@ def build_discriminator(latents: int, layers: int = 6, width: int = 1000, *, see
 def seeded(seed: int) -> Iterator[None]:
     """What torch draws on the CPU comes from ``seed``; its generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(word(seed))
         yield
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pyvae import bias_activation
 from pyvae.bias_activation import Activation
+from pyvae.transforms import transform_of_gradients
 
 Layer: TypeAlias = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 
@@ -76,8 +77,8 @@ class _Product(torch.autograd.Function):
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad = grads[0].reshape(ctx.shape)
         y = None if y is None else y.reshape(ctx.shape)
-        if torch.is_grad_enabled():
-            # create_graph=True: through operators that have gradients in turn
+        if torch.is_grad_enabled() or transform_of_gradients(*grads) is not None:
+            # create_graph=True, batches and tangents: through operators that know them, and have gradients in turn
             grad, sums = bias_activation.plain_backward(grad, y, ctx.behind.activation, ctx.bias[0].numel())
             grad_bias = sums.to(ctx.bias[1]) if wants_bias else None
         else:

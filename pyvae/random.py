@@ -8,11 +8,16 @@ integers inside Triton kernels.
 """
 
 import math
+import operator
 from enum import IntEnum
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from pyvae.checks import expand_key
+from pyvae.errors import SeedError
+from pyvae.transforms import is_known
 
 _MASK32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -40,9 +45,29 @@ class Stream(IntEnum):
 
 
 def make_key(seed: int, step: int = 0, device: torch.device | str | None = None) -> Tensor:
-    """Key ``[2]`` (int64) of a seed and a step; both are taken modulo 2**64."""
-    words = [_signed64(seed), _signed64(step)]
+    """Key ``[2]`` (int64) of a seed and a step, each of 64 bits: from -2**63 to 2**64 - 1, as torch.manual_seed takes
+    them; -1 and 2**64 - 1 are one.
+
+    Raises:
+        TypeError: no integer. SeedError: outside of that range.
+    """
+    words = [word(seed), word(step, "step")]
     return torch.tensor(words, dtype=torch.int64, device=device)
+
+
+def word(value: int, name: str = "seed") -> int:
+    """The 64 bits of a seed or a step as int64 tensors hold them.
+
+    Raises:
+        TypeError: no integer. SeedError: it has more than 64 bits.
+    """
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {type(value).__name__}") from None
+    if not -(2**63) <= value < 2**64:
+        raise SeedError(f"{name}: expected -2**63 to 2**64 - 1, got {value}")
+    return value - 2**64 if value >= 2**63 else value
 
 
 def fresh_key(device: torch.device | str | None = None) -> Tensor:
@@ -200,14 +225,15 @@ def check_key(key: Tensor) -> None:
         raise ValueError(f"key: expected shape [..., 2] of (seed, step), got {list(key.shape)}")
 
 
+def check_draw(key: Tensor, shape: torch.Size) -> None:
+    """Raise unless the key fits noise of shape ``[..., rows, columns]`` and has counters for it."""
+    _, sharing = expand_key(key, shape[:-2])
+    check_counters(sharing * shape[-2] * -(-shape[-1] // 4))
+
+
 def check_counters(count: int) -> None:
     """Raise when a draw would use up the 32-bit index of the counter and repeat itself."""
-    if count > 2**32:
+    if is_known(count) and count > 2**32:
         raise ValueError(
             f"one key draws at most 2**32 counters of four values, got {count}: use a key per slice"
         )
-
-
-def _signed64(x: int) -> int:
-    x &= 2**64 - 1
-    return x - 2**64 if x >= 2**63 else x

@@ -26,6 +26,7 @@ from pyvae.checks import (
 )
 from pyvae.panels import mixture_entropies
 from pyvae.random import Stream, bits, check_key, fresh_key, normal
+from pyvae.transforms import is_known, refuse
 
 
 def posterior_noise(shape: torch.Size, key: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
@@ -103,7 +104,7 @@ def check_gather(store: Tensor, index: Tensor, pixels: int | None, dtype: torch.
         raise ValueError(
             f"pixels: expected {most - 7} to {most} for {store.shape[1]} bytes an image, got {pixels}"
         )
-    if value_checks() and index.numel():
+    if value_checks(index) and index.numel():
         low, high = (int(x) for x in index.aminmax())
         if low < 0 or high >= len(store):
             raise IndexError(
@@ -121,6 +122,17 @@ def gather_bits(
     return unpack_bits(rows, pixels).to(dtype).contiguous(), rows
 
 
+def pixel_nll(logits: Tensor, x: Tensor) -> Tensor:
+    """softplus(l) - l x of each pixel. An infinite logit is a certain answer: it costs nothing if it is right, else
+    infinitely much, where torch's function and its derivatives are NaN."""
+    certain = logits.isinf()
+    nll = F.binary_cross_entropy_with_logits(logits.masked_fill(certain, 0.0), x, reduction="none")
+    missed = (logits > 0).to(x.dtype) - x
+    # 0 where nothing is missed, as the limit is; infinity times 0 is NaN
+    cost = (logits * missed).masked_fill(certain & (missed == 0), 0.0)
+    return torch.where(certain, cost, nll)
+
+
 def bernoulli_nll(
     logits: Tensor,
     target: Tensor,
@@ -135,7 +147,7 @@ def bernoulli_nll(
     dtype = accumulation_dtype(logits.dtype)
     x = unpack_bits(flat_target, layout.pixels) if layout.packed else flat_target
     x = x.to(dtype) / layout.target_max
-    per_image = F.binary_cross_entropy_with_logits(flat_logits.to(dtype), x, reduction="none").sum(-1)
+    per_image = pixel_nll(flat_logits.to(dtype), x).sum(-1)
     if reduction == "none":
         return per_image.reshape(*layout.lead, layout.batch)
     total = per_image.mean(-1) if reduction == "batchmean" else per_image.sum(-1)
@@ -157,41 +169,60 @@ def bernoulli_nll_backward(
     return grad.to(logits.dtype).reshape(logits.shape)
 
 
-def aggregate_log_weights(batch: int, dataset_size: int, weighting: str) -> tuple[float, float, float]:
-    """log W of the image itself, of the one after it, and of each other image of the batch."""
+Weights = tuple[float | Tensor, float | Tensor, float | Tensor]
+"""log W of the image itself, of the one after it, and of each other image of the batch."""
+
+
+def check_weighting(batch: int, dataset_size: int, weighting: str) -> None:
+    """Raise unless the batch, where its size is known, can be weighted so."""
+    if weighting not in ("mws", "mss"):
+        raise ValueError(f"weighting: expected 'mws' or 'mss', got {weighting!r}")
+    if not is_known(batch):
+        return
     if dataset_size < max(batch, 1):
         raise ValueError(f"dataset_size: {dataset_size} is smaller than the batch of {batch}")
+    if weighting == "mss" and batch < 2:
+        raise ValueError(f"weighting: 'mss' needs a batch of at least 2, got {batch}")
+
+
+def aggregate_log_weights(batch: int, dataset_size: int, weighting: str) -> tuple[float, float, float]:
+    """:data:`Weights` of a batch whose size is known."""
+    check_weighting(batch, dataset_size, weighting)
     if weighting == "mws":
         uniform_weight = -math.log(dataset_size * max(batch, 1))
         return uniform_weight, uniform_weight, uniform_weight
-    if weighting != "mss":
-        raise ValueError(f"weighting: expected 'mws' or 'mss', got {weighting!r}")
     others = batch - 1
-    if others < 1:
-        raise ValueError(f"weighting: 'mss' needs a batch of at least 2, got {batch}")
     successor = (dataset_size - others) / (dataset_size * others)
     return -math.log(dataset_size), math.log(successor), -math.log(others)
 
 
-def _pairs(
-    z: Tensor, mu: Tensor, logvar: Tensor, weights: tuple[float, float, float]
-) -> tuple[Tensor, Tensor, Tensor]:
+def log_weights_of(z: Tensor, dataset_size: int, weighting: str) -> Weights:
+    """:data:`Weights` for samples ``[..., B, D]``: numbers, or tensors in a trace that leaves B open."""
+    if is_known(z.shape[-2]):
+        return aggregate_log_weights(z.shape[-2], dataset_size, weighting)
+    batch = torch.ones(z.shape[-2], dtype=accumulation_dtype(z.dtype), device=z.device).sum()
+    if weighting == "mws":
+        uniform_weight = -torch.log(dataset_size * batch)
+        return uniform_weight, uniform_weight, uniform_weight
+    others = batch - 1
+    successor = torch.log((dataset_size - others) / (dataset_size * others))
+    return -math.log(dataset_size), successor, -torch.log(others)
+
+
+def _pairs(z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
     """log N(z_ij; mu_mj, exp(logvar_mj)) and (z - mu) / sigma, [..., B, B, D], and log W [B, B]."""
     dtype = accumulation_dtype(z.dtype)
     m, lv = mu.to(dtype).unsqueeze(-3), logvar.to(dtype).unsqueeze(-3)
     distance = (z.to(dtype).unsqueeze(-2) - m) * torch.exp(-0.5 * lv)
     density = -0.5 * (math.log(2 * math.pi) + lv + distance.square())
     index = torch.arange(z.shape[-2], device=z.device)
-    own, successor, other = weights
-    after = (index - index.unsqueeze(-1)) % max(z.shape[-2], 1)
-    log_weight = torch.full(after.shape, other, dtype=dtype, device=z.device)
-    log_weight = log_weight.masked_fill(after == 1, successor).masked_fill(after == 0, own)
+    own, successor, other = (torch.as_tensor(w, dtype=dtype, device=z.device) for w in weights)
+    is_own, is_successor = (index == x.unsqueeze(-1) for x in (index, index.roll(-1)))
+    log_weight = torch.where(is_own, own, torch.where(is_successor, successor, other))
     return density, distance, log_weight
 
 
-def aggregate_log_density_table(
-    z: Tensor, mu: Tensor, logvar: Tensor, weights: tuple[float, float, float]
-) -> Tensor:
+def aggregate_log_density_table(z: Tensor, mu: Tensor, logvar: Tensor, weights: Weights) -> Tensor:
     """log q(z_ij) of each dimension and, in the last column, log q(z_i): [..., B, D + 1]."""
     density, _, log_weight = _pairs(z, mu, logvar, weights)
     terms = torch.cat([density, density.sum(-1, keepdim=True)], -1)
@@ -203,13 +234,13 @@ def aggregate_log_density(
 ) -> tuple[Tensor, Tensor]:
     """Specification of :func:`pyvae.aggregate_log_density`."""
     check_aggregate(z, mu, logvar)
-    weights = aggregate_log_weights(z.shape[-2], dataset_size, weighting)
-    table = aggregate_log_density_table(z, mu, logvar, weights)
+    check_weighting(z.shape[-2], dataset_size, weighting)
+    table = aggregate_log_density_table(z, mu, logvar, log_weights_of(z, dataset_size, weighting))
     return table[..., -1], table[..., :-1].sum(-1)
 
 
 def aggregate_log_density_backward(
-    grad: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, weights: tuple[float, float, float]
+    grad: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, weights: Weights
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the table with respect to z, mu and logvar."""
     density, distance, log_weight = _pairs(z, mu, logvar, weights)
@@ -335,6 +366,7 @@ def code_histogram(
     codes: Tensor, factors: Tensor | None, factor_sizes: Sequence[int], *, bins: int = 20
 ) -> CodeHistogram:
     """Specification of :func:`pyvae.code_histogram`."""
+    refuse("code_histogram", codes)
     check_histogram(codes, factors, factor_sizes, bins)
     edges = bin_edges(codes, bins)
     # on an edge to the right, on the last one to the left
@@ -488,6 +520,7 @@ def posterior_entropy(
     mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], *, nodes: int = 512, tol: float = 1e-5
 ) -> PosteriorEntropy:
     """Specification of :func:`pyvae.posterior_entropy`."""
+    refuse("posterior_entropy", mu, logvar)
     check_posteriors(mu, logvar, factor_sizes, nodes, tol)
     return refined_entropy(posterior_density, mu, logvar, factor_sizes, nodes, tol)
 
@@ -516,7 +549,7 @@ def importance_log_parts(
 ) -> tuple[Tensor, Tensor]:
     """log p(x|z) and log p(z) - log q(z|x), each [..., B, M, K]: what :func:`importance_log_weight` adds up."""
     flat, x = _importance_pixels(logits, target, z, mu, logvar, target_max)
-    log_likelihood = -F.binary_cross_entropy_with_logits(flat, x.expand_as(flat), reduction="none").sum(-1)
+    log_likelihood = -pixel_nll(flat, x.expand_as(flat)).sum(-1)
     value, distance, lv, _ = _standardised(z, mu, logvar)
     # as a product, a difference of squares keeps its digits where posterior and prior are almost one
     log_ratio = 0.5 * ((distance - value) * (distance + value) + lv).sum(-1)

@@ -345,7 +345,7 @@ def test_strided_inputs_and_needed_gradients(device, fast_backend):
 def test_registered_operator(device, monkeypatch, backend):
     monkeypatch.setenv("PYVAE_BACKEND", backend)
     inputs = posteriors(device, 3, 2)
-    torch.library.opcheck(torch.ops.pyvae.aggregate_log_density.default, (*inputs, -1.0, -2.0, -3.0))
+    torch.library.opcheck(torch.ops.pyvae.aggregate_log_density.default, (*inputs, 30, "mss"))
 
     def loss(z, mu, logvar):
         joint, product = pyvae.aggregate_log_density(z, mu, logvar, dataset_size=30)

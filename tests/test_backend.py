@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import pyvae
-from pyvae import backend, reference
+from pyvae import backend, doctor, reference
 from pyvae.backend import OPS, choose
+from pyvae.errors import PyvaeError
 from pyvae.random import make_key
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -76,9 +77,13 @@ def test_the_reference_on_request(op, monkeypatch):
 @pytest.mark.parametrize("name", ["", "cuda", "Triton", "auto "])
 def test_an_unknown_name_is_refused(name, monkeypatch):
     monkeypatch.setenv("PYVAE_BACKEND", name)
-    expected = f"PYVAE_BACKEND='{name}': expected one of auto, reference, triton, native"
+    expected = f"^PYVAE_BACKEND='{name}': expected one of auto, reference, triton, native$"
     with pytest.raises(ValueError, match=expected):
         pyvae.bernoulli_nll(torch.zeros(1, 1), torch.zeros(1, 1))
+    with pytest.raises(PyvaeError, match=expected):  # which the command line prints in one line
+        backend.takes_triton(CPU)
+    (line,) = [line for line in doctor.describe().splitlines() if "expected one of" in line]
+    assert line == f"  none: {expected[1:-1]}"
 
 
 def test_triton_on_request(monkeypatch):
@@ -132,6 +137,7 @@ def test_operators_that_are_not_built_are_said_once(lacking):
 
 def test_a_slow_path_on_cuda_is_said_once(monkeypatch):
     monkeypatch.setattr(backend, "has_triton", lambda: False)
+    monkeypatch.setattr(backend, "transform", lambda *tensors: None)
     with pytest.warns(UserWarning, match="pip install triton") as said:
         taken = [backend.take("bernoulli_nll", OnCuda()) for _ in range(2)]
     assert taken == ["reference", "reference"]

@@ -333,3 +333,59 @@ class TestKernels:
         assert torch.equal(logits, before[0])
         assert torch.equal(target, before[1])
         assert (logits._version, target._version) == versions
+
+
+INFINITE = [  # logit, pixel, loss, gradient
+    (math.inf, 1.0, 0.0, 0.0),
+    (-math.inf, 0.0, 0.0, 0.0),
+    (math.inf, 0.0, math.inf, 1.0),
+    (-math.inf, 1.0, math.inf, -1.0),
+    (math.inf, 0.25, math.inf, 0.75),
+    (-math.inf, 0.25, math.inf, -0.25),
+    (math.nan, 1.0, math.nan, math.nan),
+    (math.nan, 0.0, math.nan, math.nan),
+    (0.0, 1.0, math.log(2), -0.5),
+]
+
+
+def check_infinite(device, dtypes):
+    """A certain answer is free where it is right, and infinitely dear elsewhere."""
+    for dtype in dtypes:
+        for kind in ("float", "bool", "uint8 1", "uint8 255", "bits"):
+            rows = [row for row in INFINITE if kind == "float" or row[1] != 0.25]
+            numbers = torch.tensor(rows, dtype=torch.float64, device=device)
+            logits = numbers[:, :1].to(dtype).requires_grad_()
+            pixels = numbers[:, 1:2]
+            target, target_max = pixels.float(), None
+            if kind != "float":
+                target, target_max, _ = as_target("bits" if kind == "bits" else kind, pixels > 0)
+            if kind == "uint8 255":
+                target = (pixels * 255).to(torch.uint8)
+            loss = pyvae.bernoulli_nll(logits, target, reduction="none", target_max=target_max)
+            torch.testing.assert_close(loss.double(), numbers[:, 2], equal_nan=True, rtol=1e-6, atol=0)
+            (grad,) = torch.autograd.grad(loss.sum(), logits)
+            torch.testing.assert_close(grad[:, 0].double(), numbers[:, 3], equal_nan=True)
+            # beside pixels that are not certain
+            beside = torch.tensor([[math.inf, 2.0, -math.inf]], dtype=dtype, device=device)
+            value = pyvae.bernoulli_nll(beside, torch.tensor([[1.0, 0.0, 0.0]], device=device))
+            assert float(value) == pytest.approx(2 + math.log1p(math.exp(-2)), rel=1e-6)
+
+
+def test_infinite_logits_of_the_reference(device, monkeypatch):
+    monkeypatch.setenv("PYVAE_BACKEND", "reference")
+    check_infinite(device, (torch.float32, torch.float64, torch.bfloat16))
+    logits = torch.tensor([[math.inf, -math.inf, 1.0]], dtype=torch.float64, requires_grad=True)
+    x = torch.tensor([[1.0, 0.5, 0.0]], dtype=torch.float64)
+    _, push = torch.func.jvp(
+        lambda t: pyvae.bernoulli_nll(t, x, reduction="sum"), (logits,), (torch.ones(1, 3),)
+    )
+    assert float(push.detach()) == pytest.approx(0 - 0.5 + 1 / (1 + math.exp(-1)))
+    # curvature is that of the sigmoid: none at either end
+    grad = torch.autograd.grad(pyvae.bernoulli_nll(logits, x), logits, create_graph=True)[0]
+    (curvature,) = torch.autograd.grad(grad.sum(), logits)
+    p = 1 / (1 + math.exp(-1))
+    assert curvature[0].tolist() == pytest.approx([0.0, 0.0, p * (1 - p)])
+
+
+def test_infinite_logits_of_the_kernels(device, fast_backend):
+    check_infinite(device, (torch.float32, torch.float16))

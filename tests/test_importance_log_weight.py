@@ -422,3 +422,28 @@ def test_wrong_arguments(monkeypatch):
     monkeypatch.setenv("PYVAE_CHECK", "1")
     refused(ValueError, "holds NaN or infinity", mu=mu.detach() / 0)
     refused(ValueError, "values must lie in", target=pixels.float() * 2)
+
+
+def check_infinite(device):
+    """As bernoulli_nll has them, from each sample of an image alone."""
+    inf, nan = math.inf, math.nan
+    logits = torch.tensor([[inf, -inf], [inf, inf], [nan, 0.0], [0.0, 0.0]], device=device)
+    logits = logits.view(1, 2, 2, 2).requires_grad_()
+    target = torch.tensor([[1.0, 0.0]], device=device)
+    zeros = torch.zeros(1, 2, 2, 3, device=device)
+    for x in (target, pack_bits(target)):
+        log_w = pyvae.importance_log_weight(logits, x, zeros, zeros[:, 0, 0], zeros[:, 0, 0])
+        expected = torch.tensor([0.0, -inf, nan, -2 * math.log(2)], device=device)
+        torch.testing.assert_close(log_w.flatten(), expected, equal_nan=True)
+        (grad,) = torch.autograd.grad(log_w.sum(), logits)
+        expected = torch.tensor([[0.0, 0.0], [0.0, -1.0], [nan, -0.5], [0.5, -0.5]], device=device)
+        torch.testing.assert_close(grad.view(4, 2), expected, equal_nan=True)
+
+
+def test_infinite_logits_of_the_reference(device, monkeypatch):
+    monkeypatch.setenv("PYVAE_BACKEND", "reference")
+    check_infinite(device)
+
+
+def test_infinite_logits_of_the_kernels(device, fast_backend):
+    check_infinite(device)

@@ -77,14 +77,82 @@ class TestReparameterizeKL:
             for a, b in zip(grads, expected, strict=True):
                 torch.testing.assert_close(a, b)
 
-    def test_ensembles_are_no_maps(self):
-        mu, logvar = (x.detach().expand(2, 3, 6, 4) for x in posteriors())
-        z, kl = ReparameterizeKL()(mu, logvar)
-        assert (z.shape, kl.shape) == ((2, 3, 6, 4), (2, 3, 4))
+    def test_channels_of_maps_are_latents(self):
+        """Whatever H and W are: a mean over positions would change beta by their number."""
+        mu, logvar = torch.randn(6, 4, 3, 5), torch.randn(6, 4, 3, 5) - 1
+        mu.requires_grad_(), logvar.requires_grad_()
+        exact = 0.5 * (mu.double() ** 2 + logvar.double().exp() - 1 - logvar.double())
+        separate = ReparameterizeKL()(mu, logvar, key=KEY)
+        for z, kl in (separate, ReparameterizeKL()(torch.cat([mu, logvar], 1), key=KEY)):
+            assert z.shape == mu.shape
+            torch.testing.assert_close(kl.double(), exact.sum((0, 2, 3)) / 6, rtol=1e-5, atol=1e-6)
+            assert torch.equal(z, separate[0])
+            noise = ((z - mu) / (logvar / 2).exp()).detach()
+            assert 0.8 < float(noise.std()) < 1.2
+            assert len(noise.unique()) == noise.numel()
+            grads = torch.autograd.grad(kl.sum(), (mu, logvar))
+            expected = torch.autograd.grad(exact.sum() / 6, (mu, logvar), retain_graph=True)
+            torch.testing.assert_close(grads, expected, rtol=1e-5, atol=1e-6)
 
-    def test_an_odd_number_of_columns(self):
-        with pytest.raises(ValueError, match="7 columns cannot be halved"):
-            ReparameterizeKL()(torch.zeros(2, 7))
+    def test_maps_in_another_order_of_memory(self):
+        mu, logvar = (torch.randn(6, 4, 3, 5) for _ in range(2))
+        expected = ReparameterizeKL()(mu, logvar, key=KEY)
+        last = [x.to(memory_format=torch.channels_last) for x in (mu, logvar)]
+        torch.testing.assert_close(ReparameterizeKL()(*last, key=KEY), expected)
+
+    def test_ranks_and_event_dims(self):
+        """Of each rank one meaning, and a word for every other: the KL of an image is right for all."""
+        mu, logvar = (x.detach() for x in posteriors(6, 60))
+        of_image = plain_kl(mu, logvar).sum()
+        shapes = {  # what stands in front of the batch, the code, event_dims
+            "rows": ((), (60,), None),
+            "members": ((2,), (60,), None),
+            "members of members": ((2, 3), (60,), 1),
+            "sequences": ((), (4, 15), 2),
+            "maps": ((), (4, 3, 5), None),
+            "members of maps": ((2,), (4, 3, 5), 3),
+            "volumes": ((), (5, 2, 2, 3), 4),
+        }
+        for name, (lead, code, event_dims) in shapes.items():
+            inputs = [x.reshape(6, *code).expand(*lead, 6, *code) for x in (mu, logvar)]
+            module = ReparameterizeKL(event_dims=event_dims)
+            z, kl = module(*inputs)
+            assert z.shape == inputs[0].shape, name
+            assert kl.shape == (*lead, code[0]), name
+            torch.testing.assert_close(kl.sum(-1).double(), of_image.expand(lead), rtol=1e-5, atol=0)
+            both = torch.cat(inputs, len(lead) + 1)
+            assert module(both)[0].shape == z.shape, name
+        assert repr(ReparameterizeKL(event_dims=2)) == "ReparameterizeKL(event_dims=2)"
+
+    def test_what_no_rank_says_is_refused(self):
+        sample = ReparameterizeKL()
+        for wrong, error, message in (
+            (torch.zeros(2, 7), ValueError, r"7 latents of shape \[2, 7\] cannot be halved"),
+            (torch.zeros(2, 7, 4, 4), ValueError, r"7 latents of shape \[2, 7, 4, 4\] cannot be halved"),
+            (torch.zeros(4), ValueError, r"expected \[B, D\], .* got \[4\]: say event_dims"),
+            (torch.zeros(2, 3, 4, 5, 6), ValueError, r"got \[2, 3, 4, 5, 6\]: say event_dims"),
+            ([1.0], TypeError, "mu: expected a tensor, got list"),
+        ):
+            with pytest.raises(error, match=message):
+                sample(wrong)
+        with pytest.raises(ValueError, match=r"event_dims=3 leaves no batch dimension in shape \[4, 3, 3\]"):
+            ReparameterizeKL(event_dims=3)(torch.zeros(4, 3, 3))
+        with pytest.raises(ValueError, match="event_dims: expected at least 1, the latents, got 0"):
+            ReparameterizeKL(event_dims=0)
+
+    @pytest.mark.parametrize("shape", [(3, 2, 4, 5), (4, 2)])
+    def test_what_is_transposed_is_refused(self, shape):
+        x = torch.zeros(shape)
+        other = x.mT
+        message = rf"expected the shape of \w+ {list(x.shape)}, got {list(other.shape)}".replace("[", r"\[")
+        with pytest.raises(ValueError, match="logvar: " + message):
+            ReparameterizeKL()(x, other)
+        with pytest.raises(ValueError, match="logvar: " + message):
+            KLDecomposition(9)(x, x, other)
+        with pytest.raises(ValueError, match="mu: " + message):
+            KLDecomposition(9)(x, other, x)
+        with pytest.raises(ValueError, match="second: " + message):
+            TotalCorrelationDiscriminatorLoss(latents=40).discriminator_loss(x, other)
 
 
 class TestKLDecomposition:
@@ -113,6 +181,21 @@ class TestKLDecomposition:
             for a, e in zip(grads, torch.autograd.grad(expected[1] + 2 * expected[0], inputs), strict=True):
                 torch.testing.assert_close(a, e)
         torch.testing.assert_close(sum(parts), (given - prior).mean())
+
+    @pytest.mark.parametrize("weighting", ["mws", "mss"])
+    def test_positions_of_maps_are_dimensions(self, weighting):
+        z, mu, logvar = (torch.randn(6, 4, 3, 2, dtype=torch.float64) for _ in range(3))
+        parts = KLDecomposition(50, weighting=weighting)(z, mu, logvar)
+        flat = KLDecomposition(50, weighting=weighting)(*(x.reshape(6, 24) for x in (z, mu, logvar)))
+        torch.testing.assert_close(parts, flat)
+        of_images = (z**2 - (z - mu) ** 2 / logvar.exp() - logvar).sum() / 2 / 6
+        torch.testing.assert_close(sum(parts), of_images)
+        members = [torch.stack([x, x + 0.1]) for x in (z, mu, logvar)]
+        both = KLDecomposition(50, weighting=weighting, event_dims=3)(*members)
+        torch.testing.assert_close([x[0] for x in both], list(parts))
+        assert both.tc.shape == (2,)
+        with pytest.raises(ValueError, match="say event_dims"):
+            KLDecomposition(50)(*members)
 
     def test_maps_and_half_precision(self):
         mu, logvar = (x.detach() for x in posteriors())
@@ -157,6 +240,21 @@ class TestTotalCorrelation:
             torch.testing.assert_close(p.grad, g)
         assert z.grad is None
         assert second.grad is None
+
+    def test_positions_of_maps_are_dimensions(self, loss):
+        z, second = torch.randn(6, 2, 1, 2), torch.randn(6, 2, 1, 2)
+        assert torch.equal(loss(z), loss(z.reshape(6, 4)))
+        assert torch.equal(
+            loss.discriminator_loss(z, second, key=KEY),
+            loss.discriminator_loss(z.reshape(6, 4), second.reshape(6, 4), key=KEY),
+        )
+
+    def test_ensembles_are_refused(self, loss):
+        """Halving or counting them by their first dimension would mix members."""
+        z = torch.randn(2, 6, 4)
+        for call in (loss, loss.discriminator_loss):
+            with pytest.raises(ValueError, match=r"z: expected \[B, D\] or \[B, D, H, W\], got \["):
+                call(z)
 
     def test_one_batch_is_halved(self, loss):
         z = torch.randn(7, 4)

@@ -191,6 +191,23 @@ def test_a_decoder_that_goes_on_after_its_sigmoid_is_refused():
         run(model)
 
 
+def test_maps_of_an_encoder_are_refused():
+    """Their last two dimensions would be taken for batch and latents."""
+
+    class Encoder(type(made("vae").encoder)):
+        def forward(self, x):
+            out = super().forward(x)
+            for name in ("embedding", "log_covariance"):
+                out[name] = out[name][..., None, None]
+            return out
+
+    model = made("vae")
+    model.encoder.__class__ = Encoder
+    use_pyvae(model)
+    with pytest.raises(PyvaeError, match=r"the encoder's embedding is \[B, D\], got \[\d+, \d+, 1, 1\]"):
+        run(model)
+
+
 def test_what_it_does_not_know_is_refused():
     with pytest.raises(PyvaeError, match="knows pythae's VAE, BetaVAE, BetaTCVAE, FactorVAE, not AE"):
         use_pyvae(AE(AEConfig(input_dim=(1, 8, 8), latent_dim=3)))

@@ -2,9 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from pyvae.engine.batches import BatchOrder
+from pyvae.engine.ledger import Ledger
+from pyvae.errors import PyvaeError, SeedError
+from pyvae.nets import seeded
 from pyvae.random import (
     Stream,
     bits,
@@ -66,8 +71,32 @@ def test_the_same_integers_under_compile():
 
 
 def test_a_key_is_taken_modulo_two_to_the_64():
-    assert make_key(2**64 + 5, -1).tolist() == [5, -1]
+    assert make_key(-(2**63), -1).tolist() == [-(2**63), -1]
     assert make_key(2**63, 2**64 - 1).tolist() == [-(2**63), -1]
+    assert make_key(np.uint64(2**64 - 1), torch.tensor(5)).tolist() == [-1, 5]
+
+
+def test_seeds_of_more_bits_are_refused():
+    """Two of them would be one, and draw the same."""
+    for seed in (2**64, 2**64 + 5, -(2**63) - 1):
+        with pytest.raises(SeedError, match=rf"^seed: expected -2\*\*63 to 2\*\*64 - 1, got {seed}$"):
+            make_key(seed)
+        with pytest.raises(PyvaeError, match=r"^step: expected"):
+            make_key(0, seed)
+    with pytest.raises(TypeError, match="seed: expected an integer, got float"):
+        make_key(1.5)
+
+
+def test_every_seed_of_64_bits_trains():
+    """Weights, noise, order of the data and binarisation are functions of all of its bits."""
+    cpu, batches = torch.device("cpu"), []
+    for seed in (2**64 - 1, 2**63, 2**63 - 1, 0):
+        order = BatchOrder(seed, 1000, 8, cpu)
+        assert Ledger(["loss"], seed, rows=1, log_every=1, device=cpu).key.tolist() == make_key(seed).tolist()
+        batches.append(order.index(torch.tensor(3)).tolist())
+        with seeded(seed):
+            assert torch.initial_seed() % 2**64 == seed
+    assert len({tuple(b) for b in batches}) == 4
 
 
 def test_uniform_is_exact_and_open():

@@ -13,23 +13,25 @@ namespace {
 
 // Where no gradient is wanted it goes to scratch: two loops would round the loss differently.
 PYVAE_CLONES float loss_and_grad(const float* __restrict l, const float* __restrict x, float* __restrict grad, int n,
-                                 float target_scale, float grad_scale) {
+                                 float grad_scale) {
   float loss = 0.0f;
 #pragma omp simd reduction(+ : loss)
   for (int i = 0; i < n; ++i) {
     // max(l, 0) - l x and sigma(l) - x would cancel where the answer is confident and right
-    const float rest = (l[i] < 0.0f ? 0.0f : 1.0f) - x[i] * target_scale;
+    const float rest = (l[i] < 0.0f ? 0.0f : 1.0f) - x[i];
     const Tail tail = logistic_tail(l[i]);
-    loss += l[i] * rest + tail.log;
+    // infinity times 0, a certain answer that is right, costs nothing
+    loss += (rest == 0.0f ? 0.0f : l[i]) * rest + tail.log;
     grad[i] = (rest + (l[i] < 0.0f ? tail.probability : -tail.probability)) * grad_scale;
   }
   return loss;
 }
 
-// Apart from the loss: bytes beside floats would make its loop four times as wide as there are registers for.
-PYVAE_CLONES void to_float(const uint8_t* __restrict bytes, float* __restrict x, int n) {
+// Apart from the loss: bytes beside floats would make its loop four times as wide as there are registers for. And 1 - x
+// as a fused multiply-add would not vanish at 255 / 255.
+PYVAE_CLONES void to_float(const uint8_t* __restrict bytes, float* __restrict x, int n, float scale) {
 #pragma omp simd
-  for (int i = 0; i < n; ++i) x[i] = static_cast<float>(static_cast<int32_t>(bytes[i]));
+  for (int i = 0; i < n; ++i) x[i] = static_cast<float>(static_cast<int32_t>(bytes[i])) * scale;
 }
 
 // Eight bits of each byte to eight bytes of 0 or 1, lowest first.
@@ -41,7 +43,7 @@ PYVAE_CLONES void unpack(const uint8_t* __restrict packed, uint8_t* __restrict b
   }
 }
 
-// The target's rows: floats, bytes, or eight pixels to a byte.
+// The target's rows: floats, bytes to be multiplied by the scale, or eight pixels to a byte.
 struct Images {
   const void* data;
   int64_t stride;
@@ -54,7 +56,7 @@ struct Images {
     alignas(64) uint8_t unpacked[kChunk];
     const uint8_t* own = static_cast<const uint8_t*>(data) + row * stride;
     if (packed) unpack(own + start / 8, unpacked, (n + 7) / 8);
-    to_float(packed ? unpacked : own + start, scratch, n);
+    to_float(packed ? unpacked : own + start, scratch, n, scale);
     return scratch;
   }
 
@@ -62,7 +64,7 @@ struct Images {
   // is a place for it.
   float nll(const float* x, int n, const float* logits, float* grad, float grad_scale) const {
     alignas(64) float unwanted[kChunk];
-    return loss_and_grad(logits, x, grad ? grad : unwanted, n, scale, grad_scale);
+    return loss_and_grad(logits, x, grad ? grad : unwanted, n, grad_scale);
   }
 };
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyvae.data.dataset import Dataset, FactorDataset, Index
 from pyvae.errors import DataError
-from pyvae.random import Stream, uniform
+from pyvae.random import Stream, uniform, word
 
 
 def binarise(images: Tensor, key: Tensor, stream: Stream = Stream.BINARISATION) -> Tensor:
@@ -33,7 +33,7 @@ class Binarised(Dataset):
         check_binarisable(dataset)
         super().__init__(name=dataset.name, fingerprint=dataset.fingerprint, image_shape=dataset.image_shape)
         self._dataset = dataset
-        self._seed = seed
+        self._seed = word(seed)
 
     def __len__(self) -> int:
         return len(self._dataset)

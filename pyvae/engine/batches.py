@@ -11,7 +11,7 @@ from torch import Tensor
 from pyvae.data.dataset import Dataset
 from pyvae.engine.staging import Staging
 from pyvae.functional import gather_bits
-from pyvae.random import Stream, bits, data_order, make_key
+from pyvae.random import Stream, bits, data_order, word
 
 WINDOW = 1024
 """Steps whose indices are drawn at once."""
@@ -38,7 +38,7 @@ class BatchOrder:
         replacement: bool = False,
         window: int = WINDOW,
     ) -> None:
-        self._seed = make_key(seed, device=device)[0]
+        self._seed = torch.tensor(word(seed), dtype=torch.int64, device=device)
         self._size = size
         self._batch_size = batch_size
         self._stream = stream

@@ -6,7 +6,7 @@ from torch import Tensor
 from pyvae.backend import device_of, takes_triton
 from pyvae.data import binarised
 from pyvae.engine.batches import Batch, Batches
-from pyvae.random import Stream, check_counters, make_key
+from pyvae.random import Stream, check_counters, word
 
 _BLOCK = 128
 
@@ -17,7 +17,7 @@ class BinarisedBatches:
 
     def __init__(self, batches: Batches, seed: int, device: torch.device, stream: Stream) -> None:
         self._batches = batches
-        self._seed = make_key(seed, device=device)[0]
+        self._seed = torch.tensor(word(seed), dtype=torch.int64, device=device)
         self._stream = stream
         self.prepare = batches.prepare
 

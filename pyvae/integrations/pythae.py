@@ -36,7 +36,7 @@ def use_pyvae(model: Model) -> Model:
 
     Raises:
         PyvaeError: another model, a reconstruction loss that is not "bce", or a decoder that does not have exactly one
-            sigmoid; in the first step, a decoder that goes on after it.
+            sigmoid; in the first step, a decoder that goes on after it, or an embedding that is not ``[B, D]``.
     """
     if isinstance(model, _Fused):
         return model
@@ -65,7 +65,11 @@ def _sigmoid(model: Any) -> nn.Module:
 
 def _encode(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     output = model.encoder(x)
-    return output.embedding, output.log_covariance
+    mu, logvar = output.embedding, output.log_covariance
+    if mu.ndim != 2:
+        # pyvae's ops would take what stands in front of the last two dimensions for an ensemble
+        raise PyvaeError(f"use_pyvae: the encoder's embedding is [B, D], got {list(mu.shape)}: flatten it")
+    return mu, logvar
 
 
 def _reconstruct(model: Any, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,10 +10,9 @@ from torch import Tensor
 from pyvae import reference
 from pyvae.backend import device_of, take
 from pyvae.checks import accumulation_dtype, check_aggregate
-from pyvae.ops.library import Operator, as_dtype, next_power_of_two, register_differentiable
-
-Weights = tuple[float, float, float]
-
+from pyvae.ops.library import Operator, as_dtype, detour, next_power_of_two, register_differentiable
+from pyvae.reference import Weights, check_weighting, log_weights_of
+from pyvae.transforms import compiled
 
 _BLOCK = 32
 _TILE = 4, 32
@@ -100,70 +99,80 @@ def _launch_backward(
     return grad_z, grad_mu, grad_logvar
 
 
-def _backend(z: Tensor) -> str:
-    return take("aggregate_log_density", z) if z.numel() else "reference"
+def _backend(z: Tensor, *others: Tensor) -> str:
+    return take("aggregate_log_density", z, *others) if z.numel() else "reference"
 
 
-def _forward(z: Tensor, mu: Tensor, logvar: Tensor, *weights: float) -> Tensor:
-    backend = _backend(z)
+def _forward(z: Tensor, mu: Tensor, logvar: Tensor, dataset_size: int, weighting: str) -> Tensor:
+    check_weighting(z.shape[-2], dataset_size, weighting)  # which torch.compile could not, of an open size
+    backend, weights = _backend(z, mu, logvar), log_weights_of(z, dataset_size, weighting)
     if backend == "reference":
-        return reference.aggregate_log_density_table(z, mu, logvar, cast(Weights, weights))
+        return reference.aggregate_log_density_table(z, mu, logvar, weights)
     if backend == "native":
         table: Tensor = torch.ops.pyvae_native.aggregate_log_density_fwd.default(
             as_dtype(z), as_dtype(mu), as_dtype(logvar), *weights
         )
         return table
-    return _launch_forward(z, mu, logvar, cast(Weights, weights))
+    return _launch_forward(z, mu, logvar, weights)
 
 
 def _backward(
-    grad: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, *weights: float
+    grad: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, dataset_size: int, weighting: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    backend = _backend(z)
+    backend, weights = _backend(z), log_weights_of(z, dataset_size, weighting)
     if backend == "reference":
-        return reference.aggregate_log_density_backward(grad, z, mu, logvar, log_q, cast(Weights, weights))
+        return reference.aggregate_log_density_backward(grad, z, mu, logvar, log_q, weights)
     if backend == "native":
         one, two, three = torch.ops.pyvae_native.aggregate_log_density_bwd.default(
             grad, as_dtype(z), as_dtype(mu), as_dtype(logvar), log_q, *weights
         )
         return as_dtype(one, z.dtype), as_dtype(two, z.dtype), as_dtype(three, z.dtype)
-    return _launch_backward(grad, z, mu, logvar, log_q, cast(Weights, weights))
+    return _launch_backward(grad, z, mu, logvar, log_q, weights)
 
 
-def _fake(z: Tensor, mu: Tensor, logvar: Tensor, *weights: float) -> Tensor:
+def _plain_backward(
+    grad: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, dataset_size: int, weighting: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights = log_weights_of(z, dataset_size, weighting)
+    return reference.aggregate_log_density_backward(grad, z, mu, logvar, log_q, weights)
+
+
+def _fake(z: Tensor, mu: Tensor, logvar: Tensor, dataset_size: int, weighting: str) -> Tensor:
     shape = (*z.shape[:-1], z.shape[-1] + 1)
     return torch.empty(shape, dtype=accumulation_dtype(z.dtype), device=z.device)
 
 
 def _fake_backward(
-    grad: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, *weights: float
+    grad: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, log_q: Tensor, dataset_size: int, weighting: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     one, two, three = (torch.empty(z.shape, dtype=z.dtype, device=z.device) for _ in range(3))
     return one, two, three
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    z, mu, logvar, *ctx.weights = inputs
+    z, mu, logvar, *ctx.options = inputs
     ctx.save_for_backward(z, mu, logvar, output)
 
 
 def _gradient(
     op: Callable[..., tuple[Tensor, Tensor, Tensor]], ctx: Any, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
-    gradients = op(grad, *ctx.saved_tensors, *ctx.weights)
+    gradients = op(grad, *ctx.saved_tensors, *ctx.options)
     needed = zip(gradients, ctx.needs_input_grad[:3], strict=True)
-    return *(g if need else None for g, need in needed), None, None, None
+    return *(g if need else None for g, need in needed), None, None
 
 
-_WEIGHTS = "float own, float successor, float other"
+# not the weights, which are numbers made of the batch size: each would be compiled anew
+_OPTIONS = "SymInt dataset_size, str weighting"
 register_differentiable(
     "aggregate_log_density",
-    Operator(f"(Tensor z, Tensor mu, Tensor logvar, {_WEIGHTS}) -> Tensor", _forward, _fake),
+    Operator(f"(Tensor z, Tensor mu, Tensor logvar, {_OPTIONS}) -> Tensor", _forward, _fake),
     Operator(
-        f"(Tensor grad, Tensor z, Tensor mu, Tensor logvar, Tensor log_q, {_WEIGHTS}) -> (Tensor, Tensor, Tensor)",
+        f"(Tensor grad, Tensor z, Tensor mu, Tensor logvar, Tensor log_q, {_OPTIONS}) -> (Tensor, Tensor, Tensor)",
         _backward,
         _fake_backward,
     ),
+    _plain_backward,
     _setup_context,
     _gradient,
 )
@@ -177,18 +186,19 @@ class _AggregateLogDensity(torch.autograd.Function):
     """In eager mode, of both results at once: every slice of the table would be a node of the graph and a kernel."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, mu: Tensor, logvar: Tensor, *weights: float) -> tuple[Tensor, Tensor]:
-        table = _forward(z, mu, logvar, *weights)
-        _setup_context(ctx, (z, mu, logvar, *weights), table)
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        table = _forward(*inputs)
+        _setup_context(ctx, inputs, table)
+        ctx.latents = inputs[0].shape[-1]
         return _split(table)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         joint, product = (grad.unsqueeze(-1) for grad in grads)
-        table = torch.cat([product.expand(ctx.saved_tensors[0].shape), joint], -1)
-        # under create_graph=True the slower operator, which refuses gradients of gradients
-        op = torch.ops.pyvae.aggregate_log_density_backward if torch.is_grad_enabled() else _backward
-        return _gradient(op, ctx, table)
+        # what torch.utils.checkpoint saves can be read once
+        table = torch.cat([product.expand(*joint.shape[:-1], ctx.latents), joint], -1)
+        other = detour(torch.ops.pyvae.aggregate_log_density_backward, _plain_backward, (table,))
+        return _gradient(other or _backward, ctx, table)
 
 
 def aggregate_log_density(
@@ -223,14 +233,16 @@ def aggregate_log_density(
     [-0.693..., -0.693...]
     """
     check_aggregate(z, mu, logvar)
-    weights = reference.aggregate_log_weights(z.shape[-2], dataset_size, weighting)
-    if torch.compiler.is_compiling():
-        table = torch.ops.pyvae.aggregate_log_density(z, mu, logvar, *weights)
-    elif _backend(z) == "reference":
+    check_weighting(z.shape[-2], dataset_size, weighting)
+    inputs = (z, mu, logvar, dataset_size, weighting)
+    if compiled():
+        table = torch.ops.pyvae.aggregate_log_density(*inputs)
+    elif _backend(z, mu, logvar) == "reference":
+        weights = log_weights_of(z, dataset_size, weighting)
         table = reference.aggregate_log_density_table(z, mu, logvar, weights)
     elif torch.is_grad_enabled() and (z.requires_grad or mu.requires_grad or logvar.requires_grad):
-        joint, product = _AggregateLogDensity.apply(z, mu, logvar, *weights)
+        joint, product = _AggregateLogDensity.apply(*inputs)
         return joint, product
     else:
-        table = _forward(z, mu, logvar, *weights)
+        table = _forward(*inputs)
     return _split(table)

@@ -9,7 +9,8 @@ from torch import Tensor
 from pyvae import reference
 from pyvae.backend import device_of, take
 from pyvae.checks import PixelLayout, accumulation_dtype, flatten_pixels, pixel_layout
-from pyvae.ops.library import Operator, as_dtype, next_power_of_two, register_differentiable
+from pyvae.ops.library import Operator, as_dtype, detour, next_power_of_two, register_differentiable
+from pyvae.transforms import compiled
 
 
 def block(pixels: int) -> int:
@@ -154,6 +155,7 @@ register_differentiable(
         _backward_op,
         _fake_backward,
     ),
+    reference.bernoulli_nll_backward,
     _setup_context,
     _gradient,
 )
@@ -173,7 +175,7 @@ class _BernoulliNLL(torch.autograd.Function):
         layout: PixelLayout,
         native: bool,
     ) -> Tensor:
-        ctx.options, ctx.layout = (reduction, event_dims, target_max), layout
+        ctx.options, ctx.layout, ctx.native = (reduction, event_dims, target_max), layout, native
         if native:
             loss, unit = _native(logits, target, reduction, layout, with_grad=True)
             ctx.save_for_backward(logits, target, unit)
@@ -184,10 +186,9 @@ class _BernoulliNLL(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (grad_loss,) = grads
-        if torch.is_grad_enabled():
-            # create_graph=True: the slower operator, which refuses gradients of gradients
-            grad = _gradient(torch.ops.pyvae.bernoulli_nll_backward, ctx, grad_loss)[0]
-        elif len(ctx.saved_tensors) == 3:
+        if op := detour(torch.ops.pyvae.bernoulli_nll_backward, reference.bernoulli_nll_backward, grads):
+            grad = _gradient(op, ctx, grad_loss)[0]
+        elif ctx.native:
             logits, _, unit = ctx.saved_tensors
             grad = _scaled(unit, grad_loss, logits.dtype)
         else:
@@ -207,7 +208,8 @@ def bernoulli_nll(
     """Bernoulli negative log-likelihood of images, in nats, summed over pixels.
 
     ``sum_pixels softplus(l) - l x``, averaged over the batch, never over pixels: that would change beta by a factor
-    of 4096 (Kingma & Welling 2014, appendix C.1).
+    of 4096 (Kingma & Welling 2014, appendix C.1). An infinite logit costs nothing where it is right, else infinitely
+    much; its gradient is sigmoid(l) - x as anywhere.
 
     Args:
         logits: ``[..., B, *image]``, float32, bfloat16, float16 or float64.
@@ -234,9 +236,9 @@ def bernoulli_nll(
     layout = pixel_layout(logits, target, reduction, event_dims, target_max)
     event_dims = logits.ndim - 1 if event_dims is None else event_dims
     options = (reduction, event_dims, target_max)
-    if torch.compiler.is_compiling():
+    if compiled():
         return torch.ops.pyvae.bernoulli_nll(logits, target, *options)
-    backend = take("bernoulli_nll", logits)
+    backend = take("bernoulli_nll", logits, target)
     if backend == "reference" or not logits.numel():
         return reference.bernoulli_nll(
             logits, target, reduction=reduction, event_dims=event_dims, target_max=target_max

@@ -8,6 +8,7 @@ from torch import Tensor
 from pyvae import reference
 from pyvae.backend import take
 from pyvae.reference import CodeHistogram
+from pyvae.transforms import refuse
 
 # counters of one code in the shared memory of a block
 MOST_CELLS_CUDA = 12_000
@@ -36,12 +37,14 @@ def code_histogram(
 
     Raises:
         TypeError: wrong dtype. ValueError: wrong shape, device or class; NaN or infinity, with its code dimensions.
+        RuntimeError: inside a transform of torch that has no values or asks for derivatives.
 
     >>> import torch
     >>> code_histogram(torch.tensor([[0.0], [1.0], [2.0], [3.0]]), None, (2, 2), bins=2).counts
     tensor([[[2, 0, 1, 1],
              [0, 2, 1, 1]]])
     """
+    refuse("code_histogram", codes)
     reference.check_histogram(codes, factors, factor_sizes, bins)
     cells = bins * sum(factor_sizes)
     # float64 is for the reference: the edges of a narrow range may coincide, which only a search gets right

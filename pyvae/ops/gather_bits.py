@@ -8,6 +8,7 @@ from torch import Tensor
 from pyvae import reference
 from pyvae.backend import device_of, take
 from pyvae.ops.library import LIBRARY, next_power_of_two
+from pyvae.transforms import compiled
 
 
 def block(pixels: int) -> int:
@@ -34,7 +35,7 @@ def _launch(store: Tensor, index: Tensor, pixels: int, dtype: torch.dtype) -> tu
 
 def _forward(store: Tensor, index: Tensor, pixels: int | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     pixels = reference.check_gather(store, index, pixels, dtype)
-    backend = take("gather_bits", store) if index.numel() else "reference"
+    backend = take("gather_bits", store, index) if index.numel() else "reference"
     if backend == "native":
         return _native(store, index, pixels, dtype)
     if backend == "reference":
@@ -88,7 +89,7 @@ def gather_bits(
     tensor([[0., 1., 0., 0.],
             [1., 0., 1., 0.]])
     """
-    if torch.compiler.is_compiling():
+    if compiled():
         pixels = reference.check_gather(store, index, pixels, dtype)
         return torch.ops.pyvae.gather_bits(store, index, pixels, dtype)
     return _forward(store, index, pixels, dtype)

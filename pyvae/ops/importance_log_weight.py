@@ -10,6 +10,7 @@ from pyvae import reference
 from pyvae.backend import device_of, take
 from pyvae.checks import PixelLayout, accumulation_dtype, flatten_importance, importance_layout
 from pyvae.ops.library import Operator, as_dtype, next_power_of_two, register_differentiable
+from pyvae.transforms import compiled
 
 _TILE = 1024
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -143,16 +144,17 @@ def _native_backward(
     return one, two, three, four
 
 
-def _backend(logits: Tensor, z: Tensor) -> str:
+def _backend(logits: Tensor, z: Tensor, *others: Tensor) -> str:
     if not logits.numel():
         return "reference"
-    return take("importance_log_weight", z if z.dtype == torch.float64 else logits)
+    decides, other = (z, logits) if z.dtype == torch.float64 else (logits, z)
+    return take("importance_log_weight", decides, other, *others)
 
 
 def _forward(
     logits: Tensor, target: Tensor, z: Tensor, mu: Tensor, logvar: Tensor, target_max: int | None
 ) -> tuple[Tensor, Tensor]:
-    backend = _backend(logits, z)
+    backend = _backend(logits, z, target, mu, logvar)
     if backend == "reference":
         return reference.importance_log_parts(logits, target, z, mu, logvar, target_max=target_max)
     layout = importance_layout(logits, target, z, mu, logvar, target_max)
@@ -230,6 +232,7 @@ _ImportanceLogWeight = register_differentiable(
         _backward,
         _fake_backward,
     ),
+    reference.importance_log_weight_backward,
     _setup_context,
     _gradient,
 )
@@ -246,10 +249,10 @@ def importance_log_parts(
     """
     inputs = (logits, target, z, mu, logvar)
     importance_layout(*inputs, target_max)
-    if torch.compiler.is_compiling():
+    if compiled():
         return torch.ops.pyvae.importance_log_weight(*inputs, target_max)
     needed = torch.is_grad_enabled() and any(x.requires_grad for x in (logits, z, mu, logvar))
-    if _backend(logits, z) != "reference" and needed:
+    if needed and _backend(logits, z, target, mu, logvar) != "reference":
         return _ImportanceLogWeight.apply(*inputs, target_max)
     return _forward(*inputs, target_max)
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from pyvae.transforms import transform_of_gradients
+
 LIBRARY = torch.library.Library("pyvae", "DEF")
 
 
@@ -25,6 +27,7 @@ def register_differentiable(
     name: str,
     forward: Operator,
     backward: Operator,
+    plain_backward: Callable[..., Any],
     setup_context: Callable[[Any, tuple[Any, ...], Any], None],
     gradient: Callable[..., tuple[Tensor | None, ...]],
 ) -> type[torch.autograd.Function]:
@@ -34,6 +37,7 @@ def register_differentiable(
         name: of the op.
         forward: the op.
         backward: its gradient; an operator too, since torch.compile traces it with tensors without values.
+        plain_backward: the same in plain torch, for gradients that are batched or have tangents.
         setup_context: as torch.library.register_autograd takes it.
         gradient: ``gradient(backward_operator, ctx, *grads)``, the gradients of all inputs.
 
@@ -60,10 +64,19 @@ def register_differentiable(
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-            # under create_graph=True the slower operator, which refuses gradients of gradients
-            return gradient(registered if torch.is_grad_enabled() else backward.run, ctx, *grads)
+            return gradient(detour(registered, plain_backward, grads) or backward.run, ctx, *grads)
 
     return Eager
+
+
+def detour(
+    registered: Callable[..., Any], plain: Callable[..., Any], grads: tuple[Tensor | None, ...]
+) -> Callable[..., Any] | None:
+    """What an eager backward takes instead of its kernels: plain torch for gradients that are batched or have
+    tangents, and under ``create_graph=True`` the operator, which refuses gradients of gradients."""
+    if transform_of_gradients(*grads) is not None:
+        return plain
+    return registered if torch.is_grad_enabled() else None
 
 
 def as_dtype(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,6 +1,5 @@
 """``permute_dims`` and ``tc_batch``: samples of the product of the marginals, for the discriminator of FactorVAE."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,16 +9,17 @@ from pyvae import reference
 from pyvae.backend import take
 from pyvae.checks import check_device, expand_key
 from pyvae.ops.library import LIBRARY
-from pyvae.random import Stream, check_counters, check_key, fresh_key
+from pyvae.random import Stream, check_draw, check_key, fresh_key
+from pyvae.transforms import compiled, transform, transform_of_gradients
 
 # a block of the CUDA kernel ranks a dimension of the batch by counting, in shared memory
 MOST_ROWS_CUDA = 4096
 
 
-def _native(z: Tensor) -> bool:
+def _native(z: Tensor, *others: Tensor | None) -> bool:
     if z.is_cuda and z.shape[-2] > MOST_ROWS_CUDA:
         return False
-    return z.numel() > 0 and take("permute_dims", z) == "native"
+    return z.numel() > 0 and take("permute_dims", z, *others) == "native"
 
 
 def _join(first: Tensor | None, permuted: Tensor) -> Tensor:
@@ -28,15 +28,20 @@ def _join(first: Tensor | None, permuted: Tensor) -> Tensor:
 
 def _forward(first: Tensor | None, z: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
     """The permuted batch, behind ``first`` if it is given, and the order that makes it."""
-    if not _native(z):
+    if not _native(z, first, key):
         order = reference.permutations(z, key, stream)
         return _join(first, z.gather(-2, order)), order
     key, _ = expand_key(key, z.shape[:-2])
     return torch.ops.pyvae_native.permute_dims.default(first, z, key, stream)
 
 
+def _run(first: Tensor | None, z: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+    check_draw(key, z.shape)  # which torch.compile could not, of a size that it leaves open
+    return _forward(first, z, key, stream)
+
+
 LIBRARY.define("permute_dims(Tensor? first, Tensor z, Tensor key, int stream) -> (Tensor, Tensor)")
-LIBRARY.impl("permute_dims", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("permute_dims", _run, "CompositeExplicitAutograd")
 
 
 @torch.library.register_fake("pyvae::permute_dims")
@@ -60,6 +65,8 @@ def _backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         return None, None, None, None
     (order,) = ctx.saved_tensors
     first, permuted = grad.split(order.shape[-2], -2) if ctx.has_first else (None, grad)
+    if transform_of_gradients(grad) is not None:
+        return first, permuted.gather(-2, order.argsort(-2)), None, None
     # every element is written once: unlike the backward of gather, no sum whose order could vary
     return first, torch.empty_like(permuted).scatter_(-2, order, permuted), None, None
 
@@ -86,13 +93,12 @@ def _apply(first: Tensor | None, z: Tensor, key: Tensor | None, stream: int) -> 
     else:
         check_key(key)
         check_device("key", key, "z", z)
-    _, sharing = expand_key(key, z.shape[:-2])
-    check_counters(sharing * z.shape[-2] * math.ceil(z.shape[-1] / 4))
-    if torch.compiler.is_compiling():
+    check_draw(key, z.shape)
+    if compiled():
         return torch.ops.pyvae.permute_dims(first, z, key, stream)[0]
-    if torch._C._are_functorch_transforms_active():
-        return _forward(first, z, key, stream)[0]  # the reference, which they differentiate
-    if torch.is_grad_enabled() and (z.requires_grad or (first is not None and first.requires_grad)):
+    needed = torch.is_grad_enabled() and (z.requires_grad or (first is not None and first.requires_grad))
+    # the reference, which those go through, is differentiable any way
+    if needed and transform(first, z, key) is None:
         if z.is_cuda:
             return _PermuteDims.apply(first, z, key, stream)
         # torch's nodes cost less time than one in Python, and more kernels, which count on a GPU

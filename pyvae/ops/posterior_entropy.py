@@ -10,6 +10,7 @@ from pyvae import reference
 from pyvae.backend import take
 from pyvae.checks import check_device, check_latents
 from pyvae.reference import PosteriorEntropy
+from pyvae.transforms import refuse
 
 _PAIRS_AT_ONCE = 1 << 23
 _LARGE, _WIDE = 1e15, 40.0
@@ -42,12 +43,14 @@ def posterior_entropy(
     Raises:
         TypeError: wrong dtype. ValueError: wrong shape, device or option; NaN or infinity; a ``tol`` that is not
             reached; posteriors among others 1e15 times as wide.
+        RuntimeError: inside a transform of torch that has no values or asks for derivatives.
 
     >>> import torch
     >>> entropy = posterior_entropy(torch.zeros(4, 1), torch.zeros(4, 1), (2, 2))
     >>> round(float(entropy.marginal[0]), 4), [list(c.shape) for c in entropy.conditional]
     (1.4189, [[1, 2], [1, 2]])
     """
+    refuse("posterior_entropy", mu, logvar)
     reference.check_posteriors(mu, logvar, factor_sizes, nodes, tol)
     if take("posterior_entropy", mu) == "reference":
         return reference.refined_entropy(reference.posterior_density, mu, logvar, factor_sizes, nodes, tol)

@@ -1,6 +1,5 @@
 """``reparameterize_kl``: sample the posterior and its KL divergence to the prior in one pass."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +9,9 @@ from torch import Tensor
 from pyvae import reference
 from pyvae.backend import device_of, take
 from pyvae.checks import accumulation_dtype, check_device, check_finite, check_latents, expand_key
-from pyvae.ops.library import Operator, as_dtype, next_power_of_two, register_differentiable
-from pyvae.random import Stream, check_counters, check_key, fresh_key
+from pyvae.ops.library import Operator, as_dtype, detour, next_power_of_two, register_differentiable
+from pyvae.random import Stream, check_draw, check_key, fresh_key
+from pyvae.transforms import compiled
 
 _TILE = 1024
 
@@ -101,11 +101,12 @@ _BACKWARD = {
 }
 
 
-def _backend(mu: Tensor) -> str:
-    return take("reparameterize_kl", mu) if mu.numel() else "reference"
+def _backend(mu: Tensor, *others: Tensor) -> str:
+    return take("reparameterize_kl", mu, *others) if mu.numel() else "reference"
 
 
 def _forward(mu: Tensor, logvar: Tensor, key: Tensor, stream: int) -> tuple[Tensor, Tensor]:
+    check_draw(key, mu.shape)  # which torch.compile could not, of a size that it leaves open
     return _FORWARD[_backend(mu)](mu, logvar, key, stream)
 
 
@@ -154,6 +155,7 @@ _ReparameterizeKL = register_differentiable(
         _backward,
         _fake_backward,
     ),
+    reference.reparameterize_kl_backward,
     _setup_context,
     _gradient,
 )
@@ -188,8 +190,10 @@ def _backward_kept(
     shift: Tensor,
     stream: int,
 ) -> tuple[Tensor, Tensor]:
-    if torch.is_grad_enabled():  # under create_graph=True, the operator that refuses gradients of gradients
-        return torch.ops.pyvae.reparameterize_kl_backward(grad_z, grad_kl, mu, logvar, key, stream)
+    registered = torch.ops.pyvae.reparameterize_kl_backward
+    if op := detour(registered, reference.reparameterize_kl_backward, (grad_z, grad_kl)):
+        grad_mu, grad_logvar = op(grad_z, grad_kl, mu, logvar, key, stream)
+        return grad_mu, grad_logvar
     grad_z = None if grad_z is None else as_dtype(grad_z)
     grad_mu, grad_logvar = torch.ops.pyvae_native.reparameterize_kl_bwd_kept.default(
         grad_z, grad_kl, as_dtype(mu), as_dtype(logvar), shift
@@ -207,8 +211,9 @@ def reparameterize_kl(
     pass draws it again instead of storing it, but for eager calls on a CPU, where memory is cheaper than arithmetic.
 
     Args:
-        mu: ``[..., B, D]``, float32, bfloat16, float16 or float64, any strides. Leading dimensions are ensemble
-            members.
+        mu: ``[..., B, D]``, float32, bfloat16, float16 or float64, any strides. The last dimension is the latents,
+            the one before it the batch, whatever the rank; those in front are ensemble members. Maps ``[B, D, H, W]``
+            are for :class:`pyvae.modules.ReparameterizeKL`, or come as ``mu.flatten(1)``.
         logvar: log sigma^2, of the shape, dtype and device of ``mu``.
         key: int64 ``[2]`` of (seed, step), or one for each member, ``[members, 2]``. Rows of members that share a
             key count on, so no two of them draw the same noise. ``None`` takes a seed from torch's default
@@ -233,12 +238,11 @@ def reparameterize_kl(
     else:
         check_key(key)
         check_device("key", key, "mu", mu)
-    _, sharing = expand_key(key, mu.shape[:-2])
-    check_counters(sharing * mu.shape[-2] * math.ceil(mu.shape[-1] / 4))
+    check_draw(key, mu.shape)
     stream = int(stream)
-    if torch.compiler.is_compiling():
+    if compiled():
         return torch.ops.pyvae.reparameterize_kl(mu, logvar, key, stream)
-    backend = _backend(mu)
+    backend = _backend(mu, logvar, key)
     # the reference's own graph is differentiable any number of times
     if backend != "reference" and torch.is_grad_enabled() and (mu.requires_grad or logvar.requires_grad):
         function = _KeptReparameterizeKL if backend == "native" else _ReparameterizeKL

@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 import pyvae
+from pyvae.backend import wanted_backend
 from pyvae.bounds import parsing
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import DataError, PyvaeError, RunError, printable
@@ -355,7 +356,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = sys.argv[1:]
     try:
-        status = parse(arguments)()
+        command = parse(arguments)
+        if not isinstance(command, Doctor):  # which says what is wrong with it
+            wanted_backend()
+        status = command()
         sys.stdout.flush()
         sys.exit(status)
     except KeyboardInterrupt:

@@ -165,7 +165,7 @@ def test_a_folder_of_images(pyvae, tmp_path):
     refused(pyvae("evaluate", "run"), "faces are not known, which mig", "--metrics unsupervised")
     done = pyvae("evaluate", "run", "--metrics", "unsupervised")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("unsupervised gaussian_total_correlation")
+    assert done.stdout.startswith("unsupervised gaussian_")
 
 
 @pytest.mark.parametrize("recipe", ["iwae", "miwae", "piwae", "ciwae"])
@@ -267,7 +267,7 @@ def test_a_likelihood_that_cannot_be(pyvae, tmp_path):
 def test_wrong_out(pyvae, tmp_path):
     (tmp_path / "file").write_text("hello")
     refused(pyvae("train", "vae", "--out", "file"), "--out file is a file")
-    refused(pyvae("train", "vae", "--out", "file/run"), "cannot make --out file/run", "Not a directory")
+    refused(pyvae("train", "vae", "--out", "file/run"), "cannot make file/run (Not a directory)")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.tex").write_text("hello")
     refused(pyvae("train", "vae", "--out", "full"), "not empty and holds no run")
@@ -336,7 +336,7 @@ def test_a_schedule_longer_than_the_run_is_named(pyvae):
     short = ("--architecture", "kim", "--batch-size", 2, "--steps", 2)
     done = pyvae("train", "cyclical-annealing", *short, "--out", "run")
     assert "the run ends after 2 steps of a schedule of 345,600: --annealing-steps sets it" in done.stderr
-    done = pyvae("train", "cyclical-annealing", *short, "--annealing-steps", 2, "--out", "other")
+    done = pyvae("train", "cyclical-annealing", *short, "--annealing-steps", 2, "--cycles", 1, "--out", "other")
     assert done.returncode == 0
     assert "schedule" not in done.stderr
 

@@ -376,7 +376,7 @@ def test_a_recipe_that_was_changed_since_is_refused(whole, tmp_path, pyvae):
 def test_a_recipe_of_another_network_is_refused(whole, tmp_path):
     run = Run.open(shutil.copytree(whole, tmp_path / "run"))
     saved = run.newest_checkpoint()
-    for change in ({"latents": 3}, {"latents": 2**62}, {"architecture": "mlp"}):
+    for change in ({"latents": 3}, {"latents": 65_536}, {"architecture": "mlp"}):
         with pytest.raises(RunError, match=r"the checkpoint of step 4 in .* does not fit its recipe"):
             Run(run.path, replace(RECIPE, **change)).net_of(saved)
 

@@ -1,7 +1,6 @@
 """Plain values, of JSON, checked against the types that they are to have: every file of a run is read through this."""
 
 import json
-import math
 import types
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
@@ -225,12 +224,3 @@ _CHECKS: dict[Any, Callable[[Any, tuple[Any, ...], str], Any]] = {
     tuple: _tuple,
     dict: _dict,
 }
-
-
-def is_nan(value: Any) -> bool:
-    """Whether a plain value is NaN or holds one."""
-    if isinstance(value, dict):
-        return any(map(is_nan, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(is_nan, value))
-    return isinstance(value, float) and math.isnan(value)

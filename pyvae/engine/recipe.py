@@ -4,7 +4,7 @@ from dataclasses import MISSING, asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from pyvae.bounds import Checked, Rate, Seed, Steps, Within, refusal, show
-from pyvae.engine.plain import checked, checked_fields, is_nan
+from pyvae.engine.plain import checked, checked_fields
 from pyvae.errors import RecipeError
 from pyvae.objectives import (
     CIWAE,
@@ -156,12 +156,9 @@ class Recipe(Checked):
             if objective_class is None:
                 raise RecipeError(f"unknown objective {name!r}")
             # the type of the field leaves open which of the objectives it is
-            recipe = cls(objective=checked(objective, objective_class, name), **checked_fields(values, cls))
+            return cls(objective=checked(objective, objective_class, name), **checked_fields(values, cls))
         except ValueError as error:
             raise RecipeError(str(error)) from None
-        if is_nan(asdict(recipe)):
-            raise RecipeError("a value is NaN")
-        return recipe
 
 
 def differences(mine: Recipe, theirs: Recipe) -> list[str]:

@@ -1,6 +1,5 @@
 """The command line, generated from the recipes' dataclasses."""
 
-import io
 import logging
 import math
 import os
@@ -16,6 +15,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 import pyvae
+from pyvae import console
 from pyvae.backend import wanted_backend
 from pyvae.bounds import parsing
 from pyvae.engine.recipe import Recipe
@@ -346,12 +346,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], int]:
 
 def main() -> None:
     """Entry point of ``pyvae``: exits with 1 on an error of the user's, 2 on a wrong option, 130 when interrupted."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine())
-    logging.basicConfig(handlers=[handler])
-    logging.getLogger("pyvae").setLevel(logging.INFO)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for names of files that are no text
+    console.set_up()
     # as ^C does: what is begun is put away, where training does not save first
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = sys.argv[1:]
@@ -369,35 +364,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        if (line := one_line(error)) is None:
+        if (line := console.one_line(error)) is None:
             raise
         sys.exit(f"pyvae: error: {line}")
-
-
-def one_line(error: Exception) -> str | None:
-    """What a user is told of an error; None for those that are faults of pyvae, whose traceback is to be seen."""
-    if isinstance(error, PyvaeError):
-        return str(error)
-    if isinstance(error, OSError):
-        file = "" if error.filename is None else f"{error.filename}: "
-        return printable(f"{file}{error.strerror or error}; give room or permission, or another path")
-    if isinstance(error, MemoryError) or _is_of_memory(error):
-        return "out of memory: give a smaller --batch-size, or another --device"
-    return None
-
-
-def _is_of_memory(error: Exception) -> bool:
-    """Whether torch lacked memory: on a CPU it says so in words alone."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-class _OneLine(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(record.getMessage())
 
 
 def _load(recipe: Recipe) -> "Dataset":

@@ -336,7 +336,9 @@ def test_a_schedule_longer_than_the_run_is_named(pyvae):
     short = ("--architecture", "kim", "--batch-size", 2, "--steps", 2)
     done = pyvae("train", "cyclical-annealing", *short, "--out", "run")
     assert "the run ends after 2 steps of a schedule of 345,600: --annealing-steps sets it" in done.stderr
-    done = pyvae("train", "cyclical-annealing", *short, "--annealing-steps", 2, "--cycles", 1, "--out", "other")
+    done = pyvae(
+        "train", "cyclical-annealing", *short, "--annealing-steps", 2, "--cycles", 1, "--out", "other"
+    )
     assert done.returncode == 0
     assert "schedule" not in done.stderr
 

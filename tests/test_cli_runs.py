@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pyvae
-from pyvae import cli, evaluation
+from pyvae import cli, console, evaluation
 from pyvae.engine import files
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
@@ -255,7 +255,7 @@ def test_writers_at_once_lose_nothing(tmp_path, monkeypatch):
     ],
 )
 def test_errors_that_reach_a_user_are_one_line(error, line):
-    found = cli.one_line(error)
+    found = console.one_line(error)
     if line is None:
         assert found is None
     else:

@@ -20,7 +20,7 @@ MODULES = sorted(p for p in (ROOT / "pyvae").rglob("*.py") if p.relative_to(ROOT
 LAYERS = [
     {"allocator", "constants", "files", "kernels", "errors", "native", "panels", "transforms"},
     {"random", "checks"},
-    {"backend", "bounds"},
+    {"backend", "bounds", "console"},
     {"reference"},
     {"ops"},
     {"bias_activation", "functional"},

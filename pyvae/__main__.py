@@ -7,6 +7,9 @@ def main() -> None:
     """:func:`pyvae.cli.main`, or one line where tyro is missing."""
     try:
         from pyvae import cli
+    except KeyboardInterrupt:  # while it is read, which takes a second
+        sys.stderr.write("pyvae: interrupted\n")
+        sys.exit(130)
     except ModuleNotFoundError as error:
         if error.name != "tyro":
             raise

@@ -59,6 +59,7 @@ class Train:
     def __call__(self) -> int:
         from pyvae.data.shapes3d import Shapes3D
         from pyvae.engine.adversarial import check_compile
+        from pyvae.engine.files import check_writable
         from pyvae.engine.loop import train
         from pyvae.engine.run import Run
         from pyvae.engine.trainer import check_data
@@ -68,7 +69,8 @@ class Train:
         if not 0 <= self.checkpoint_seconds < math.inf:
             raise PyvaeError(f"--checkpoint-seconds must not be negative, got {self.checkpoint_seconds}")
         device = _device(self.device, self.recipe.precision)
-        run = Run.create_or_resume(self.out, self.recipe)
+        out = _path(self.out)
+        run = Run.create_or_resume(out, self.recipe)
         dataset = _load(self.recipe)
         if self.in_memory and isinstance(dataset, Shapes3D):
             dataset.to_memory()
@@ -77,7 +79,8 @@ class Train:
         if self.profile:
             from pyvae.engine.profile import profile_steps
 
-            _say(profile_steps(self.recipe, dataset, device, self.out / "profile").rstrip())
+            check_writable(out / "profile")
+            _say(profile_steps(self.recipe, dataset, device, out / "profile").rstrip())
             return 0
         for name in ("annealing_steps", "capacity_steps"):
             length, option = getattr(self.recipe.objective, name, 0), name.replace("_", "-")
@@ -95,7 +98,8 @@ class Train:
             compile=self.compile,
         )
         _say(
-            f"{self.out}: {outcome.step:,} of {self.recipe.steps:,} steps, {outcome.steps_per_second:,.1f} steps/s"
+            f"{printable(out)}: {outcome.step:,} of {self.recipe.steps:,} steps, "
+            f"{outcome.steps_per_second:,.1f} steps/s"
         )
         if outcome.interrupted:
             return _interrupted()
@@ -160,12 +164,16 @@ class Evaluate:
             check_scores,
             compute_likelihood,
             compute_scores,
+            none_of,
             write_metrics,
         )
         from pyvae.metrics import METRICS
 
+        known = (*METRICS, MARGINAL_LIKELIHOOD)
+        if unknown := [name for name in self.metrics if name not in (*known, "all")]:
+            raise PyvaeError(f"unknown metric {unknown[0]!r}: there are {', '.join(known)} and all")
         if not self.metrics:
-            raise PyvaeError(f"--metrics: name at least one of {', '.join((*METRICS, MARGINAL_LIKELIHOOD))}")
+            raise PyvaeError(f"--metrics: name at least one of {', '.join(known)} and all")
         if not 0 <= self.seed < 2**64:
             raise PyvaeError(f"--seed must be from 0 to 2^64 - 1, got {self.seed}")
         asked = [each for name in self.metrics for each in (METRICS if name == "all" else (name,))]
@@ -176,27 +184,39 @@ class Evaluate:
         held_out = None if self.held_out is None else _load(replace(run.recipe, data=self.held_out))
         sizes: dict[str, Any] = {"samples": self.samples, "images": self.images, "held_out": held_out}
         # whatever can be refused is, before the minutes that the encoder takes
-        if of_codes:
-            check_scores(run, dataset, of_codes, without=self.without, seed=self.seed)
+        missing = (
+            check_scores(run, dataset, of_codes, without=self.without, seed=self.seed) if of_codes else {}
+        )
+        if missing.keys() == set(names):
+            raise PyvaeError(none_of(missing))
         if MARGINAL_LIKELIHOOD in names:
             check_likelihood(run, dataset, **sizes)
-        missing: dict[str, str] = {}
-        if of_codes:
+        _say_missing(missing)
+        unwritten: list[RunError] = []
+
+        def keep(steps: int, values: dict[str, Any]) -> None:
+            try:
+                write_metrics(run, steps, dataset, values)
+            except RunError as error:  # what is still to be computed is shown all the same
+                unwritten.append(error)
+
+        if possible := [name for name in of_codes if name not in missing]:
             scores = compute_scores(
-                run, dataset, of_codes, device=device, without=self.without, seed=self.seed
+                run, dataset, possible, device=device, without=self.without, seed=self.seed
             )
-            missing = scores.missing
             _say_scores(scores.found)
-            write_metrics(run, scores.steps, dataset, {"scores": scores.found})
+            _say_missing(scores.missing)
+            missing |= scores.missing
+            keep(scores.steps, {"scores": scores.found})
         if MARGINAL_LIKELIHOOD in names:
             steps, likelihood = compute_likelihood(run, dataset, device=device, seed=self.seed, **sizes)
             _say_scores({MARGINAL_LIKELIHOOD: likelihood})
-            write_metrics(run, steps, dataset, {"marginal_likelihood": likelihood})
-        for name, why in missing.items():
-            _LOG.warning("%s was not computed: %s", name, why)
+            keep(steps, {"marginal_likelihood": likelihood})
+        if unwritten:
+            raise unwritten[0]
         # what nobody named need not be there
         if named := [name for name in missing if name in self.metrics and self.metrics != QUICK_METRICS]:
-            raise PyvaeError(f"{', '.join(named)} could not be computed; the others stand in metrics.json")
+            raise PyvaeError(f"{', '.join(named)} could not be computed; the others could")
         return 0
 
 
@@ -269,7 +289,8 @@ class Reproduce:
                 f"--first-seed must not be negative, nor a seed above 2^64 - 1, got {self.first_seed}"
             )
         seeds = range(self.first_seed, self.first_seed + self.seeds)
-        out = self.out or Path("runs") / (self.name if scale == 1 else f"{self.name}-{self.scale:g}")
+        name = self.name if scale == 1 else f"{self.name}-{self.scale:g}"
+        out = _path(self.out) if self.out else Path("runs") / name
         try:
             if study is None:
                 page: Path | None = reproduce_toy(self.name, out, seeds=seeds, scale=self.scale)
@@ -394,7 +415,7 @@ def _open(path: Path, data: str | None) -> tuple["Run", "Dataset"]:
     from pyvae.data.paths import NAMES, lies_there
     from pyvae.engine.run import Run
 
-    run = Run.open(path)
+    run = Run.open(path := _path(path))
     trained_on = run.newest_checkpoint().metadata["data"]
     if data is not None:
         run = Run(path, replace(run.recipe, data=data))
@@ -411,6 +432,14 @@ def _open(path: Path, data: str | None) -> tuple["Run", "Dataset"]:
             raise RunError(f"{found}: say with --data where the former is, or give the latter to take it")
         _LOG.warning("%s: the results are of the latter", found)
     return run, dataset
+
+
+def _path(path: Path) -> Path:
+    """With ``~`` written out, which a shell does not do behind ``--out=``."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise PyvaeError(f"{path}: there is no such user here; write the path out") from error
 
 
 def _device(name: str, precision: str = "fp32") -> "torch.device":
@@ -452,6 +481,11 @@ def _say_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
             label = f"{name if part == 'score' else f'{name} {part}':28s}"
             if isinstance(value, int | float):
                 _say(f"{label} {value:.4f}" if isinstance(value, float) else f"{label} {value:,}")
+
+
+def _say_missing(missing: Mapping[str, str]) -> None:
+    for name, why in missing.items():
+        _LOG.warning("%s is not computed: %s", name, why)
 
 
 def _say(line: str) -> None:

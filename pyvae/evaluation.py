@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any, NamedTuple, TypedDict
 
@@ -18,13 +18,14 @@ from pyvae.engine.files import cause_of, set_aside, write_atomically
 from pyvae.engine.lock import lock
 from pyvae.engine.plain import checked, read_json
 from pyvae.engine.run import Run
-from pyvae.errors import PyvaeError
-from pyvae.marginal_likelihood import GROUP, active_units, marginal_likelihood
+from pyvae.errors import PyvaeError, RunError
+from pyvae.marginal_likelihood import GROUP, active_units, check_black_and_white, marginal_likelihood
 from pyvae.metrics import METRICS, encode, evaluate_possible, unavailable
 from pyvae.nets import Autoencoder
 from pyvae.objectives import InfoGAN
 
 _LOG = logging.getLogger(__name__)
+_AT_ONCE = 256
 UNSUPERVISED = "unsupervised"
 OF_VARIANCES = frozenset({"mig-chen"})
 """Metrics that read the variance of a posterior, not only the mean of a code."""
@@ -107,7 +108,7 @@ def score(
     scores = compute_scores(run, dataset, names, device=device, without=without, seed=seed)
     write_metrics(run, scores.steps, dataset, {"scores": scores.found})
     if scores.missing:
-        raise PyvaeError("; ".join(f"{name}: {why}" for name, why in scores.missing.items()))
+        raise PyvaeError(none_of(scores.missing))
     return scores.found
 
 
@@ -140,6 +141,8 @@ def compute_scores(
     names = list(dict.fromkeys(names))
     missing = check_scores(run, dataset, names, without=without, seed=seed)
     names = [name for name in names if name not in missing]
+    if not names:
+        raise PyvaeError(none_of(missing))
     net: Autoencoder | AdversarialPair
     newest = run.newest_for(dataset)
     net, steps = run.pair_of(newest) if run.adversarial else run.net_of(newest), newest.step
@@ -157,21 +160,16 @@ def check_scores(
     """Which metrics cannot be computed of a run, and why, as far as can be told without its codes.
 
     Raises:
-        PyvaeError: an unknown metric or factor, or none of the metrics can be computed.
+        PyvaeError: an unknown metric or factor, or a run without an encoder.
     """
     for name in names:
         if name not in METRICS:
             raise PyvaeError(f"unknown metric {name!r}: there are {', '.join(METRICS)}")
     if run.recipe.code == "factors":
         raise PyvaeError(f"the code of {run.path} is its true factors: there is no encoder to evaluate")
-    supervised = [name for name in names if name != UNSUPERVISED]
     if not isinstance(dataset, FactorDataset):
-        why = f"the factors of {run.recipe.data} are not known"
-        if supervised == list(names):
-            raise PyvaeError(
-                f"{why}, which {', '.join(supervised)} need: only --metrics {UNSUPERVISED} can do without"
-            )
-        return dict.fromkeys(supervised, why)
+        why = f"the factors of {run.recipe.data} are not known, and only {UNSUPERVISED} can do without"
+        return {name: why for name in names if name != UNSUPERVISED}
     for factor in without:
         if factor not in dataset.factor_names:
             raise PyvaeError(f"without: no factor {factor!r}; there are {', '.join(dataset.factor_names)}")
@@ -183,10 +181,15 @@ def check_scores(
         seed=seed,
         options=_options(dataset, names, without),
     )
-    missing |= _without_variance(run, names)
-    if len(missing) == len(names):
-        raise PyvaeError("; ".join(f"{name}: {why}" for name, why in missing.items()))
-    return missing
+    return missing | _without_variance(run, names)
+
+
+def none_of(missing: Mapping[str, str]) -> str:
+    """Why none of some metrics can be computed, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for name, why in missing.items():
+        reasons.setdefault(why, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
 
 
 def _without_variance(run: Run, names: Sequence[str]) -> dict[str, str]:
@@ -280,18 +283,15 @@ def compute_likelihood(
     net, steps = run.net_of(newest), newest.step
     shown = run.shown(dataset if held_out is None else held_out)
     settle_arithmetic(run.recipe.precision)
-    try:
-        found, means = marginal_likelihood(
-            net.to(device),
-            lambda index: shown.images(index).to(device),
-            subset(shown, images),
-            device=device,
-            samples=samples,
-            seed=seed,
-            progress=progress,
-        )
-    except ValueError as error:
-        raise PyvaeError(f"{shown.fingerprint}: {error}") from error
+    found, means = marginal_likelihood(
+        net.to(device),
+        lambda index: shown.images(index).to(device),
+        subset(shown, images),
+        device=device,
+        samples=samples,
+        seed=seed,
+        progress=progress,
+    )
     count = len(means)
     averages = {name: float(values.mean()) for name, values in found._asdict().items()}
     return steps, {
@@ -331,6 +331,11 @@ def check_likelihood(
     run.newest_for(shown)
     if run.recipe.code == "factors" and held_out is not None:
         raise PyvaeError(f"the code of {run.path} is its true factors, which held-out images do not have")
+    try:
+        for rows in subset(shown, images).split(_AT_ONCE):
+            check_black_and_white(shown.images(rows))
+    except ValueError as error:
+        raise PyvaeError(f"{shown.fingerprint}: {error}") from error
 
 
 def read_likelihood(run: Run, steps: int, dataset: Dataset) -> dict[str, Any] | None:
@@ -344,13 +349,22 @@ def read_scores(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:
 
 
 def write_metrics(run: Run, steps: int, dataset: Dataset, values: dict[str, Any]) -> None:
-    """Put values into ``metrics.json``; what stood there is kept if it is of the same weights and data.
+    """Put values into ``metrics.json``; what stood there is kept if it is of the same weights.
 
-    Scores are put beside those that stand there. Processes that do this at once wait for one another.
+    Scores are put beside those that stand there. Processes that do this at once wait for one another. The file is of
+    the data that the run was trained on: of other data nothing is written, with a warning.
 
     Raises:
         RunError: it cannot be written.
     """
+    newest = run.resumable()
+    if newest is not None and newest.metadata["data"] != dataset.fingerprint:
+        _LOG.warning(
+            "%s keeps what is of its own data: of %s nothing is written",
+            run.path / "metrics.json",
+            dataset.fingerprint,
+        )
+        return
     with lock(run.path / ".metrics-lock", wait=True):
         earlier = _read(run, steps, dataset)
         content = {**earlier, "steps": steps, "data": dataset.fingerprint, **values}
@@ -367,12 +381,9 @@ def _read(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        reason = cause_of(error)
+        raise RunError(f"cannot read {path}: {cause_of(error)}; give permission, or move it away") from error
     except ValueError as error:
-        reason = str(error)
-    else:
-        same = (saved["steps"], saved["data"]) == (steps, dataset.fingerprint)
-        return saved if same else {}
-    kept = set_aside(path)
-    _LOG.warning("%s is damaged (%s): kept as %s", path, reason, kept.name)
-    return {}
+        kept = set_aside(path)
+        _LOG.warning("%s is damaged (%s): kept as %s", path, error, kept.name)
+        return {}
+    return saved if (saved["steps"], saved["data"]) == (steps, dataset.fingerprint) else {}

@@ -26,19 +26,24 @@ _KINDS = (
 )
 
 
+class NotRegularError(OSError):
+    """A pipe, a device, a socket or a directory stands where a file should be."""
+
+
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading bytes, following links.
 
     Raises:
-        OSError: as ``open``; also, at once, for a named pipe, a device, a socket or a directory, which would give
-            bytes for ever or never. ``strerror`` says which.
+        NotRegularError: at once, for a named pipe, a device, a socket or a directory, which would give bytes for ever
+            or never. ``strerror`` says which.
+        OSError: as ``open``.
     """
     # without O_NONBLOCK a pipe is waited for until somebody writes
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", os.fspath(path))
+        raise NotRegularError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", os.fspath(path))
     return os.fdopen(descriptor, "rb")
 
 

@@ -123,11 +123,7 @@ def marginal_likelihood(
     with tqdm(total=len(index), desc="likelihood", unit="img", disable=not progress) as bar:
         for rows in index.split(_ROWS[device.type] // GROUP):
             shown = images(rows)
-            if not bool(((shown == 0) | (shown == 1)).all()):
-                raise ValueError(
-                    "grey images have no Bernoulli likelihood: train with --binarise stochastic, or on black and "
-                    "white ones"
-                )
+            check_black_and_white(shown)
             which = rows.to(device)
             mu, logvar = (x.float() for x in net.encoder(which if net.reads_factors else shown))
             key = torch.stack([own.expand_as(which), which], -1)
@@ -135,6 +131,14 @@ def marginal_likelihood(
             means.append(mu.cpu())
             bar.update(len(rows))
     return MarginalLikelihood(*(torch.cat(x).cpu() for x in zip(*parts, strict=True))), torch.cat(means)
+
+
+def check_black_and_white(images: Tensor) -> None:
+    """Raise ValueError unless all pixels are 0 or 1."""
+    if not bool(((images == 0) | (images == 1)).all()):
+        raise ValueError(
+            "grey images have no Bernoulli likelihood: train with --binarise stochastic, or on black and white ones"
+        )
 
 
 def active_units(means: Tensor) -> int:

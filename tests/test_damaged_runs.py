@@ -93,7 +93,7 @@ def plain_pages(monkeypatch):
     def none(*_, **__):
         return []
 
-    monkeypatch.setattr("pyvae.report.page.save", drawn)
+    monkeypatch.setattr("pyvae.report.curves.save", drawn)
     monkeypatch.setattr("pyvae.report.reconstructions.draw", drawn)
     monkeypatch.setattr("pyvae.report.traversal.draw", none)
     monkeypatch.setattr("pyvae.report.traversal.write_png", drawn)

@@ -87,7 +87,7 @@ def _read_header(file: IO[bytes], source: str) -> _Header:
     try:
         with h5py.File(file, "r") as hdf5:
             if hdf5.attrs["source"] != source:
-                raise cache.UnusableError(cache.OTHER_FILES)
+                raise cache.UnusableError("was made by another version of pyvae, or from something else")
             images, state = hdf5["images"], hdf5["state"]
             offset, size = images.id.get_offset(), images.id.get_storage_size()
             skipped = json.loads(bytes(hdf5["skipped"][()]))

@@ -16,6 +16,8 @@ NAMES = ("dsprites", "shapes3d")
 def expanded(name: StrPath) -> Path:
     """With ``~`` and ``~user`` written out; `DataError` where there is no such user, and for what is no name at all."""
     text = os.path.expanduser(os.fspath(name))
+    if not text:
+        raise DataError("the name of the data is empty: give a path, or 'dsprites'")
     if text.startswith("~") and not os.path.lexists(text):
         raise DataError(f"{name}: there is no such user here; write the path out")
     try:

@@ -23,7 +23,7 @@ from pyvae.engine.files import cause_of, make_directory, set_aside, sync_path, w
 from pyvae.engine.plain import checked, parse_json
 from pyvae.engine.trace import HostCopy, to_host
 from pyvae.errors import RunError
-from pyvae.files import open_regular
+from pyvae.files import NotRegularError, open_regular
 
 _LOG = logging.getLogger(__name__)
 _KEPT = 2
@@ -90,6 +90,10 @@ def _checksum(description: str, tensors: Mapping[str, Tensor]) -> str:
         crc = zlib.crc32(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode(), crc)
         crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, crc)
     return f"crc32:{crc:08x}"
+
+
+class DamagedError(RunError):
+    """A checkpoint does not hold what was written."""
 
 
 class Saver:
@@ -181,7 +185,7 @@ def load_newest(directory: Path, *, repair: bool = False) -> Checkpoint | None:
     for path in reversed(paths(directory)):
         try:
             found = load(path)
-        except RunError as error:
+        except DamagedError as error:
             if not os.path.lexists(path):
                 # training has written newer ones since they were listed, and removed this
                 return load_newest(directory, repair=repair)
@@ -204,15 +208,17 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        RunError: the file is not what was written, or foreign.
+        DamagedError: the file is not what was written, or foreign.
+        RunError: it cannot be read, whatever it holds.
     """
     try:
         return _read(path)
+    except (FileNotFoundError, NotRegularError) as error:
+        raise DamagedError(f"{path} is not a whole checkpoint ({cause_of(error)})") from error
     except OSError as error:
-        reason = cause_of(error)
+        raise RunError(f"cannot read {path}: {cause_of(error)}") from error
     except ValueError as error:
-        reason = str(error)
-    raise RunError(f"{path} is not a whole checkpoint ({reason})")
+        raise DamagedError(f"{path} is not a whole checkpoint ({error})") from error
 
 
 def _read(path: Path) -> Checkpoint:

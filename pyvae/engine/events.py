@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from pyvae.engine.files import append_all, cause_of, make_directory
-from pyvae.errors import RunError
+from pyvae.errors import reason
 from pyvae.files import sync_directory
 
 _LOG = logging.getLogger(__name__)
@@ -66,12 +66,17 @@ class Events:
                 ]
             )
             sync_directory(self._directory)
-        except (OSError, RunError, ImportError) as error:
+        except Exception as error:  # a tensorboard beside another protobuf raises anything
             self._give_up(error)
 
     def _write(self, rows: list[tuple[int, list[float]]], now: float) -> None:
-        if self._file is None:
-            return
+        try:
+            if self._file is not None:
+                self._append(self._events(rows, now))
+        except Exception as error:
+            self._give_up(error)
+
+    def _events(self, rows: list[tuple[int, list[float]]], now: float) -> list[Any]:
         from tensorboard.compat.proto import event_pb2, summary_pb2
 
         events = []
@@ -84,10 +89,7 @@ class Events:
             events.append(
                 event_pb2.Event(wall_time=now, step=step, summary=summary_pb2.Summary(value=values))
             )
-        try:
-            self._append(events)
-        except OSError as error:
-            self._give_up(error)
+        return events
 
     def _append(self, events: list[Any]) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -113,11 +115,11 @@ class Events:
         except OSError as error:
             self._give_up(error)
 
-    def _give_up(self, error: OSError | RunError | ImportError) -> None:
+    def _give_up(self, error: Exception) -> None:
         self._file = None
-        reason = cause_of(error) if isinstance(error, OSError) else str(error)
+        because = cause_of(error) if isinstance(error, OSError) else reason(error)
         _LOG.warning(
             "%s: no more events for TensorBoard are written (%s); training goes on, and trace.csv has every row",
             self._directory,
-            reason,
+            because,
         )

@@ -9,7 +9,7 @@ from io import FileIO
 from pathlib import Path
 
 from pyvae.errors import RunError
-from pyvae.files import kind_of, remove_leftovers, replacing, sync_directory
+from pyvae.files import NotRegularError, kind_of, remove_leftovers, replacing, sync_directory
 
 # as earlier versions named what they were writing
 _EARLIER_TEMPORARY = re.compile(r"\..+\.(?P<pid>\d{1,9})\.tmp|\.trace\.csv\.tmp")
@@ -89,7 +89,7 @@ def open_lock(path: Path) -> FileIO:
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", os.fspath(path))
+        raise NotRegularError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", os.fspath(path))
     return FileIO(descriptor, "r+")
 
 

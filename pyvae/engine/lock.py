@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pyvae.engine.files import cause_of, open_lock
 from pyvae.errors import RunError
+from pyvae.files import NotRegularError
 
 
 @contextmanager
@@ -42,7 +43,9 @@ def _open(path: Path) -> FileIO:
     try:
         return open_lock(path)
     except OSError as error:
-        raise RunError(f"cannot lock {path}: {cause_of(error)}") from error
+        odd = isinstance(error, NotRegularError | IsADirectoryError)
+        fix = "remove it" if odd else "give permission, or copy the run to where there is"
+        raise RunError(f"cannot lock {path}: {cause_of(error)}; {fix}") from error
 
 
 def _take(file: FileIO, wait: bool) -> bool:

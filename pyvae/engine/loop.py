@@ -155,7 +155,9 @@ class _Loop:
 
     def _keep(self, events: "Events", bar: "tqdm[None]") -> None:
         run, step = self._run, self._trainer.step
-        if step in run.recipe.keep_at and not checkpoint.path_of(run.snapshots, step).exists():
+        # one that was there before this step was made is of an earlier run
+        made = step > self._first_step or not checkpoint.path_of(run.snapshots, step).exists()
+        if step in run.recipe.keep_at and made:
             self._save(events, bar)
             self._saver.wait()
             saved = checkpoint.load(checkpoint.path_of(run.checkpoints, step))
@@ -186,8 +188,8 @@ class _Loop:
             values = dict(zip(self._trainer.fields, bad_row.wait().tolist(), strict=True))
             first = next(name for name, value in values.items() if not math.isfinite(value))
             raise RunError(
-                f"{first} is not finite in step {bad}, so nothing was learnt from it on; {self._intact()} is intact: "
-                "try a lower --lr in another --out"
+                f"{first} is not finite in step {bad}, so nothing was learnt from it on; {self._intact()}: "
+                "try a lower --lr"
             )
         self._trace.append(rows)
         if rows:
@@ -198,7 +200,9 @@ class _Loop:
 
     def _intact(self) -> str:
         self._saver.wait()
-        return f"the checkpoint of step {self._saved_step}"
+        if not checkpoint.paths(self._run.checkpoints):
+            return "nothing had been saved yet"
+        return f"the checkpoint of step {self._saved_step} is intact, and another --out leaves it so"
 
     def _save(self, events: "Events", bar: "tqdm[None]") -> None:
         # only what is known to be finite is saved, and no checkpoint is ahead of its trace

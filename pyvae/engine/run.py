@@ -55,20 +55,19 @@ class Run:
         try:
             return cls(path, Recipe.from_json(read_json(file)))
         except OSError as error:
-            reason = cause_of(error)
-        except (RecipeError, ValueError) as error:
-            reason = str(error)
-        raise RunError(
-            f"{file} is not a recipe of this version of pyvae: {reason}; put back a copy of it: "
-            "the header of every checkpoint holds one"
-        )
+            raise RunError(f"cannot read {file}: {cause_of(error)}") from error
+        except ValueError as error:
+            raise RunError(
+                f"{file} is not a recipe of this version of pyvae: {error}; put back a copy of it: "
+                "the header of every checkpoint holds one"
+            ) from error
 
     @classmethod
     def create_or_resume(cls, path: Path, recipe: Recipe) -> "Run":
         """The run of this recipe at ``path``, new or begun; nothing is written before it is trained.
 
         Where the data lies is no part of what must agree: training compares what it holds. A run without a
-        checkpoint binds nobody.
+        checkpoint or results binds nobody.
 
         Raises:
             RunError: the path is a file, a directory with something else in it, or a run of another recipe.
@@ -88,15 +87,24 @@ class Run:
             foreign = [entry.name for entry in path.iterdir() if not _is_of_run(entry.name)]
         except OSError as error:
             raise RunError(f"cannot read --out {path}: {error.strerror}") from error
-        recipe_is_there = os.path.lexists(path / "recipe.json")
-        if recipe_is_there and checkpoint.paths(self.checkpoints):
-            if different := differences(self.recipe, Run.open(path).recipe):
+        if os.path.lexists(path / "recipe.json"):
+            # another program's is refused, and what was trained binds
+            existing = Run.open(path).recipe
+            if self._has_results() and (different := differences(self.recipe, existing)):
                 raise RunError(
                     f"{path} holds a run of another recipe ({'; '.join(different)}): "
                     "name another --out, or give that recipe to resume it"
                 )
-        elif foreign and not recipe_is_there:
+        elif foreign and not self._has_results():
             raise RunError(f"--out {path} is not empty and holds no run: name another directory")
+
+    def _has_results(self) -> bool:
+        """Whether there is anything that training or an evaluation of it made."""
+        return bool(
+            checkpoint.paths(self.checkpoints)
+            or checkpoint.paths(self.snapshots)
+            or os.path.lexists(self.path / "metrics.json")
+        )
 
     def write_recipe(self) -> None:
         """Write ``recipe.json``.
@@ -207,6 +215,11 @@ class Run:
         except RecipeError as error:
             raise RunError(f"the recipe in {path} is not one of this version of pyvae: {error}") from error
         if different := differences(self.recipe, replace(trained, data=self.recipe.data)):
+            if not os.path.lexists(self.path / "recipe.json"):
+                raise RunError(
+                    f"{self.path} holds checkpoints of another recipe ({'; '.join(different)}): name another --out, or "
+                    "give that recipe to resume it"
+                )
             raise RunError(
                 f"{self.path / 'recipe.json'} is not what {path.name} was trained with ({'; '.join(different)}): put "
                 "that back into it"

@@ -124,10 +124,11 @@ class TraceFile:
         self.rows = 0
         """In the file now."""
         last = -1
+        there = os.path.lexists(path)
         try:
             with replacing(path) as temporary, open(temporary, "wb") as new:
                 new.write(",".join(["step", *fields]).encode() + b"\n")
-                for step, line in self._begun(fields) if resume_at and os.path.lexists(path) else ():
+                for step, line in self._begun(fields) if resume_at and there else ():
                     if last < step < resume_at:
                         new.write(line)
                         self.rows, last = self.rows + 1, step
@@ -141,7 +142,11 @@ class TraceFile:
                 path,
                 f"{lost:,}",
                 f"{resume_at:,}",
-                f"the last is of step {last:,}" if self.rows else "there are none",
+                f"the last is of step {last:,}"
+                if self.rows
+                else "there are none"
+                if there
+                else "there is no file",
             )
 
     def _begun(self, fields: list[str]) -> Iterator[tuple[int, bytes]]:

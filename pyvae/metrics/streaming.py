@@ -19,6 +19,8 @@ from pyvae.metrics.table import CodeTable, check_classes, check_codes
 
 _SAME = 1e-2
 """Codes of one image, encoded in other batches, differ by rounding: far less than this share of their spread."""
+_ROUNDING = 2.0**-8
+"""Of bfloat16, relative to the code: all that is left of the spread where an encoder has collapsed."""
 
 
 class _Batch(NamedTuple):
@@ -133,12 +135,13 @@ class StreamedMetrics:
         """For each metric the fields of its result, as :func:`pyvae.metrics.evaluate` gives them.
 
         Of fewer codes than a metric draws points, all are taken; of fewer than it trains and tests on, the same shares.
-        A metric that needs codes which have not come yet, as in the two batches of Lightning's sanity check, has the
-        score NaN and a "reason". A warning says either, once for each metric.
+        A metric that needs codes which have not come yet, as in the two batches of Lightning's sanity check, or that
+        cannot be computed of these, as one that intervenes on factors where a combination of classes has several
+        codes, has the score NaN and a "reason". A warning says either, once for each metric.
 
         Raises:
-            ValueError: no batch yet, combinations of classes with several codes for a metric that intervenes on them,
-                one of ``rows`` with two of them, and whatever a metric raises.
+            ValueError: no batch yet, one of ``rows`` with two combinations of classes; none of the metrics can be
+                computed, not for want of codes.
         """
         batches = _of_all_processes(self._batches)
         if not batches:
@@ -146,7 +149,11 @@ class StreamedMetrics:
         for batch in batches:
             _check_alike(batches[0], batch.mu, batch.rows)
         table = self._table(batches)
-        return {name: self._result(name, table) for name in self.names}
+        failed: dict[str, ValueError] = {}
+        results = {name: self._result(name, table, failed) for name in self.names}
+        if failed and len(failed) == len(self.names):
+            raise next(iter(failed.values()))
+        return results
 
     def _check(self, latents: int) -> None:
         """Raise what no further codes would mend."""
@@ -173,7 +180,7 @@ class StreamedMetrics:
                 return CodeTable(mu[order], logvar[order], self.factor_names, self.factor_sizes)
         return table
 
-    def _result(self, name: str, table: CodeTable) -> dict[str, Any]:
+    def _result(self, name: str, table: CodeTable, failed: dict[str, ValueError]) -> dict[str, Any]:
         try:
             if name in OF_GRID:
                 table = _grid(name, table)
@@ -181,6 +188,10 @@ class StreamedMetrics:
             found: dict[str, Any] = evaluate(table, [name], seed=self._seed, options={name: options})[name]
         except TooFewCodes as error:
             self._warn(name, f"not yet: {error}")
+            return {"score": math.nan, "reason": str(error)}
+        except ValueError as error:
+            failed[name] = error
+            self._warn(name, f"not computed: {error}")
             return {"score": math.nan, "reason": str(error)}
         if options != self._options[name]:
             self._warn(name, f"of {len(table)} codes, fewer than it takes: its points are fewer too")
@@ -244,7 +255,8 @@ def _grid(name: str, table: CodeTable) -> CodeTable:
     differs = torch.zeros(last, dtype=torch.bool)
     for codes in (table.mu.double(), table.logvar.double()):
         spread = codes.var(0, unbiased=False).sum()
-        differs |= (codes - codes[first][own]).square().sum(1) > _SAME**2 * spread
+        rounding = _ROUNDING**2 * codes.square().sum(1)
+        differs |= (codes - codes[first][own]).square().sum(1) > _SAME**2 * spread + rounding
     if bool(differs.any()):
         raise ValueError(
             f"{name} needs one code of each combination of factor classes, and {len(own[differs].unique())} came with "

@@ -10,9 +10,9 @@ from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
 from pyvae.evaluation import read_likelihood, read_scores, write_metrics
-from pyvae.report import generated, reconstructions, snapshots, traversal
+from pyvae.report import curves, generated, reconstructions, snapshots, traversal
 from pyvae.report.evaluation import Evaluation, evaluate
-from pyvae.report.figures import Trace, draw_trace, save, trace_caption
+from pyvae.report.figures import Trace
 from pyvae.report.markup import document, duration, figure
 from pyvae.report.trained import Trained, TrainedPair, load_trained, load_trained_pair
 
@@ -33,7 +33,7 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
     """Evaluate the run's newest weights and write ``metrics.json``, ``figures/`` and ``report.html``.
 
     Args:
-        run: with a checkpoint and a trace.
+        run: with a checkpoint; without a trace there are no curves.
         dataset: that of its recipe.
         span: traversals go from ``-span`` to ``span``.
 
@@ -41,13 +41,14 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
         the path of the page, which holds all of its images.
 
     Raises:
-        RunError: no checkpoint or no trace yet, images of another shape than the run was trained on, a span that
+        RunError: no checkpoint yet, images of another shape than the run was trained on, a span that
             cannot be, or a file that cannot be written.
     """
     if run.adversarial:
         return report_pair(run, dataset)
-    trace, dataset = run.trace(), run.shown(dataset)
+    dataset = run.shown(dataset)
     trained = load_trained(run, dataset)
+    trace = curves.trace_of(run)
     net, steps = trained.net, trained.steps
     evaluation = evaluate(net, dataset, run.recipe.likelihood)
     metrics = evaluation.to_json(dataset)
@@ -66,7 +67,7 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
             else figure(path, "The same in motion: one square per latent, highest KL first, in rows of five.")
             for path, seed in traversals
         ),
-        _snapshots(run, dataset, span),
+        _snapshots(run, dataset, trace, span),
     ]
     return _write(
         run,
@@ -86,8 +87,8 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
 
 def report_pair(run: Run, dataset: Dataset) -> Path:
     """The page of a generator and its critic: samples, what each code does, and scores of the information head."""
-    trace = run.trace()
     trained = load_trained_pair(run, dataset)
+    trace = curves.trace_of(run)
     bounds = generated.information(run, trained.net)
     total = sum(bounds)
     write_metrics(run, trained.steps, dataset, {"information": total, "information_of_codes": bounds})
@@ -123,7 +124,7 @@ def _write(
     results: Iterable[Sequence[str]],
     latents: str,
     caption: str,
-    trace: Trace,
+    trace: Trace | None,
     pictures: Iterable[str],
 ) -> Path:
     steps = trained.steps
@@ -136,7 +137,7 @@ def _write(
         results=_table(results),
         latents=latents,
         caption=caption,
-        trace=figure(save(draw_trace(trace), run.figures / "trace.png"), trace_caption(trace)),
+        trace=curves.draw(run, trace),
         pictures="\n".join(pictures),
         recipe=_table(_recipe(run)),
         provenance=_table(_provenance(trained)),
@@ -146,8 +147,8 @@ def _write(
     return path
 
 
-def _snapshots(run: Run, dataset: Dataset, span: float) -> str:
-    pictures = "".join(figure(*drawn) for drawn in snapshots.draw(run, dataset, span=span))
+def _snapshots(run: Run, dataset: Dataset, trace: Trace | None, span: float) -> str:
+    pictures = "".join(figure(*drawn) for drawn in snapshots.draw(run, dataset, trace, span=span))
     return f"<h2>Traversals on the way</h2>\n{pictures}" if pictures else ""
 
 

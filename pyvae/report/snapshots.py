@@ -12,15 +12,15 @@ from pyvae.engine.run import Run
 from pyvae.errors import RunError
 from pyvae.report import traversal
 from pyvae.report.evaluation import evaluate
+from pyvae.report.figures import Trace
 from pyvae.report.trained import posterior
 
 _LOG = logging.getLogger(__name__)
 _COLUMNS = 11
 
 
-def draw(run: Run, dataset: Dataset, *, span: float) -> list[tuple[Path, str]]:
+def draw(run: Run, dataset: Dataset, trace: Trace | None, *, span: float) -> list[tuple[Path, str]]:
     """One picture, with its caption, for each snapshot that is whole: ``figures/snapshot-<step>.png``."""
-    trace = run.trace()
     seed = traversal.default_seeds(dataset)[-1]
     drawn = []
     for path in checkpoint.paths(run.snapshots):
@@ -34,8 +34,7 @@ def draw(run: Run, dataset: Dataset, *, span: float) -> list[tuple[Path, str]]:
         picture = traversal.write_png(
             rows, kl, run.figures / f"snapshot-{saved.step}.png", traversal.names_of(net, dataset)
         )
-        capacity = trace["capacity"][trace["step"] < saved.step]
-        at = f", C = {capacity[-1]:.1f} nats" if len(capacity) and trace["capacity"].any() else ""
+        at = _capacity(trace, saved.step)
         drawn.append(
             (
                 picture,
@@ -43,6 +42,13 @@ def draw(run: Run, dataset: Dataset, *, span: float) -> list[tuple[Path, str]]:
             )
         )
     return drawn
+
+
+def _capacity(trace: Trace | None, step: int) -> str:
+    if trace is None or not trace["capacity"].any():
+        return ""
+    before = trace["capacity"][trace["step"] < step]
+    return f", C = {before[-1]:.1f} nats" if len(before) else ""
 
 
 def _read(path: Path) -> Checkpoint | None:

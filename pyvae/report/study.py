@@ -17,8 +17,8 @@ from pyvae.data.mnist import is_test_set, is_training_set
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
 from pyvae.objectives import ControlVAE
-from pyvae.report import reconstructions, snapshots, traversal
-from pyvae.report.figures import draw_trace, save, smooth, trace_caption
+from pyvae.report import curves, reconstructions, snapshots, traversal
+from pyvae.report.figures import save, smooth
 from pyvae.report.markup import document, duration, figure
 from pyvae.report.trained import Trained
 from pyvae.report.verdict import Verdict, average, judge, plain
@@ -276,19 +276,19 @@ def _arm(name: str, findings: Findings, out: Path) -> str:
     measured = findings.measured[name][0]
     run = measured.run
     dataset = run.shown(findings.dataset)
-    trace = run.trace()
+    trace = curves.trace_of(run)
     seed = traversal.default_seeds(dataset)[-1]
     traversals = traversal.draw(run, measured.trained.net, dataset, measured.kl, span=_SPAN, seeds=(seed,))
     picture = next(path for path, _ in traversals if path.suffix == ".png")
     return (
         f"<h3>{html.escape(name)}, seed {run.recipe.seed}</h3>"
-        + figure(save(draw_trace(trace), run.figures / "trace.png"), trace_caption(trace))
+        + curves.draw(run, trace)
         + figure(reconstructions.draw(run, measured.trained.net, dataset), reconstructions.CAPTION)
         + figure(
             picture,
             f"From image {seed:,}: each row sets one latent from {-_SPAN:g} to {_SPAN:g}, highest KL first.",
         )
-        + "".join(figure(*drawn) for drawn in snapshots.draw(run, dataset, span=_SPAN))
+        + "".join(figure(*drawn) for drawn in snapshots.draw(run, dataset, trace, span=_SPAN))
     )
 
 
@@ -296,7 +296,10 @@ def _draw_traces(findings: Findings) -> Figure:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    traces = {name: [m.run.trace() for m in found] for name, found in findings.measured.items()}
+    traces = {
+        name: [trace for m in found if (trace := curves.trace_of(m.run)) is not None]
+        for name, found in findings.measured.items()
+    }
     panels = [
         ("recon", "reconstruction, nats per image"),
         ("kl", "KL, nats per image"),
@@ -312,7 +315,7 @@ def _draw_traces(findings: Findings) -> Figure:
                 axes.plot(
                     trace["step"], values, lw=1.2, color=colormaps["tab10"](arm), label=None if i else name
                 )
-        if column == "recon":
+        if column == "recon" and axes.has_data():
             axes.set_yscale("log")
         if column == "capacity":
             _draw_law(axes, findings)
@@ -321,7 +324,8 @@ def _draw_traces(findings: Findings) -> Figure:
         axes.tick_params(which="both", labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-        axes.legend(fontsize=8, frameon=False)
+        if axes.has_data():
+            axes.legend(fontsize=8, frameon=False)
     return figure
 
 

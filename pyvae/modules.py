@@ -195,8 +195,8 @@ class TotalCorrelationDiscriminatorLoss(nn.Module):
 
 
 def _check_event_dims(event_dims: int | None) -> int | None:
-    if event_dims is not None and event_dims < 1:
-        raise ValueError(f"event_dims: expected at least 1, the latents, got {event_dims}")
+    if event_dims is not None and (type(event_dims) is not int or event_dims < 1):
+        raise ValueError(f"event_dims: expected an integer of at least 1, the latents, got {event_dims!r}")
     return event_dims
 
 

@@ -26,7 +26,7 @@ from pyvae.checks import (
 )
 from pyvae.panels import mixture_entropies
 from pyvae.random import Stream, bits, check_key, fresh_key, normal
-from pyvae.transforms import is_known, refuse
+from pyvae.transforms import is_known, refuse, refuse_gradients
 
 
 def posterior_noise(shape: torch.Size, key: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
@@ -521,6 +521,7 @@ def posterior_entropy(
 ) -> PosteriorEntropy:
     """Specification of :func:`pyvae.posterior_entropy`."""
     refuse("posterior_entropy", mu, logvar)
+    refuse_gradients("posterior_entropy", mu, logvar)
     check_posteriors(mu, logvar, factor_sizes, nodes, tol)
     return refined_entropy(posterior_density, mu, logvar, factor_sizes, nodes, tol)
 

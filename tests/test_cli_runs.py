@@ -178,7 +178,7 @@ def test_metrics_that_cannot_be_computed_are_named_and_the_others_kept(here, cal
     assert done >= metrics()
     (here / "factors/metrics.json").unlink()
     status, out = call("evaluate", "factors", "--metrics", "sap", "mig")
-    assert status == "pyvae: error: sap could not be computed; the others stand in metrics.json"
+    assert status == "pyvae: error: sap could not be computed; the others could"
     assert out.startswith("mig ")
     assert metrics() == {"mig"}
 
@@ -187,7 +187,9 @@ def test_metrics_that_cannot_be_computed_are_named_and_the_others_kept(here, cal
     ("options", "words"),
     [
         (("--metrics",), "--metrics: name at least one of mig, "),
-        (("--metrics", "mig", "fid"), "unknown metric 'fid'"),
+        (("--metrics", "mig", "fid"), "unknown metric 'fid': there are mig, "),
+        (("--metrics", "mig", "fid"), "marginal-likelihood and all"),
+        (("--metrics", "sap", "explicitness"), "sap, explicitness: train + test: 10000 + 5000 points"),
         (("--metrics", "mig", "--without", "colour"), "no factor 'colour'"),
         (("--metrics", "mig", "--seed", "-1"), "--seed must be from 0 to 2^64 - 1, got -1"),
         (("--metrics", "mig", "--seed", 2**64), "--seed must be from 0 to 2^64 - 1"),
@@ -201,6 +203,71 @@ def test_cheap_mistakes_come_before_the_encoder(here, call, monkeypatch, options
     status, _ = call("evaluate", "factors", *options)
     assert words in status
     assert not (here / "factors/metrics.json").exists()
+
+
+def test_reasons_are_told_before_the_encoder(here, call, caplog, monkeypatch):
+    def encode(*_, **__):
+        assert "sap is not computed: train + test: 10000 + 5000 points" in caplog.text
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "encode", encode)
+    assert call("evaluate", "factors")[0] == cli.INTERRUPTED
+
+
+def test_grey_images_are_refused_before_the_encoder(here, call, monkeypatch):
+    monkeypatch.setattr(evaluation, "encode", lambda *_, **__: pytest.fail("encoded in vain"))
+    status, _ = call("evaluate", "run", "--metrics", "unsupervised", "marginal-likelihood")
+    assert "grey images have no Bernoulli likelihood" in status
+
+
+def test_a_likelihood_beside_metrics_that_cannot_be(here, call, monkeypatch, caplog):
+    """Neither takes the other with it."""
+    monkeypatch.setattr(evaluation, "compute_likelihood", lambda *_, **__: (2, {"log_p": -1.5}))
+    monkeypatch.setattr(evaluation, "check_likelihood", lambda *_, **__: None)
+    status, out = call("evaluate", "run", "--metrics", "marginal-likelihood", "mig")
+    assert out == "marginal-likelihood log_p    -1.5000\n"
+    assert status == "pyvae: error: mig could not be computed; the others could"
+    assert "images.npy are not known, and only unsupervised can do without" in caplog.text
+
+
+def test_scores_of_other_data_leave_those_of_its_own(here, call, caplog):
+    np.save(here / "other.npy", np.full((12, 8, 8), 200, np.uint8))
+    assert call("evaluate", "run", *UNSUPERVISED)[0] == 0
+    before = (here / "run/metrics.json").read_bytes()
+    assert call("evaluate", "run", "--data", "other.npy", *UNSUPERVISED)[0] == 0
+    assert "metrics.json keeps what is of its own data" in caplog.text
+    assert (here / "run/metrics.json").read_bytes() == before
+
+
+def test_a_lost_trace_costs_the_curves_alone(here, call, caplog):
+    (here / "run/trace.csv").unlink()
+    assert call("report", "run")[0] == 0
+    assert "The trace of run is lost" in (here / "run/report.html").read_text()
+    assert "the report goes without the curves of training: cannot read run/trace.csv" in caplog.text
+
+
+def test_a_home_is_written_out(here, call, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    assert call("train", "vae", "--data", "~/images.npy", *TINY, "--out", "~/new")[0] == 0
+    assert (here / "new/recipe.json").exists()
+    assert call("evaluate", "~/new", *UNSUPERVISED)[0] == 0
+    for command in (("train", "vae", *TINY, "--out", "~nobody-here/x"), ("report", "~nobody-here/x")):
+        assert call(*command)[0] == (
+            "pyvae: error: ~nobody-here/x: there is no such user here; write the path out"
+        )
+
+
+def test_a_newline_in_the_name_of_a_run(here, call):
+    status, out = call("train", "vae", "--data", "images.npy", *TINY, "--out", "a\nb")
+    assert status == 0
+    assert out.startswith("a\\nb: 2 of 2 steps")
+    assert out.count("\n") == 1
+
+
+def test_no_name_is_no_folder(here, call):
+    assert call("train", "vae", "--data", "", *TINY, "--out", "new")[0] == (
+        "pyvae: error: the name of the data is empty: give a path, or 'dsprites'"
+    )
 
 
 def test_seeds_to_the_last(here, call):

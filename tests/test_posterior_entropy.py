@@ -341,3 +341,12 @@ def test_full_size(capsys):
     information = found.marginal[0] - found.conditional[4][0].mean()
     assert 2.0 < float(information) < math.log(32)
     assert abs(float(found.marginal[2] - found.conditional[0][2].mean())) < 1e-3
+
+
+def test_it_is_no_constant_of_a_loss():
+    mu = torch.zeros(6, 1, requires_grad=True)
+    for function in (posterior_entropy, reference.posterior_entropy):
+        with pytest.raises(RuntimeError, match=r"no derivative: give it x.detach\(\)"):
+            function(mu, torch.zeros(6, 1), (2, 3))
+        with torch.no_grad():
+            assert torch.isfinite(function(mu, torch.zeros(6, 1), (2, 3)).marginal).all()

@@ -1,5 +1,6 @@
 """What makes a run the same run, and when its directory may be written."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from pyvae import files
 from pyvae.data import load
 from pyvae.data.paths import absolute
-from pyvae.engine import checkpoint
+from pyvae.engine import checkpoint, plain
 from pyvae.engine.lock import lock
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError, RecipeError, RunError
+from pyvae.evaluation import write_metrics
 from pyvae.objectives import TCVAE, BetaVAE
 from tiny import TinyData
 
@@ -137,6 +140,80 @@ def test_a_run_without_a_checkpoint_binds_nobody(tmp_path, left):
     trained(path)
     assert Run.open(path).recipe == RECIPE
     assert list(Run.open(path).trace()["step"]) == [0, 1]
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_recipe_of_another_program_is_left_alone(tmp_path, beside):
+    (tmp_path / "recipe.json").write_text('{"cake": 1}')
+    if beside:
+        (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RunError, match="is not a recipe of this version of pyvae"):
+        trained(tmp_path)
+    assert (tmp_path / "recipe.json").read_text() == '{"cake": 1}'
+
+
+@pytest.mark.parametrize("left", ["snapshots", "metrics.json"])
+def test_results_bind_as_checkpoints_do(tmp_path, left):
+    """Else those of one recipe would pass for another's."""
+    path = tmp_path / "run"
+    recipe = replace(RECIPE, keep_at=(1,))
+    write_metrics(trained(path, recipe), 2, TinyData(), {"scores": {}})
+    for other in {"snapshots", "metrics.json", "checkpoints"} - {left}:
+        shutil.rmtree(path / other) if (path / other).is_dir() else (path / other).unlink()
+    with pytest.raises(RunError, match=r"another recipe .*seed is 0 there and 1 here"):
+        trained(path, replace(recipe, seed=1))
+    trained(path, recipe)
+
+
+def test_a_snapshot_of_an_earlier_run_is_written_anew(tmp_path):
+    path, recipe = tmp_path / "run", replace(RECIPE, keep_at=(1,))
+    run = trained(path, recipe)
+    shutil.rmtree(path / "checkpoints")
+    (snapshot,) = checkpoint.paths(path / "snapshots")
+    weights = checkpoint.load(snapshot).tensors
+    trained(path, recipe, TinyData(fingerprint="tiny-v2"))
+    assert checkpoint.load(snapshot).metadata["data"] == "tiny-v2"
+    assert all(torch.equal(x, weights[name]) for name, x in checkpoint.load(snapshot).tensors.items())
+    assert run.newest_checkpoint().metadata["data"] == "tiny-v2"
+
+
+def test_checkpoints_without_a_recipe_name_what_differs(run):
+    (run / "recipe.json").unlink()
+    with pytest.raises(
+        RunError, match=r"holds checkpoints of another recipe \(lr is 0.0001 there and 0.5 here\)"
+    ):
+        trained(run, replace(RECIPE, lr=0.5))
+    trained(run, replace(RECIPE, steps=3))
+    assert Run.open(run).recipe.steps == 3
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "metrics.json", "checkpoint"])
+def test_what_cannot_be_read_is_not_damaged(run, name, monkeypatch):
+    """Nothing is put aside, and nothing older is taken in its place."""
+    write_metrics(Run.open(run), 2, TinyData(), {"scores": {}})
+    before = content(run)
+    path = checkpoint.paths(run / "checkpoints")[-1] if name == "checkpoint" else run / name
+    opened = files.open_regular
+
+    def refuse(which):
+        if os.fspath(which) == os.fspath(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(which))
+        return opened(which)
+
+    for module in (checkpoint, plain):
+        monkeypatch.setattr(module, "open_regular", refuse)
+    with pytest.raises(RunError, match=rf"cannot read {path}: Permission denied"):
+        write_metrics(Run.open(run), 2, TinyData(), {"scores": {}})
+    if name != "metrics.json":
+        with pytest.raises(RunError, match=rf"cannot read {path}: Permission denied"):
+            trained(run, replace(RECIPE, steps=3))
+    assert content(run) == before
+
+
+def test_a_loss_that_is_not_finite_names_what_was_saved(tmp_path):
+    wild = replace(RECIPE, lr=1.0, steps=50, objective=BetaVAE(beta=1e9))
+    with pytest.raises(RunError, match="nothing had been saved yet: try a lower --lr"):
+        trained(tmp_path / "run", wild)
 
 
 def test_a_foreign_directory_is_left_alone(tmp_path):

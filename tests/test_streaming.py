@@ -188,7 +188,7 @@ def test_two_batches_of_one_class_are_not_yet_enough():
     metric.update(mu[:1], classes[:1], logvar[:1])
     with pytest.warns(UserWarning, match="not yet"):
         found = metric.compute()
-    assert all(math.isnan(found[name]["score"]) for name in METRICS)
+    assert all("reason" in found[name] for name in METRICS)
     metric.update(mu[1:5], classes[1:5], logvar[1:5])
     found = metric.compute()
     assert (
@@ -471,3 +471,56 @@ def test_a_fit_of_lightning(sanity, tmp_path):
     for found in seen[-2:]:
         assert found == at_once(["mig", "factor-vae"], mu, logvar)
     assert math.isnan(seen[0]["factor-vae"]["score"]) == bool(sanity)
+
+
+def test_a_collapsed_encoder_whose_sampler_repeats_images():
+    """What is left of the spread is rounding, of bfloat16 too."""
+    classes = torch.cartesian_prod(torch.arange(4), torch.arange(5))
+    for mean, noise in ((0.3, 3e-8), (3.0, 4e-3)):
+        codes = torch.full((20, 3), mean)
+        metrics = StreamedMetrics(["factor-vae"], (4, 5), options={"factor-vae": OPTIONS["factor-vae"]})
+        metrics.update(codes, classes)
+        metrics.update(codes[:4] + noise, classes[:4])
+        assert "reason" not in metrics.compute()["factor-vae"]
+
+
+def test_a_metric_that_cannot_be_does_not_cost_the_others():
+    codes = torch.cartesian_prod(torch.arange(4), torch.arange(5))
+    metrics = StreamedMetrics(["mig", "beta-vae"], (4, 5), options={"mig": {"points": None}})
+    metrics.update(codes.float(), codes)
+    metrics.update(-codes.float(), codes)
+    with pytest.warns(
+        UserWarning, match="beta-vae, not computed: beta-vae needs one code of each combination"
+    ):
+        results = metrics.compute()
+    assert results["mig"]["score"] > 0.1
+    assert math.isnan(results["beta-vae"]["score"])
+    assert "came with several that differ" in results["beta-vae"]["reason"]
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_what_is_not_yet_has_every_number_of_the_metric(name):
+    """So that a loop may log any of them in Lightning's sanity check."""
+    sizes = (4, 5)
+    classes = torch.cartesian_prod(*map(torch.arange, sizes))
+    whole = StreamedMetrics([name], sizes, options={name: OPTIONS.get(name, {})})
+    early = StreamedMetrics([name], sizes, options={name: OPTIONS.get(name, {})})
+    codes = classes.float() + 0.1 * torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    for metrics, rows in ((whole, slice(None)), (early, slice(1))):
+        metrics.update(codes[rows], classes[rows], torch.zeros_like(codes[rows]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found, missing = whole.compute()[name], early.compute()[name]
+    assert "reason" in missing
+    assert {k for k, v in found.items() if isinstance(v, float)} <= missing.keys()
+    assert all(math.isnan(v) for k, v in missing.items() if k != "reason")
+
+
+def test_a_factor_of_one_class_is_refused_before_any_code():
+    for name in ("mig", "sap", "dci", "explicitness", "mig-chen", "factor-vae"):
+        with pytest.raises(ValueError, match="factor factor0 has one class: leave it out"):
+            StreamedMetrics([name], (1, 5))
+
+
+def test_sizes_may_be_an_array():
+    assert StreamedMetrics(["mig"], torch.tensor([2, 3])).factor_sizes == (2, 3)

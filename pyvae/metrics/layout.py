@@ -120,13 +120,14 @@ class Layout:
 
     def require_varied(self, rows: Tensor, kept: list[int]) -> None:
         """Raise ValueError unless every kept factor takes two classes at least in these rows, where that is known."""
+        self.require_sizes(kept)
         if not self.knows_classes:
             return
         classes = self.classes(rows)[:, kept]
         for f, constant in zip(kept, (classes == classes[:1]).all(0).tolist(), strict=True):
             if constant:
-                name, kind = self.factor_names[f], TooFewCodes if self.factor_sizes[f] > 1 else ValueError
-                raise kind(
+                name = self.factor_names[f]
+                raise TooFewCodes(
                     f"factor {name} has one class among the points: leave it out with without={name!r}"
                 )
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 from torch import Tensor
@@ -182,6 +182,12 @@ def fitted(name: str, options: Mapping[str, Any], rows: int) -> dict[str, Any]:
         fits["train"] = max(rows * values["train"] // (values["train"] + values["test"]), 2)
         fits["test"] = max(rows - fits["train"], 2)
     return fits
+
+
+def numbers(name: str) -> list[str]:
+    """Which fields of a metric's result are single numbers."""
+    kinds = get_type_hints(get_type_hints(METRICS[name])["return"])
+    return [field for field, kind in kinds.items() if kind is float or float in get_args(kind)]
 
 
 def check_names(names: Iterable[str], options: Options | None) -> tuple[list[str], Options]:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from pyvae.checks import check_float
 from pyvae.metrics.layout import Outline, TooFewCodes, check_factors
-from pyvae.metrics.registry import OF_GRID, check, check_names, evaluate, fitted, reads_variances
+from pyvae.metrics.registry import OF_GRID, check, check_names, evaluate, fitted, numbers, reads_variances
 from pyvae.metrics.table import CodeTable, check_classes, check_codes
 
 _SAME = 1e-2
 """Codes of one image, encoded in other batches, differ by rounding: far less than this share of their spread."""
+_MANY = 100_000
 _ROUNDING = 2.0**-8
 """Of bfloat16, relative to the code: all that is left of the spread where an encoder has collapsed."""
 
@@ -76,9 +77,9 @@ class StreamedMetrics:
         known, given = check_names(names, options)
         self.names = tuple(known)
         self._options = {name: dict(given.get(name, {})) for name in self.names}
-        if not factor_sizes:
+        if not len(factor_sizes):  # an array has no truth value
             raise ValueError("factor_sizes: give the number of classes of each factor")
-        self.factor_sizes = tuple(factor_sizes)
+        self.factor_sizes = tuple(size.item() if hasattr(size, "item") else size for size in factor_sizes)
         self.factor_names = tuple(factor_names or (f"factor{f}" for f in range(len(self.factor_sizes))))
         check_factors(self.factor_names, self.factor_sizes)
         self._seed = seed
@@ -137,7 +138,7 @@ class StreamedMetrics:
         Of fewer codes than a metric draws points, all are taken; of fewer than it trains and tests on, the same shares.
         A metric that needs codes which have not come yet, as in the two batches of Lightning's sanity check, or that
         cannot be computed of these, as one that intervenes on factors where a combination of classes has several
-        codes, has the score NaN and a "reason". A warning says either, once for each metric.
+        codes, has NaN for each of its numbers and a "reason". A warning says either, once for each metric.
 
         Raises:
             ValueError: no batch yet, one of ``rows`` with two combinations of classes; none of the metrics can be
@@ -157,11 +158,12 @@ class StreamedMetrics:
 
     def _check(self, latents: int) -> None:
         """Raise what no further codes would mend."""
-        # of few rows that are no grid; what that is not enough for is said when results are asked for
-        layout = Outline(4, latents, self.factor_names, self.factor_sizes, full=False)
-        for name in self.names:
-            with contextlib.suppress(TooFewCodes):
-                check(name, layout, self._seed, self._options[name])
+        # of rows that are no grid, few and many; what they are not enough for is said when results are asked for
+        for rows in (4, _MANY):
+            layout = Outline(rows, latents, self.factor_names, self.factor_sizes, full=False)
+            for name in self.names:
+                with contextlib.suppress(TooFewCodes):
+                    check(name, layout, self._seed, self._options[name])
 
     def _table(self, batches: list[_Batch]) -> CodeTable:
         mu = torch.cat([batch.mu for batch in batches])
@@ -188,11 +190,11 @@ class StreamedMetrics:
             found: dict[str, Any] = evaluate(table, [name], seed=self._seed, options={name: options})[name]
         except TooFewCodes as error:
             self._warn(name, f"not yet: {error}")
-            return {"score": math.nan, "reason": str(error)}
+            return {**dict.fromkeys(numbers(name), math.nan), "reason": str(error)}
         except ValueError as error:
             failed[name] = error
             self._warn(name, f"not computed: {error}")
-            return {"score": math.nan, "reason": str(error)}
+            return {**dict.fromkeys(numbers(name), math.nan), "reason": str(error)}
         if options != self._options[name]:
             self._warn(name, f"of {len(table)} codes, fewer than it takes: its points are fewer too")
         return found

@@ -10,7 +10,7 @@ from pyvae import reference
 from pyvae.backend import take
 from pyvae.checks import check_device, check_latents
 from pyvae.reference import PosteriorEntropy
-from pyvae.transforms import refuse
+from pyvae.transforms import refuse, refuse_gradients
 
 _PAIRS_AT_ONCE = 1 << 23
 _LARGE, _WIDE = 1e15, 40.0
@@ -51,6 +51,7 @@ def posterior_entropy(
     (1.4189, [[1, 2], [1, 2]])
     """
     refuse("posterior_entropy", mu, logvar)
+    refuse_gradients("posterior_entropy", mu, logvar)
     reference.check_posteriors(mu, logvar, factor_sizes, nodes, tol)
     if take("posterior_entropy", mu) == "reference":
         return reference.refined_entropy(reference.posterior_density, mu, logvar, factor_sizes, nodes, tol)

@@ -108,6 +108,7 @@ class Trial:
 
     def __init__(self, op, dtype):
         self.case, self.dtype = OPS[op], dtype
+        self.differentiable = op not in METRICS
         self.inputs, self.others = self.case.make(BATCH, dtype)
         self.tolerance = (
             {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
@@ -120,9 +121,9 @@ class Trial:
         return tuple(tree_flatten(self.case.call(pyvae, *args))[0])
 
     def exact(self, batch=BATCH):
-        """Outputs of the reference in float64, of inputs that want gradients, and those."""
+        """Outputs of the reference in float64, of inputs that want gradients if it has any, and those."""
         made, others = self.case.make(batch, self.dtype)
-        inputs = [x.double().requires_grad_() for x in made]
+        inputs = [x.double().requires_grad_(self.differentiable) for x in made]
         return tree_flatten(self.case.call(reference, *inputs, *others))[0], inputs
 
     def close(self, found, expected, what=""):

@@ -68,9 +68,10 @@ def refuse(op: str, *tensors: Tensor) -> None:
     if compiled():  # there the graph breaks
         return
     around = transform()
-    if any(hasattr(x, "fake_mode") for x in tensors):
+    given = [x for x in tensors if isinstance(x, Tensor)]  # what is none is told by the checks
+    if any(hasattr(x, "fake_mode") for x in given):
         around = "fake tensors"
-    if any(x.is_meta for x in tensors):
+    if any(x.is_meta for x in given):
         around = "meta tensors"
     if around is not None:
         raise RuntimeError(f"{op}: it reads values and has no derivative: call it outside of {around}")
@@ -78,7 +79,7 @@ def refuse(op: str, *tensors: Tensor) -> None:
 
 def refuse_gradients(op: str, *tensors: Tensor) -> None:
     """Raise where an op without a derivative would take part in a loss as if it were a constant."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in tensors):
         raise RuntimeError(
             f"{op}: it has no derivative: give it x.detach(), or call it under torch.no_grad()"
         )

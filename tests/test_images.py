@@ -904,7 +904,7 @@ class TestRuns:
     def test_scores_that_need_factors_say_so(self, tmp_path):
         data = open_images(write_folder(tmp_path / "f"))
         run = trained(tmp_path / "run", data, data="photographs")
-        with pytest.raises(PyvaeError, match="the factors of photographs are not known, which mig, irs need"):
+        with pytest.raises(PyvaeError, match="mig, irs: the factors of photographs are not known"):
             score(run, data, ["mig", "irs"], device=torch.device("cpu"))
         scores = score(run, data, ["unsupervised"], device=torch.device("cpu"))
         with pytest.raises(PyvaeError, match="irs: the factors of photographs are not known"):

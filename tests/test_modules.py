@@ -137,8 +137,11 @@ class TestReparameterizeKL:
                 sample(wrong)
         with pytest.raises(ValueError, match=r"event_dims=3 leaves no batch dimension in shape \[4, 3, 3\]"):
             ReparameterizeKL(event_dims=3)(torch.zeros(4, 3, 3))
-        with pytest.raises(ValueError, match="event_dims: expected at least 1, the latents, got 0"):
-            ReparameterizeKL(event_dims=0)
+        for wrong in (0, 2.0, "3", True):
+            with pytest.raises(
+                ValueError, match=r"event_dims: expected an integer of at least 1, the latents, got"
+            ):
+                ReparameterizeKL(event_dims=wrong)
 
     @pytest.mark.parametrize("shape", [(3, 2, 4, 5), (4, 2)])
     def test_what_is_transposed_is_refused(self, shape):

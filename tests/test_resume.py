@@ -215,6 +215,8 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     run = Run.create_or_resume(tmp_path / "run", replace(RECIPE, steps=1))
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
+    run.path.mkdir()
+    run.write_recipe()
     for directory in (run.path, run.checkpoints, run.snapshots, run.figures):
         directory.mkdir(exist_ok=True)
         with replacing(directory / "new") as temporary:

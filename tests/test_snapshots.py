@@ -71,7 +71,7 @@ def test_the_recipe_survives_its_file(run):
 
 
 def test_pictures_say_their_step_and_capacity(run):
-    drawn = snapshots.draw(run, TinyData(), span=1.5)
+    drawn = snapshots.draw(run, TinyData(), run.trace(), span=1.5)
     assert [path.name for path, _ in drawn] == ["snapshot-2.png", "snapshot-5.png"]
     # C before the last step: 10 nats in 10 steps, counted from 0
     assert "After step 2, C = 1.0 nats: from image 100, each row from -1.5 to 1.5" in drawn[0][1]
@@ -86,4 +86,4 @@ def test_rows_bear_the_names_of_the_factors(run, tmp_path):
     assert traversal.names_of(net, TinyData()) == ["size", "row", "column"]
     other = make_run(tmp_path / "run", code="encoder", keep_at=(), steps=1)
     assert traversal.names_of(other.load_net()[0], TinyData()) == ["z0", "z1", "z2"]
-    assert snapshots.draw(other, TinyData(), span=1.0) == []
+    assert snapshots.draw(other, TinyData(), None, span=1.0) == []

@@ -11,11 +11,14 @@ DEVICE_CODE = ("kernels/*.py", "csrc/**/*")
 OPS = (
     *DEVICE_CODE,
     *("pyvae/ops/*.py", "setup.py"),
-    *_files("pyvae", "reference random backend native checks functional"),
+    *_files("pyvae", "reference random backend native checks functional panels transforms"),
 )
 STEP = (
     *OPS,
-    *_files("pyvae", "bias_activation product layers nets adversarial_nets constants control schedules"),
+    *_files(
+        "pyvae",
+        "bias_activation product layers nets adversarial_nets constants control schedules bounds files",
+    ),
     *("pyvae/engine/*.py", "pyvae/objectives/*.py", "pyvae/data/*.py"),
 )
 SMALL_DATA = ("tests/tiny.py", "benchmarks/gpu_stages/tiny_data.py")

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 INTERRUPTED = 130
+_DESCRIPTION = (
+    "Variational autoencoders: train, evaluate and reproduce. `pyvae --version` says which pyvae this is."
+)
 _MOST_SEEDS = 1000
 QUICK_METRICS = ("mig", "factor-vae", "beta-vae", "sap", "modularity", "explicitness", "irs")
 
@@ -213,7 +216,7 @@ class Evaluate:
             _say_scores({MARGINAL_LIKELIHOOD: likelihood})
             keep(steps, {"marginal_likelihood": likelihood})
         if unwritten:
-            raise unwritten[0]
+            raise RunError(f"{unwritten[0]}; the numbers above are right, and not kept")
         # what nobody named need not be there
         if named := [name for name in missing if name in self.metrics and self.metrics != QUICK_METRICS]:
             raise PyvaeError(f"{', '.join(named)} could not be computed; the others could")
@@ -361,7 +364,7 @@ def parse(arguments: Sequence[str]) -> Callable[[], int]:
     config = (tyro.conf.AvoidSubcommands, tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
     # what a recipe refuses is one line of main's, not a box of tyro's
     with parsing():
-        command = tyro.cli(_commands(), prog="pyvae", args=arguments, config=config)
+        command = tyro.cli(_commands(), prog="pyvae", description=_DESCRIPTION, args=arguments, config=config)
     return getattr(command, "command", command)
 
 

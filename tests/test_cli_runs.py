@@ -129,6 +129,7 @@ def test_what_was_computed_is_shown_before_it_is_written(here, call, monkeypatch
     status, out = call("evaluate", "run", *UNSUPERVISED)
     assert out.startswith("unsupervised gaussian_")
     assert status.startswith("pyvae: error: cannot write run/metrics.json: Read-only file system")
+    assert status.endswith("; the numbers above are right, and not kept")
     monkeypatch.setattr(evaluation, "compute_likelihood", lambda *_, **__: (2, {"log_p": -1.5}))
     monkeypatch.setattr(evaluation, "check_likelihood", lambda *_, **__: None)
     status, out = call("evaluate", "run", "--metrics", "marginal-likelihood")

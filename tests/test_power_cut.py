@@ -187,8 +187,9 @@ def test_after_every_cut_trace_and_events_are_not_behind_the_newest_checkpoint(r
 
 def test_what_a_cut_leaves_is_gone_on_with(recorded, tmp_path, caplog):
     # those with a checkpoint, and few, as each takes its time
-    chosen = [state for promised, state in states(recorded) if promised][::12]
-    assert len(chosen) > 5
+    possible = [state for promised, state in states(recorded) if promised]
+    assert len(possible) > 40  # how many differ, the threads decide
+    chosen = possible[:: len(possible) // 8]
     whole = checkpoint.load_newest(recorded.root / "run/checkpoints")
     for number, state in enumerate(chosen):
         path = put(state, tmp_path / str(number))

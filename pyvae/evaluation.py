@@ -216,32 +216,18 @@ def _options(dataset: Dataset, names: Sequence[str], without: Sequence[str]) -> 
     return options
 
 
-def score_likelihood(
-    run: Run,
-    dataset: Dataset,
-    *,
-    device: torch.device,
-    samples: int = 5000,
-    images: int = 1000,
-    held_out: Dataset | None = None,
-    seed: int = 0,
-    progress: bool = True,
-) -> dict[str, Any]:
+def score_likelihood(run: Run, dataset: Dataset, **options: Any) -> dict[str, Any]:
     """What :func:`compute_likelihood` finds, also written to ``metrics.json`` under "marginal_likelihood".
+
+    Args:
+        run: with a checkpoint, of Bernoulli pixels.
+        dataset: that of its recipe.
+        options: keyword arguments of :func:`compute_likelihood`, ``device`` among them.
 
     Raises:
         PyvaeError: as :func:`compute_likelihood`; a file that cannot be written.
     """
-    steps, result = compute_likelihood(
-        run,
-        dataset,
-        device=device,
-        samples=samples,
-        images=images,
-        held_out=held_out,
-        seed=seed,
-        progress=progress,
-    )
+    steps, result = compute_likelihood(run, dataset, **options)
     write_metrics(run, steps, dataset, {"marginal_likelihood": result})
     return result
 

@@ -106,15 +106,18 @@ def remove_leftovers(directory: Path) -> int:
 
 
 def _is_dead(pid: int, host: str, written: float) -> bool:
-    if host != _host():
-        return time.time() - written > _DAY
+    return not lives(pid) if host == _host() else time.time() - written > _DAY
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return True
-    except OSError:
+        return False
+    except OSError:  # somebody else's
         pass
-    return False
+    return True
 
 
 def _host() -> str:

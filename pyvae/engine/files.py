@@ -9,7 +9,7 @@ from io import FileIO
 from pathlib import Path
 
 from pyvae.errors import RunError
-from pyvae.files import NotRegularError, kind_of, remove_leftovers, replacing, sync_directory
+from pyvae.files import NotRegularError, kind_of, lives, remove_leftovers, replacing, sync_directory
 
 # as earlier versions named what they were writing
 _EARLIER_TEMPORARY = re.compile(r"\..+\.(?P<pid>\d{1,9})\.tmp|\.trace\.csv\.tmp")
@@ -117,21 +117,9 @@ def clear_leftovers(directory: Path) -> None:
     with contextlib.suppress(OSError):
         for path in list(directory.iterdir()):
             match = _EARLIER_TEMPORARY.fullmatch(path.name)
-            if match and path.is_file() and not _lives(match["pid"]):
+            if match and path.is_file() and not (match["pid"] and lives(int(match["pid"]))):
                 with contextlib.suppress(OSError):
                     path.unlink()
-
-
-def _lives(pid: str | None) -> bool:
-    if pid is None:
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
 
 
 def cause_of(error: OSError) -> str:

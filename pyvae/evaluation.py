@@ -102,13 +102,18 @@ def score(
         for each metric the fields of its result.
 
     Raises:
-        PyvaeError: as :func:`compute_scores`; a metric that cannot be computed, after the others were written; a file
-            that cannot be written.
+        PyvaeError: as :func:`check_scores` and :func:`compute_scores`; a metric that cannot be computed, after the
+            others were written; a file that cannot be written.
     """
-    scores = compute_scores(run, dataset, names, device=device, without=without, seed=seed)
+    names = list(dict.fromkeys(names))
+    missing = check_scores(run, dataset, names, without=without, seed=seed)
+    possible = [name for name in names if name not in missing]
+    if not possible:
+        raise PyvaeError(none_of(missing))
+    scores = compute_scores(run, dataset, possible, device=device, without=without, seed=seed)
     write_metrics(run, scores.steps, dataset, {"scores": scores.found})
-    if scores.missing:
-        raise PyvaeError(none_of(scores.missing))
+    if missing := missing | scores.missing:
+        raise PyvaeError(none_of(missing))
     return scores.found
 
 
@@ -123,26 +128,19 @@ def compute_scores(
 ) -> Scores:
     """Encode the whole data set once with the run's newest weights, and compute metrics from the codes.
 
-    Codes of InfoGAN are those of its information head; see :class:`pyvae.adversarial_nets.CodePosterior`. What can be
-    told without the codes is told before they are made.
+    Codes of InfoGAN are those of its information head; see :class:`pyvae.adversarial_nets.CodePosterior`.
 
     Args:
         run: with a checkpoint.
         dataset: that of its recipe; without known factors, "unsupervised" alone can be computed.
-        names: keys of :data:`pyvae.metrics.METRICS`.
+        names: those of :data:`pyvae.metrics.METRICS` that :func:`check_scores`, to be asked first, has nothing against.
         device: where the encoder runs.
         without: factors to leave out, "shape" for the four-factor MIG of Chen et al. 2018.
         seed: of what the metrics draw.
 
     Raises:
-        PyvaeError: unknown metric or factor, no checkpoint, images of another shape than it was trained on, or none
-            of the metrics can be computed.
+        PyvaeError: no checkpoint, or images of another shape than it was trained on.
     """
-    names = list(dict.fromkeys(names))
-    missing = check_scores(run, dataset, names, without=without, seed=seed)
-    names = [name for name in names if name not in missing]
-    if not names:
-        raise PyvaeError(none_of(missing))
     net: Autoencoder | AdversarialPair
     newest = run.newest_for(dataset)
     net, steps = run.pair_of(newest) if run.adversarial else run.net_of(newest), newest.step
@@ -151,7 +149,7 @@ def compute_scores(
     images = ImageSource(dataset, device).images
     table = encode(net.to(device), dataset, device=device, images=images)
     found, failed = evaluate_possible(table, names, seed=seed, options=_options(dataset, names, without))
-    return Scores(steps, found, {**missing, **failed})
+    return Scores(steps, found, failed)
 
 
 def check_scores(

@@ -40,11 +40,16 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """
     # without O_NONBLOCK a pipe is waited for until somebody writes
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    require_regular(descriptor, path)
+    return os.fdopen(descriptor, "rb")
+
+
+def require_regular(descriptor: int, path: str | os.PathLike[str]) -> None:
+    """Close a descriptor and raise NotRegularError, unless a regular file is open there."""
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         raise NotRegularError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", os.fspath(path))
-    return os.fdopen(descriptor, "rb")
 
 
 def kind_of(mode: int) -> str:

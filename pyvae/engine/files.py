@@ -1,15 +1,13 @@
 """Files of a run."""
 
 import contextlib
-import errno
 import os
 import re
-import stat
 from io import FileIO
 from pathlib import Path
 
 from pyvae.errors import RunError
-from pyvae.files import NotRegularError, kind_of, lives, remove_leftovers, replacing, sync_directory
+from pyvae.files import lives, remove_leftovers, replacing, require_regular, sync_directory
 
 # as earlier versions named what they were writing
 _EARLIER_TEMPORARY = re.compile(r"\..+\.(?P<pid>\d{1,9})\.tmp|\.trace\.csv\.tmp")
@@ -86,10 +84,7 @@ def open_lock(path: Path) -> FileIO:
         OSError: as the system does; also, at once, for a named pipe or another thing that is no regular file.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise NotRegularError(errno.EINVAL, f"{kind_of(mode)}, not a regular file", os.fspath(path))
+    require_regular(descriptor, path)
     return FileIO(descriptor, "r+")
 
 

@@ -86,7 +86,7 @@ class Run:
                 raise RunError(f"--out {path} is a file: name a directory")
             foreign = [entry.name for entry in path.iterdir() if not _is_of_run(entry.name)]
         except OSError as error:
-            raise RunError(f"cannot read --out {path}: {error.strerror}") from error
+            raise RunError(f"cannot read --out {path}: {cause_of(error)}") from error
         if os.path.lexists(path / "recipe.json"):
             # another program's is refused, and what was trained binds
             existing = Run.open(path).recipe

@@ -5,12 +5,15 @@ import triton.language as tl
 
 
 @triton.jit
-def controller_kernel(
-    kl_ptr,  # [] float32
-    step_ptr,  # [] int64
-    state,  # tuple of 5 [] float64, as pyvae.control.Control
-    settings_ptr,  # [11] float64, as pyvae.engine.controller.SETTINGS
-    out_ptr,  # [5] float64
+def moved(
+    kl,  # float64
+    step,  # int64
+    integral,  # these are float64, as pyvae.control.Control
+    last_output,
+    last_beta,
+    reference,
+    capacity,
+    settings_ptr,  # [11] float64, as pyvae.engine.controller.settings
     SCHEDULE: tl.constexpr,
     LINEAR: tl.constexpr,
     ANTI_WINDUP: tl.constexpr,
@@ -19,6 +22,7 @@ def controller_kernel(
     TIE_HOLDS: tl.constexpr,
     SMOOTHED: tl.constexpr,
 ):
+    """The state after a step with this KL."""
     kp = tl.load(settings_ptr)
     ki = tl.load(settings_ptr + 1)
     beta_min = tl.load(settings_ptr + 2)
@@ -30,13 +34,6 @@ def controller_kernel(
     period = tl.load(settings_ptr + 8)
     window = tl.load(settings_ptr + 9)
     smoothing = tl.load(settings_ptr + 10)
-
-    integral = tl.load(state[0])
-    last_output = tl.load(state[1])
-    last_beta = tl.load(state[2])
-    reference = tl.load(state[3])
-    capacity = tl.load(state[4])
-    step = tl.load(step_ptr)
     at = step.to(tl.float64)
 
     if SCHEDULE == "stepwise":
@@ -44,7 +41,7 @@ def controller_kernel(
         capacity = tl.minimum(raised * increment + start, stop)
     if SCHEDULE == "linear":
         capacity = start + (stop - start) * tl.minimum(at / steps, 1.0)
-    error = capacity - tl.load(kl_ptr).to(tl.float64)
+    error = capacity - kl
     proportional = error * -kp if LINEAR else 1.0 / (tl.exp(error) + 1.0) * kp
     watched = last_beta if ANTI_WINDUP == "paper" else last_output
     frozen = watched < beta_min
@@ -70,7 +67,29 @@ def controller_kernel(
         left = (steps + window - 1.0 - at) / window
         raised = tl.where(left <= 1.0, stop, capacity + (stop - capacity) / tl.maximum(left, 1.0))
         capacity = tl.where((holds | between) & (at < steps), capacity, raised)
+    return integral, output, beta, reference, capacity
 
+
+@triton.jit
+def controller_kernel(
+    kl_ptr,  # [] float32
+    step_ptr,  # [] int64
+    state,  # tuple of 5 [] float64, as pyvae.control.Control
+    settings_ptr,  # [11] float64, as pyvae.engine.controller.settings
+    out_ptr,  # [5] float64
+    SCHEDULE: tl.constexpr,
+    LINEAR: tl.constexpr,
+    ANTI_WINDUP: tl.constexpr,
+    LIMITED_ABOVE: tl.constexpr,
+    COMPARE_LIMITED: tl.constexpr,
+    TIE_HOLDS: tl.constexpr,
+    SMOOTHED: tl.constexpr,
+):
+    integral, output, beta, reference, capacity = moved(
+        tl.load(kl_ptr).to(tl.float64), tl.load(step_ptr), tl.load(state[0]), tl.load(state[1]),
+        tl.load(state[2]), tl.load(state[3]), tl.load(state[4]), settings_ptr,
+        SCHEDULE, LINEAR, ANTI_WINDUP, LIMITED_ABOVE, COMPARE_LIMITED, TIE_HOLDS, SMOOTHED,
+    )  # fmt: skip
     tl.store(out_ptr, integral)
     tl.store(out_ptr + 1, output)
     tl.store(out_ptr + 2, beta)

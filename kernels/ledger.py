@@ -9,7 +9,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _not_finite(x):
+def infinite_or_nan(x):
     return (x != x) | (tl.abs(x) == float("inf"))
 
 
@@ -37,9 +37,9 @@ def ledger_kernel(
     held = at < latents
     kl = tl.load(kl_ptr + at, mask=held, other=0.0).to(tl.float64)
     bad_before = tl.load(bad_step_ptr)
-    bad = (bad_before >= 0) | (tl.max(_not_finite(kl).to(tl.int32), 0) > 0)
+    bad = (bad_before >= 0) | (tl.max(infinite_or_nan(kl).to(tl.int32), 0) > 0)
     for i in tl.static_range(VALUES):
-        bad = bad | _not_finite(tl.load(values[i]).to(tl.float64))
+        bad = bad | infinite_or_nan(tl.load(values[i]).to(tl.float64))
     tl.store(found_inf_ptr, bad.to(tl.float32))
     if SETTLE:
         step = tl.load(key_ptr + 1)

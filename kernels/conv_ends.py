@@ -86,13 +86,12 @@ def patch(batch_ptr, n, Y, X, channel, like, CHANNELS: tl.constexpr, BITS: tl.co
         word = tl.load(batch_ptr + (n * 32 + Y) * 32 + X).to(tl.int32)
         # a choice between two constants takes the fewest instructions; 0 and 1 are exact
         return tl.where(((word[:, None] >> k[None, :]) & 1) != 0, 1.0, 0.0).to(like.dtype.element_ty)
-    else:
-        y = (2 * Y - 1)[:, None] + (k // 4)[None, :]
-        x = (2 * X - 1)[:, None] + (k % 4)[None, :]
-        inside = (y >= 0) & (y < 64) & (x >= 0) & (x < 64)
-        at = ((n * CHANNELS + channel)[:, None] * 64 + y) * 64 + x
-        # up to 255 exact in 16 bits, too
-        return tl.load(batch_ptr + at, mask=inside, other=0).to(tl.float32).to(like.dtype.element_ty)
+    y = (2 * Y - 1)[:, None] + (k // 4)[None, :]
+    x = (2 * X - 1)[:, None] + (k % 4)[None, :]
+    inside = (y >= 0) & (y < 64) & (x >= 0) & (x < 64)
+    at = ((n * CHANNELS + channel)[:, None] * 64 + y) * 64 + x
+    # up to 255 exact in 16 bits, too
+    return tl.load(batch_ptr + at, mask=inside, other=0).to(tl.float32).to(like.dtype.element_ty)
 
 
 @triton.jit

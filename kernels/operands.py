@@ -28,8 +28,7 @@ def multiply(a, b, acc, TF32: tl.constexpr):
     """acc + a b."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-    else:
-        return tl.dot(a, b, acc, input_precision="tf32" if TF32 else "ieee")
+    return tl.dot(a, b, acc, input_precision="tf32" if TF32 else "ieee")
 
 
 @triton.jit
@@ -39,13 +38,11 @@ def rounded(x, like, TF32: tl.constexpr):
         if TF32:  # to nearest, ties away from zero
             bits = x.to(tl.int32, bitcast=True)
             return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
-        else:
-            return x
-    elif INTERPRETED and like.dtype.element_ty == tl.bfloat16:
+        return x
+    if INTERPRETED and like.dtype.element_ty == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    else:
-        return x.to(like.dtype.element_ty)
+    return x.to(like.dtype.element_ty)
 
 
 @triton.jit
@@ -53,14 +50,13 @@ def relu_rounded(x, like, TF32: tl.constexpr):
     """max(x, 0) as an operand; one instruction for two values where operands have 16 bits. NaN stays NaN."""
     if INTERPRETED or like.dtype.element_ty == tl.float32:
         return rounded(tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL), like, TF32)
-    elif like.dtype.element_ty == tl.bfloat16:
+    if like.dtype.element_ty == tl.bfloat16:
         return tl.inline_asm_elementwise(
             "cvt.rn.relu.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2
         )
-    else:
-        return tl.inline_asm_elementwise(
-            "cvt.rn.relu.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.float16, is_pure=True, pack=2
-        )
+    return tl.inline_asm_elementwise(
+        "cvt.rn.relu.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.float16, is_pure=True, pack=2
+    )
 
 
 @triton.jit

@@ -117,7 +117,9 @@ class Layout:
             if dense.maps == "inputs":
                 return at.view(SIDE, SIDE, channels, outputs).permute(3, 2, 0, 1).reshape(dense.shape)
             maps = at.view(inputs, SIDE, SIDE, channels)
-            return (maps.permute(0, 3, 1, 2) if dense.shared else maps.permute(3, 1, 2, 0)).reshape(dense.shape)
+            return (maps.permute(0, 3, 1, 2) if dense.shared else maps.permute(3, 1, 2, 0)).reshape(
+                dense.shape
+            )
 
         def bias(at: Tensor) -> Tensor:
             return at if at.numel() != outputs or dense.maps != "outputs" else _channels_first(at, channels)

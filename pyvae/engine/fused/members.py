@@ -75,9 +75,7 @@ class Members:
         self.buffers["settings"].copy_(settings_of([m.objective for m in members]))
         self.buffers["control"].copy_(initial_control([m.objective for m in members]))
         self.buffers["kl_weight"].copy_(torch.tensor([[initial_weight(m.objective)] for m in members]))
-        rates = [
-            [m.lr, *(1 - b for b in _BETAS), _EPSILON, *(log(b) for b in _BETAS), 0, 0] for m in members
-        ]
+        rates = [[m.lr, *(1 - b for b in _BETAS), _EPSILON, *(log(b) for b in _BETAS), 0, 0] for m in members]
         self.buffers["hyper"].copy_(torch.tensor(rates, dtype=torch.float64))
         self.ledgers = [self._ledger(m, fields, rows, log_every) for m in members]
         self._stack()
@@ -192,7 +190,12 @@ class Members:
                 options["enable_fp_fusion"] = False
             if dict(launch.constants)["PDL"]:
                 options["launch_pdl"] = True
-            known = (kernel[(launch.programs, len(self.members))], arguments, dict(launch.constants) | options, launch)
+            known = (
+                kernel[(launch.programs, len(self.members))],
+                arguments,
+                dict(launch.constants) | options,
+                launch,
+            )
             self._launches[id(launch)] = known
         run, arguments, named, _ = known
         run(*arguments, **named)

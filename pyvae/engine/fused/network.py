@@ -125,7 +125,9 @@ def _pair(prefix: str, name: str, layer: nn.Conv2d | nn.ConvTranspose2d, *, side
     taps = layer.kernel_size[0]
     known = taps in (2, 4) and layer.kernel_size == (taps, taps) and layer.padding == (taps // 2 - 1,) * 2
     if not known or not {big, small} <= {32, 64}:
-        raise UnknownNetworkError(f"{prefix}.{name} is not of 32 or 64 channels with a kernel of 4 x 4 or 2 x 2")
+        raise UnknownNetworkError(
+            f"{prefix}.{name} is not of 32 or 64 channels with a kernel of 4 x 4 or 2 x 2"
+        )
     return Pair(f"{prefix}.{name}", side, big, small, taps)
 
 
@@ -134,7 +136,9 @@ def _dense(prefix: str, name: str, layer: nn.Module) -> Dense:
         return Dense(f"{prefix}.{name}", layer.in_features, layer.out_features, tuple(layer.weight.shape))
     assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
     if layer.kernel_size != (SIDE, SIDE) or layer.stride != (1, 1) or layer.padding != (0, 0):
-        raise UnknownNetworkError(f"{prefix}.{name} has a stride of 1 and does not cover maps of {SIDE} x {SIDE}")
+        raise UnknownNetworkError(
+            f"{prefix}.{name} has a stride of 1 and does not cover maps of {SIDE} x {SIDE}"
+        )
     pixels, shape = SIDE * SIDE, tuple(layer.weight.shape)
     if isinstance(layer, nn.Conv2d):
         return Dense(f"{prefix}.{name}", pixels * layer.in_channels, layer.out_channels, shape)

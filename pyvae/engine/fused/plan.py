@@ -417,7 +417,9 @@ class Plan:
         for dense, below in zip(reversed(network.encode), reversed(inputs), strict=True):
             self._dense_gradient(dense.name, below, f"{dense.name}'", dense.inputs, dense.outputs)
             launches.append(self._dense(dense, f"{dense.name}'", below, gated=True))
-        for pair, below in list(zip(network.down, (network.first, *self._names(network.down)), strict=False))[::-1]:
+        for pair, below in list(zip(network.down, (network.first, *self._names(network.down)), strict=False))[
+            ::-1
+        ]:
             self._pair_gradient(pair, big=below, small=f"{pair.name}'")
             if below == network.first:
                 launches.append(self._up_first_conv(pair))
@@ -456,8 +458,14 @@ class Plan:
                 *_strides("activations", "weights", "master", "activations", "gradients"),
             ],
             {
-                **{"H": pair.side, "CB": pair.big, "CS": pair.small, "TAPS": pair.taps, "BM": tile},
-                **{"BK": min(128, pair.taps * pair.big), "GATED": gated, "FEATURES": features},
+                "H": pair.side,
+                "CB": pair.big,
+                "CS": pair.small,
+                "TAPS": pair.taps,
+                "BM": tile,
+                "BK": min(128, pair.taps * pair.big),
+                "GATED": gated,
+                "FEATURES": features,
             },
             stages=self._stages,
         )
@@ -479,7 +487,11 @@ class Plan:
                 *_strides("activations", "weights", "master", "activations", "gradients"),
             ],
             {
-                **{"H": pair.side, "CB": pair.big, "CS": pair.small, "TAPS": pair.taps, "BM": tile},
+                "H": pair.side,
+                "CB": pair.big,
+                "CS": pair.small,
+                "TAPS": pair.taps,
+                "BM": tile,
                 "GATED": gated,
             },
         )
@@ -505,9 +517,9 @@ class Plan:
         """``gated``: its data gradient, at the product whose ReLU is ``y``."""
         tiles = self.tiles
         inputs, outputs = (dense.outputs, dense.inputs) if gated else (dense.inputs, dense.outputs)
-        columns, k = min(tiles.dense_columns, outputs), min(tiles.dense_k, inputs)
-        blocks = -(-self.images // tiles.dense)
         period = outputs // SIDE**2 if dense.shared and not gated else outputs
+        columns, k = min(tiles.dense_columns, period), min(tiles.dense_k, inputs)
+        blocks = -(-self.images // tiles.dense)
         sums = Pointer("gradients")
         if gated:
             bias = self.layout.parameters[f"{y}.bias"].size
@@ -523,8 +535,14 @@ class Plan:
                 *_strides("activations", "weights", "master", "activations", "gradients"),
             ],
             {
-                **{"K": inputs, "N": outputs, "PERIOD": period, "BM": tiles.dense, "BN": min(columns, period)},
-                **{"BK": k, "TRANSPOSED": gated, "GATED": gated},
+                "K": inputs,
+                "N": outputs,
+                "PERIOD": period,
+                "BM": tiles.dense,
+                "BN": columns,
+                "BK": k,
+                "TRANSPOSED": gated,
+                "GATED": gated,
             },
             stages=self._stages,
         )
@@ -547,7 +565,8 @@ class Plan:
             ],
             {
                 **self._latent_constants(),
-                **{"STREAM": int(Stream.POSTERIOR if decodes else Stream.SECOND_POSTERIOR), "DECODES": decodes},
+                "STREAM": int(Stream.POSTERIOR if decodes else Stream.SECOND_POSTERIOR),
+                "DECODES": decodes,
             },
         )
 
@@ -567,14 +586,21 @@ class Plan:
                 *_strides("activations", "weights", "weights", "stats", "activations", "activations"),
                 *_strides("gradients", "gradients"),
             ],
-            {**self._latent_constants(), "STREAM": int(Stream.POSTERIOR), "EXTRA": self.weighting.kind == "seam"},
+            {
+                **self._latent_constants(),
+                "STREAM": int(Stream.POSTERIOR),
+                "EXTRA": self.weighting.kind == "seam",
+            },
         )
 
     def _latent_constants(self) -> dict[str, Any]:
         network, tiles = self.network, self.tiles
         return {
-            **{"BM": tiles.latents, "K": network.width_in, "N": network.width_out},
-            **{"P": padded(network.latents), "Z": z_width(network.latents)},
+            "BM": tiles.latents,
+            "K": network.width_in,
+            "N": network.width_out,
+            "P": padded(network.latents),
+            "Z": z_width(network.latents),
             "BK": min(tiles.latents_k, network.width_in, network.width_out),
             "BN": min(tiles.latents_columns, network.width_in, network.width_out),
         }
@@ -682,18 +708,26 @@ class Plan:
             len(self.blocks) + self._batch_width // tiles.batch,
             [
                 *(Pointer("gradients"), Pointer("blocks"), Pointer("master"), Pointer("exp_avg")),
-                *(Pointer("exp_avg_sq"), Pointer("weights"), Pointer("hyper"), Pointer("key"), Pointer("flags")),
+                *(
+                    Pointer("exp_avg_sq"),
+                    Pointer("weights"),
+                    Pointer("hyper"),
+                    Pointer("key"),
+                    Pointer("flags"),
+                ),
                 *(Pointer("squares"), Pointer("store"), Pointer("ahead"), Pointer("batch")),
                 *(len(self.blocks), 1 / self.images, self.images),
                 *_strides("gradients", "master", "ahead", "batch"),
             ],
             {
-                **{"WIDE": tiles.wide, "PARTS": tiles.parts, "COLUMNS": tiles.columns, "WINDOW": WINDOW},
+                "WIDE": tiles.wide,
+                "PARTS": tiles.parts,
+                "COLUMNS": tiles.columns,
+                "WINDOW": WINDOW,
                 **self._image_constants(),
                 "BLOCK": tiles.batch,
             },
         )
-
 
     # the weight of the KL and the end of the step
 
@@ -727,15 +761,24 @@ class Plan:
             1,
             [
                 *(Pointer("nll_parts"), Pointer("kl_parts"), Pointer("squares"), Pointer("kl_weight")),
-                *(Pointer("terms"), Pointer("flags"), Pointer("found_inf"), Pointer("bad_step"), Pointer("key")),
+                *(
+                    Pointer("terms"),
+                    Pointer("flags"),
+                    Pointer("found_inf"),
+                    Pointer("bad_step"),
+                    Pointer("key"),
+                ),
                 *(Pointer("row"), Pointer("bad_row"), Pointer("ring"), Pointer("control")),
                 *(Pointer("moved_control"), nll_parts, self._latent_blocks, len(self.blocks), self.images),
                 *(self.network.latents, Size("every"), Size("capacity")),
                 *_strides("nll_parts", "kl_parts", "squares"),
             ],
             {
-                **{"P": padded(self.network.latents), "CONSTANT": kind == "constant"},
-                **{"CONTROLLED": kind == "control", "EXTRA": self.before_norm, "BEHIND": self.behind_norm},
+                "P": padded(self.network.latents),
+                "CONSTANT": kind == "constant",
+                "CONTROLLED": kind == "control",
+                "EXTRA": self.before_norm,
+                "BEHIND": self.behind_norm,
                 "BLOCK": 1024,
             },
         )

@@ -23,6 +23,13 @@ def _link(x, EARLY: tl.constexpr):
     tl.store(x + at, tl.load(x + at) + 1.0)
 
 
+@triton.jit
+def _null(EARLY: tl.constexpr):
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
 def grid_barriers(arrived: Tensor, rounds: int, blocks: int) -> None:
     """``rounds`` barriers among ``blocks`` blocks, which must all fit on the device at once; ``arrived`` int32 ``[1]``
     is 0 before."""
@@ -33,3 +40,8 @@ def link(x: Tensor, *, early: bool) -> None:
     """Add 1 to float32 ``[32]``; ``early``: launched while the kernel before it still runs (programmatic dependent
     launch, sm_90 or newer)."""
     _link[(1,)](x, EARLY=early, num_warps=1, launch_pdl=early)
+
+
+def null(*, early: bool) -> None:
+    """Nothing; ``early`` as :func:`link`."""
+    _null[(1,)](EARLY=early, num_warps=4, launch_pdl=early)

@@ -1,6 +1,5 @@
 """Constants that decide the design of the step: launches in a graph, early ones, barriers, convolutions, optimisers."""
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 
 import bench_train
 from gpu_stages.cases import Cases
+from gpu_stages.clock import Clock
 from pyvae.backend import takes_triton
 from pyvae.engine.adam import Adam
 from pyvae.engine.arithmetic import settle_arithmetic
@@ -36,63 +36,9 @@ PASSES = {
 }
 
 
-class _Clock:
-    """Times calls on a device, in graphs where it is a GPU."""
-
-    def __init__(self, case: Cases) -> None:
-        self.device = case.device
-        self._gpu = case.device.type == "cuda"
-        self._rounds, self._least_seconds, self._calls = (1, 0.0, 1) if case.dry else (5, 0.003, 16)
-
-    def synchronise(self) -> None:
-        if self._gpu:
-            torch.cuda.synchronize()
-
-    def microseconds(self, call: Callable[[], object]) -> float:
-        """Median time of a call, many in a row between two synchronisations."""
-        for _ in range(3):
-            call()
-        self.synchronise()
-        start = time.perf_counter()
-        call()
-        self.synchronise()
-        count = max(1, int(self._least_seconds / (time.perf_counter() - start)))
-        times = []
-        for _ in range(self._rounds):
-            start = time.perf_counter()
-            for _ in range(count):
-                call()
-            self.synchronise()
-            times.append((time.perf_counter() - start) / count * 1e6)
-        return round(statistics.median(times), 3)
-
-    def graph(self, call: Callable[[], object]) -> Callable[[], object]:
-        """The call as a graph, warmed up; on a CPU as it is."""
-        if not self._gpu:
-            return call
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-        return graph.replay
-
-    def in_a_graph(self, call: Callable[[], object]) -> float:
-        """Microseconds of a call among many of a graph, whose launch takes the host as long as a few kernels."""
-
-        def calls() -> None:
-            for _ in range(self._calls):
-                call()
-
-        return round(self.microseconds(self.graph(calls)) / self._calls, 3)
-
-
 def launches(case: Cases) -> None:
     """A launch in a graph, early (PDL), in parallel branches, and a barrier among all blocks of a kernel."""
-    clock = _Clock(case)
+    clock = Clock(case)
     for nodes in (80, 800):
         case(f"kernel in a graph of {nodes}", lambda n=nodes: _chain(clock, n))
     case("kernel outside of a graph", lambda: {"us": clock.microseconds(_adds(clock.device, 80)) / 80})
@@ -118,7 +64,7 @@ def _adds(device: torch.device, nodes: int) -> Callable[[], None]:
     return run
 
 
-def _chain(clock: _Clock, nodes: int) -> dict[str, Any]:
+def _chain(clock: Clock, nodes: int) -> dict[str, Any]:
     replay = clock.graph(_adds(clock.device, nodes))
     us = clock.microseconds(replay) / nodes
     clock.synchronise()
@@ -129,7 +75,7 @@ def _chain(clock: _Clock, nodes: int) -> dict[str, Any]:
     return {"us": round(us, 3), "host_us_of_the_graph": round(on_host, 1)}
 
 
-def _branches(clock: _Clock, count: int, nodes: int) -> dict[str, Any]:
+def _branches(clock: Clock, count: int, nodes: int) -> dict[str, Any]:
     streams = [torch.cuda.Stream() for _ in range(count)]
     work = [_adds(clock.device, nodes) for _ in streams]
 
@@ -146,7 +92,7 @@ def _branches(clock: _Clock, count: int, nodes: int) -> dict[str, Any]:
     return {"us": round(clock.in_a_graph(run) / (count * nodes), 3)}
 
 
-def _links(clock: _Clock, early: bool) -> dict[str, Any]:
+def _links(clock: Clock, early: bool) -> dict[str, Any]:
     from gpu_stages.barriers import link
 
     x = torch.zeros(32, device=clock.device)
@@ -162,7 +108,7 @@ def _links(clock: _Clock, early: bool) -> dict[str, Any]:
     return {"us": round(clock.microseconds(replay) / 80, 3), "ok": seen}
 
 
-def _barrier(clock: _Clock) -> dict[str, Any]:
+def _barrier(clock: Clock) -> dict[str, Any]:
     from gpu_stages.barriers import grid_barriers
 
     blocks = torch.cuda.get_device_properties(clock.device).multi_processor_count
@@ -182,7 +128,7 @@ def _barrier(clock: _Clock) -> dict[str, Any]:
 def optimizers(case: Cases) -> None:
     """Adam and the gradient's norm on the network's own parameters: a launch ends with its longest block, and the
     largest parameter has 131,072 elements."""
-    clock = _Clock(case)
+    clock = Clock(case)
     case("torch, fused Adam", lambda: {"us": clock.in_a_graph(_torch_adam(clock.device).step)})
     case("torch, norm", lambda: {"us": clock.in_a_graph(_norm(clock.device))})
     if takes_triton(clock.device):
@@ -221,7 +167,7 @@ def _parameters(device: torch.device) -> list[torch.nn.Parameter]:
 
 def convolutions(case: Cases) -> None:
     """Every layer of the Burgess network, each pass, layout and precision; a case a layer, layout and precision."""
-    clock = _Clock(case)
+    clock = Clock(case)
     layouts = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
     layers = dict(list(LAYERS.items())[2:3]) if case.dry else LAYERS
     for precision in ("fp32", "bf16") if case.dry else ("tf32", "bf16", "fp32"):
@@ -240,7 +186,7 @@ def convolutions(case: Cases) -> None:
 
 
 def _convolution(
-    clock: _Clock,
+    clock: Clock,
     layer: tuple[int, int, int, bool],
     mask: tuple[bool, bool, bool],
     layout: torch.memory_format,

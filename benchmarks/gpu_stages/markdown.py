@@ -9,6 +9,9 @@ from gpu_stages.results import Line
 from gpu_stages.summary import Newest, minutes, of_card, why
 
 CHECKS = {
+    "fused_agree": "the fused engine against float64, alone and among others, early and in graphs",
+    "fused_training": "its 20,000 steps beside those of torch's engine",
+    "fused_sanitized": "its step under compute-sanitizer",
     "ops_agree": "every op against float64, three dtypes, forward and gradient",
     "steps_agree": "the engine's kernels, and steps of every objective against a CPU's",
     "integers": "draws, orders and counts, to the last bit those of a CPU",
@@ -18,7 +21,8 @@ CHECKS = {
     "all_tests": "every test",
 }
 _RATES = ("popular", "popular_compiled", "rates", "compiled", "objectives")
-_CONSTANTS = ("launches", "optimizers")
+_FUSED = ("fused_rates", "fused_members")
+_CONSTANTS = ("early_launches", "launches", "optimizers")
 OpsTable = Callable[[dict[str, Any]], str]
 
 
@@ -48,6 +52,11 @@ def _parts(found: Newest, ops_table: OpsTable) -> Iterator[str]:
     yield from _table(
         _training(found),
         "| burgess, batch 64 | steps/s | 1.5M steps, minutes | kernels a step |",
+        "|---|---:|---:|---:|",
+    )
+    yield from _table(
+        _fused(found),
+        "| fused engine, burgess, batch 64 | steps/s of all members | predicted | 1.5M steps of each, minutes |",
         "|---|---:|---:|---:|",
     )
     rows = [
@@ -99,6 +108,18 @@ def _training(found: Newest) -> Iterator[str]:
                 yield f"| {case} | {rate:,.0f} | {minutes(rate):.1f} | {launches} |"
             else:
                 yield f"| {case} | failed | - | - |"
+
+
+def _fused(found: Newest) -> Iterator[str]:
+    for wanted in _FUSED:
+        for (stage, case), line in found.items():
+            if stage == wanted and "steps_per_second" in line:
+                rate, said = line["steps_per_second"][1], line.get("predicted")
+                low_high = (
+                    f"{said[0]:,} to {said[-1]:,}" if said and len(said) > 1 else said and f"{said[0]:,}"
+                )
+                alone = minutes(rate / line.get("members", 1))
+                yield f"| {case} | {rate:,.0f} | {low_high or '-'} | {alone:.1f} |"
 
 
 def _metrics(found: Newest) -> Iterator[str]:

@@ -19,11 +19,17 @@ STEP = (
         "pyvae",
         "bias_activation product layers nets adversarial_nets constants control schedules bounds files",
     ),
-    *("pyvae/engine/*.py", "pyvae/objectives/*.py", "pyvae/data/*.py"),
+    *("pyvae/engine/*.py", "pyvae/engine/fused/*.py", "pyvae/objectives/*.py", "pyvae/data/*.py"),
 )
 SMALL_DATA = ("tests/tiny.py", "benchmarks/gpu_stages/tiny_data.py")
 STEPS_OF_TESTS = (*STEP, "tests/test_trainer.py", *SMALL_DATA)
 TRAINING = (*STEP, "benchmarks/bench_train.py", "pyvae/recipes.py")
+FUSED = (
+    *(*TRAINING, *SMALL_DATA),
+    *_files("benchmarks/gpu_stages", "ensemble fused_reference"),
+)
+FUSED_TIMES = (*FUSED, *_files("benchmarks/gpu_stages", "barriers clock rates"))
+CONSTANTS = _files("benchmarks/gpu_stages", "barriers clock")
 TIMED = (*OPS, "benchmarks/bench_*.py", "benchmarks/interleaved.py")
 TABLES = (
     *(*STEP, "pyvae/metrics/*.py"),
@@ -58,18 +64,29 @@ class Stage:
 STAGES = (
     Stage("build", "gpu_stages.environment", 150, (*DEVICE_CODE, "setup.py"), always=True),
     Stage("data", "gpu_stages.environment", 60, ("pyvae/data/*.py",), beside=True, always=True),
-    # right or wrong
+    Stage("fused_compile", "gpu_stages.fused_agree", 120, FUSED, beside=True, always=True),
+    # the engine of our own kernels, which nothing has proven on a GPU: integers, on which every comparison stands, then
+    # is it right, do early launches pay, how fast is it, which kernels are slower than predicted
+    Stage("integers", "gpu_stages.agreement", 30, STEP),
+    Stage("fused_agree", "gpu_stages.fused_agree", 60, FUSED),
+    Stage("early_launches", "gpu_stages.fused_times", 15, FUSED_TIMES, per_card=True),
+    Stage("fused_rates", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
+    Stage("fused_kernels", "gpu_stages.fused_times", 35, FUSED_TIMES, per_card=True),
+    Stage("fused_num_stages", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
+    Stage("fused_members", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
+    Stage("fused_training", "gpu_stages.fused_training", 50, FUSED, per_card=True),
+    Stage("fused_sanitized", "gpu_stages.fused_sanitized", 60, FUSED),
+    # torch's engine: how fast, then what is right
+    Stage("rates", "gpu_stages.rates", 40, TRAINING, per_card=True),
     Stage("ops_agree", "gpu_stages.agreement", 130, OPS),
     Stage("steps_agree", "gpu_stages.agreement", 90, STEPS_OF_TESTS),
-    Stage("integers", "gpu_stages.agreement", 30, STEP),
     Stage("captured", "gpu_stages.captured", 90, STEPS_OF_TESTS),
     # how fast, and what decides designs: what takes seconds first
-    Stage("rates", "gpu_stages.rates", 40, TRAINING, per_card=True),
     Stage("kernels", "gpu_stages.rates", 45, TRAINING, per_card=True),
     Stage("popular", "gpu_stages.rates", 40, ("benchmarks/bench_train.py",), per_card=True),
-    Stage("launches", "gpu_stages.constants", 30, ("benchmarks/gpu_stages/barriers.py",), per_card=True),
-    Stage("optimizers", "gpu_stages.constants", 20, TRAINING, per_card=True),
-    Stage("convolutions", "gpu_stages.constants", 60, (), per_card=True),
+    Stage("launches", "gpu_stages.constants", 30, CONSTANTS, per_card=True),
+    Stage("optimizers", "gpu_stages.constants", 20, (*TRAINING, *CONSTANTS), per_card=True),
+    Stage("convolutions", "gpu_stages.constants", 60, CONSTANTS, per_card=True),
     Stage("both_migs", "gpu_stages.timings", 40, (*OPS, "benchmarks/bench_metrics.py"), per_card=True),
     Stage("objectives", "gpu_stages.rates", 90, TRAINING, per_card=True),
     Stage("small_ops", "gpu_stages.timings", 120, TIMED, per_card=True),

@@ -60,20 +60,20 @@ def popular_compiled(case: Cases) -> None:
 
 def counted(case: Cases) -> None:
     """Kernels that a step of each objective launches. Profiles come last: they may slow what follows."""
-    _settle_for(case)
+    settle_for(case)
     for name in ("pyvae dip-vae",) if case.dry else (*RATES, *OF_OBJECTIVES):
         case(name, lambda name=name: {"kernels": _launches(case, name)}, 60)
 
 
 def kernels(case: Cases) -> None:
     """Kernels of a captured step by time."""
-    _settle_for(case)
+    settle_for(case)
     for precision in ("tf32", "bf16", "fp32"):
         case(precision, lambda p=precision: _kernels(case, p))
 
 
 def _measure(case: Cases, names: Sequence[str], dry: str) -> None:
-    _settle_for(case)
+    settle_for(case)
     for name in (dry,) if case.dry else names:
         seconds = _COMPILED_SECONDS if "compile" in name else 60
 
@@ -83,7 +83,7 @@ def _measure(case: Cases, names: Sequence[str], dry: str) -> None:
         case(name, call, seconds)
 
 
-def _settle_for(case: Cases) -> None:
+def settle_for(case: Cases) -> None:
     """The data set is loaded once, not by every variant; a dry run has a small one."""
     data = packed_data() if case.dry else load("dsprites", progress=False)
     bench_train.load = lambda name: data

@@ -1,4 +1,4 @@
-"""What the results say, in some twenty lines: what failed, the rates, and what to do next."""
+"""What the results say, in some twenty-five lines: what failed, the rates, and what to do next."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ from gpu_stages.plan import STAGES
 
 STEPS = 1_500_000
 """Of the field's full-length runs."""
-_LINES = 20
+_LINES = 26
 _FAILED = 5
 _SHOWN = 3
 Newest = dict[tuple[str, str], results.Line]
@@ -25,7 +25,7 @@ def of_card(lines: list[results.Line], gpu: str) -> Newest:
 
 
 def summary(lines: list[results.Line], gpu: str, torch: str) -> str:
-    """The summary of a card's results, of at most twenty lines.
+    """The summary of a card's results, of at most so many lines.
 
     Args:
         lines: of every call.
@@ -48,7 +48,14 @@ def summary(lines: list[results.Line], gpu: str, torch: str) -> str:
     text += [f"FAILED {stage}: {case}: {why(line)[:150]}" for (stage, case), line in failed[:_FAILED]]
     if len(failed) > _FAILED:
         text.append(f"FAILED: {len(failed) - _FAILED} more, in {results.NAME}")
-    text += [*_rates(found), *_kernels(found), *_constants(found), *_seconds(found), *_tables(found)]
+    text += [
+        *_fused(found),
+        *_rates(found),
+        *_kernels(found),
+        *_constants(found),
+        *_seconds(found),
+        *_tables(found),
+    ]
     left = [
         stage.name
         for stage in STAGES
@@ -72,6 +79,36 @@ def rate_of(found: Newest, stage: str, case: str) -> float | None:
     """Steps per second, the median, of a case that ran."""
     line = found.get((stage, case), {})
     return line["steps_per_second"][1] if "steps_per_second" in line else None
+
+
+def _fused(found: Newest) -> Iterator[str]:
+    for stage, what in (("fused_rates", "steps/s"), ("fused_members", "steps/s of all members")):
+        shown = [
+            f"{case.removeprefix('fused, ')} {rate:,.0f}{_beside(found[stage, case])}"
+            for (name, case) in found
+            if name == stage and (rate := rate_of(found, stage, case))
+        ]
+        if shown:
+            yield f"fused, {what} (predicted): {'; '.join(shown)}"
+    for (stage, case), line in found.items():
+        if stage == "fused_kernels" and "kernels" in line:
+            slow = [
+                f"{label} {own:.1f} for {said:.1f}"
+                for label, _, own, said, marked in line["kernels"]
+                if marked
+            ]
+            text = f"; slower than predicted: {', '.join(slow[:_SHOWN])}" if slow else ""
+            yield f"fused, {case}: {line['us']:.0f} us in {len(line['kernels'])} kernels{text}"
+    line = found.get(("fused_training", "fp16, its largest gradients"), {})
+    if "bits_below_the_largest_number" in line:
+        bits = line["bits_below_the_largest_number"]
+        yield f"fp16: gradients may double {min(x for x in bits.values() if x is not None):.1f} times more"
+
+
+def _beside(line: results.Line) -> str:
+    """The prediction of a rate, in brackets."""
+    said = line.get("predicted")
+    return f" ({' to '.join(f'{x:,}' for x in (said[::2] if len(said) == 3 else said))})" if said else ""
 
 
 def _rates(found: Newest) -> Iterator[str]:
@@ -157,6 +194,10 @@ def _next(found: Newest, failed: list[Any], left: list[str]) -> Iterator[str]:
         )
     )
     device = found.get(("kernels", "tf32"), {}).get("us")
+    rule = found.get(("early_launches", "rule"), {}).get("rule")
+    if rule:
+        yield rule
+    yield from _stages(found)
     if tf32 and device:
         gap = 1e6 / tf32 - device
         yield f"a step takes {1e6 / tf32:.0f} us, its kernels {device:.0f}: {gap:.0f} us lie between launches"
@@ -171,6 +212,17 @@ def _next(found: Newest, failed: list[Any], left: list[str]) -> Iterator[str]:
         yield f"ops behind another way: {'; '.join(slower[:_SHOWN])}"
     if left:
         yield f"the next call begins with {', '.join(left[:4])}{' ...' if len(left) > 4 else ''}"
+
+
+def _stages(found: Newest) -> Iterator[str]:
+    """Loops that would be faster with another number of stages, to the same result."""
+    better = [
+        f"{case}: {line['fastest']} instead of {line['planned']}"
+        for (stage, case), line in found.items()
+        if stage == "fused_num_stages" and "us" in line and line["fastest"] != line["planned"]
+    ]
+    if better:
+        yield f"stages of loops: {'; '.join(better)}"
 
 
 def _layouts(found: Newest) -> Iterator[str]:

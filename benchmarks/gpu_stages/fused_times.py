@@ -1,0 +1,202 @@
+"""How fast the fused engine is: launches, steps, kernels, stages of their loops, and members beside each other."""
+
+from typing import Any
+
+import bench_train
+from gpu_stages import predictions
+from gpu_stages.cases import Cases, Values
+from gpu_stages.clock import Clock
+from gpu_stages.ensemble import (
+    STAGES,
+    STATE,
+    VARIED,
+    Ensemble,
+    Varied,
+    Way,
+    best_way,
+    has_pdl,
+    plan_of,
+    store_of,
+    timed,
+    unequal,
+)
+from gpu_stages.rates import settle_for
+from pyvae.engine.fused.plan import Operands
+from pyvae.engine.stepper import BURST
+
+_NODES = 80
+_CALLS = 50
+_SECONDS = 0.5
+_BURSTS = 8
+MEMBERS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def early_launches(case: Cases) -> None:
+    """Kernels that do nothing, one after another and early: what decides whether early launches pay."""
+    clock = Clock(case)
+    ways = {"one after another": False} | ({"early (PDL)": True} if has_pdl(case.device) else {})
+    us: dict[str, float] = {}
+
+    def call(name: str, early: bool) -> Values:
+        us[name] = _null_us(clock, early)
+        return {"us": us[name], "predicted_us": predictions.LAUNCH_US[name]}
+
+    for name, early in ways.items():
+        case(f"{_NODES} null kernels, {name}", lambda n=name, e=early: call(n, e))
+    if len(us) == len(predictions.LAUNCH_US):
+        case("rule", lambda: _rule(us["one after another"] - us["early (PDL)"]))
+
+
+def _null_us(clock: Clock, early: bool) -> float:
+    from gpu_stages.barriers import null
+
+    def run() -> None:
+        for _ in range(_NODES):
+            null(early=early)
+
+    return round(clock.microseconds(clock.graph(run)) / _NODES, 3)
+
+
+def _rule(saved: float) -> Values:
+    least = predictions.LEAST_SAVED_US
+    said = f"early launches save {saved:.2f} us each, " + (
+        f"{least} or more: they pay"
+        if saved >= least
+        else f"less than {least}: leave them, and the side branch"
+    )
+    return {"saved_us": round(saved, 3), "least_us": least, "rule": said}
+
+
+def fused_rates(case: Cases) -> None:
+    """Steps a second of one member, by operands and by how they are launched; torch's captured graph beside it."""
+    settle_for(case)
+    pdl = has_pdl(case.device)
+    ways = [Way("fp16"), Way("bf16"), Way("tf32")]
+    if pdl:
+        ways += [Way(w.operands, pdl=True, side_branch=b) for b in (False, True) for w in ways[:3]]
+    for way in ways[:1] if case.dry else ways:
+        case(f"fused, {way}", lambda w=way: _rate(case, w))
+    for precision in ("fp32",) if case.dry else ("tf32", "bf16"):
+
+        def torch_engine(precision: str = precision) -> Values:
+            steps = 1 if case.dry else _BURSTS * BURST
+            call = bench_train.ours(steps, capture=True, precision=precision)
+            return {"steps_per_second": timed(call, steps, _seconds(case))}
+
+        case(f"torch engine, {precision}", torch_engine)
+
+
+def _rate(case: Cases, way: Way, members: int = 1) -> Values:
+    ensemble = Ensemble(
+        plan_of(way, dry=case.dry), store_of(case.device, case.dry), range(members), whole=not case.dry
+    )
+    steps = 1 if case.dry else _BURSTS * BURST
+    of_each = timed(lambda: ensemble.advance(steps), steps, _seconds(case))
+    flags = ensemble.members.buffers["flags"]
+    return {
+        "members": members,
+        "steps_per_second": [float(f"{members * x:.5g}") for x in of_each],
+        "predicted": predictions.rate(way, members),
+        "launches": len(ensemble.launches),
+        "ok": not bool(flags.any()),
+    }
+
+
+def count_of(members: int) -> str:
+    """In words."""
+    return f"{members} {'member' if members == 1 else 'members'}"
+
+
+def _seconds(case: Cases) -> float:
+    return 0.01 if case.dry else _SECONDS
+
+
+def fused_members(case: Cases) -> None:
+    """Steps a second of all members together."""
+    runs: list[tuple[int, Operands]] = [(members, "fp16") for members in MEMBERS]
+    runs.insert(5, (16, "tf32"))
+    for members, operands in runs[1:2] if case.dry else runs:
+        way = best_way(case.device, operands)
+        case(f"{count_of(members)}, {way}", lambda m=members, w=way: _rate(case, w, m))
+
+
+def fused_kernels(case: Cases) -> None:
+    """Every kernel by itself, 50 in a graph, for one member and for many, beside its prediction."""
+    runs: tuple[tuple[int, Operands], ...] = ((1, "fp16"), (16, "fp16"), (1, "tf32"), (16, "tf32"))
+    for members, operands in runs[:1] if case.dry else runs:
+        case(f"{count_of(members)}, {operands}", lambda m=members, o=operands: kernel_times(case, m, o))
+
+
+def kernel_times(case: Cases, members: int, operands: Operands) -> Values:
+    """Of each launch: label, microseconds in the graph, those of a member without its launch, those predicted, and
+    whether it is slow. A step has run before, so that operands are those of training."""
+    clock = Clock(case, _CALLS)
+    launch_us = _null_us(clock, early=False)
+    ensemble = Ensemble(
+        plan_of(Way(operands), dry=case.dry),
+        store_of(case.device, case.dry),
+        range(members),
+        whole=not case.dry,
+    )
+    ensemble.advance(1)
+    predicted = predictions.kernels(operands)
+    rows = []
+    for launch in ensemble.launches[1:3] if case.dry else ensemble.launches:
+        us = clock.in_a_graph(lambda one=launch: ensemble.members.launch([one]))
+        rows.append(kernel_row(launch.label, us, launch_us, members, predicted.get(launch.label)))
+    slow = [row[0] for row in rows if row[-1]]
+    return {
+        "launch_us": launch_us,
+        "us": round(sum(row[1] for row in rows), 1),
+        "kernels": rows,
+        "slow": slow,
+        "ok": not bool(ensemble.members.buffers["flags"].any()),
+    }
+
+
+def kernel_row(
+    label: str, us: float, launch_us: float, members: int, predicted: predictions.Predicted | None
+) -> list[Any]:
+    """What stands of a kernel in the results."""
+    own = max(us - launch_us, 0.0) / members
+    said = predicted and (predicted.one if members == 1 else predicted.many)
+    return [label, us, round(own, 3), said, bool(said and own > predictions.SLOW * said)]
+
+
+def fused_num_stages(case: Cases) -> None:
+    """How far ahead the loads of a loop are: to the same result, and which is the fastest."""
+    for members in (1,) if case.dry else (1, 16):
+        for one in VARIED[1:2] if case.dry else VARIED:
+            case(f"{one.name}, {count_of(members)}", lambda o=one, m=members: stages_of(case, o, m))
+
+
+def stages_of(case: Cases, one: Varied, members: int) -> Values:
+    """Microseconds by number of stages; None where a chip has no room for so many."""
+    clock = Clock(case, _CALLS)
+    us: dict[int, float | None] = {}
+    first, wrong = None, []
+    for stages in STAGES[:2] if case.dry else STAGES:
+        plan = plan_of(Way(), dry=case.dry, varied=one._replace(stages=stages))
+        ensemble = Ensemble(plan, store_of(case.device, case.dry), range(members), whole=not case.dry)
+        try:
+            ensemble.advance(1 if case.dry else 3)
+        except Exception as error:
+            if type(error).__name__ != "OutOfResources":
+                raise
+            us[stages] = None
+            continue
+        state = {name: ensemble.members.buffers[name].clone() for name in STATE}
+        first = first or state
+        wrong += [f"{stages} stages: {name}" for name in unequal(first, state)]
+        mine = [launch for launch in ensemble.launches if one.takes(launch)]
+        us[stages] = clock.in_a_graph(lambda e=ensemble, m=mine: e.members.launch(m))
+    as_planned = plan_of(Way(), dry=case.dry)
+    planned = next(x.stages for x in (*as_planned.forward, *as_planned.backward) if one.takes(x))
+    fastest = min((u, s) for s, u in us.items() if u is not None)[1]
+    return {
+        "us": us,
+        "fastest": fastest,
+        "planned": planned,
+        "ok": not wrong,
+        **({"error": f"results differ: {', '.join(wrong)}"} if wrong else {}),
+    }

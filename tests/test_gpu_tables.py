@@ -1,4 +1,4 @@
-"""What `make gpu` found, in the README and in twenty lines."""
+"""What `make gpu` found, in the README and in few lines."""
 
 from scripts import module, scripts  # noqa: F401
 
@@ -66,10 +66,10 @@ class TestTables:
         assert "FAILED ops_agree: bad: errors [1e-09, 0.25]" in text
         assert "steps/s (minutes for 1.5M): --precision tf32 2,000 (12.5)" in text
         assert "next: mend what failed in ops_agree, objectives, in this order" in text
-        assert "next: the next call begins with ops_agree, steps_agree" in text
+        assert "next: the next call begins with integers, fused_agree" in text
         assert len(text.splitlines()) <= 20
 
-    def test_the_summary_is_twenty_lines_whatever_happens(self):
+    def test_the_summary_is_short_whatever_happens(self):
         error = "def test():\n>   assert 1 == 2\nE   assert 1 == 2\n" * 9
         failed = [{**self.lines()[1], "case": str(i), "error": error} for i in range(30)]
         device = {
@@ -104,4 +104,64 @@ class TestTables:
         assert "torch.compile's networks are 1.50x as fast" in text
         assert "capture pays nothing" in text
         assert "convolutions in tf32: 1 us in NHWC (taken), 1 in NCHW" in text
-        assert 15 < len(text.splitlines()) <= 20
+        assert 15 < len(text.splitlines()) <= 26
+
+    def fused(self):
+        common = {**self.lines()[0], "ok": True}
+        kernels = [["loss", 4.0, 2.7, 2.7, False], ["Adam", 9.9, 8.6, 2.9, True]]
+        found = [
+            {"stage": "fused_agree", "case": "500 steps twice"},
+            {
+                "stage": "fused_rates",
+                "case": "fused, fp16, plain graph",
+                "members": 1,
+                "steps_per_second": [1, 5000, 9],
+                "predicted": [7000, 10000, 13000],
+            },
+            {"stage": "fused_rates", "case": "torch engine, tf32", "steps_per_second": [1, 2000, 9]},
+            {
+                "stage": "fused_members",
+                "case": "16 members, fp16, plain graph",
+                "members": 16,
+                "steps_per_second": [1, 20000, 9],
+                "predicted": None,
+            },
+            {"stage": "early_launches", "case": "rule", "rule": "early launches save 0.20 us each"},
+            {"stage": "fused_kernels", "case": "1 member, fp16", "us": 13.9, "kernels": kernels},
+            {
+                "stage": "fused_num_stages",
+                "case": "loss, 1 member",
+                "us": {"1": 2.0, "3": 3.0},
+                "fastest": 1,
+                "planned": 3,
+            },
+            {
+                "stage": "fused_training",
+                "case": "fp16, its largest gradients",
+                "bits_below_the_largest_number": {"latents": 4.5, "last maps": 9.0, "nothing": None},
+            },
+        ]
+        return [{**common, **line} for line in found]
+
+    def test_the_fused_engine_stands_beside_its_prediction(self):
+        text = self.text(self.fused())
+        assert "| fused, fp16, plain graph | 5,000 | 7,000 to 13,000 | 5.0 |" in text
+        assert "| torch engine, tf32 | 2,000 | - | 12.5 |" in text
+        # each of 16 members gets a sixteenth of the steps
+        assert "| 16 members, fp16, plain graph | 20,000 | - | 20.0 |" in text
+        assert (
+            "| the fused engine against float64, alone and among others, early and in graphs | 1 | 0 | 0 |"
+            in text
+        )
+
+    def test_the_summary_of_the_fused_engine(self):
+        text = module("gpu_stages.summary").summary(self.fused(), self.GPU, "2.11")
+        assert (
+            "fused, steps/s (predicted): fp16, plain graph 5,000 (7,000 to 13,000); torch engine, tf32 2,000"
+            in text
+        )
+        assert "fused, steps/s of all members (predicted): 16 members, fp16, plain graph 20,000\n" in text
+        assert "fused, 1 member, fp16: 14 us in 2 kernels; slower than predicted: Adam 8.6 for 2.9" in text
+        assert "fp16: the largest gradients may double 4.5 times more" in text
+        assert "next: early launches save 0.20 us each" in text
+        assert "next: stages of loops: loss, 1 member: 1 instead of 3" in text

@@ -24,7 +24,7 @@ def _link(x, EARLY: tl.constexpr):
 
 
 @triton.jit
-def _null(EARLY: tl.constexpr):
+def _null(x, EARLY: tl.constexpr):
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
@@ -42,6 +42,6 @@ def link(x: Tensor, *, early: bool) -> None:
     _link[(1,)](x, EARLY=early, num_warps=1, launch_pdl=early)
 
 
-def null(*, early: bool) -> None:
-    """Nothing; ``early`` as :func:`link`."""
-    _null[(1,)](EARLY=early, num_warps=4, launch_pdl=early)
+def null(x: Tensor, *, early: bool) -> None:
+    """Nothing, with a tensor at hand; ``early`` as :func:`link`."""
+    _null[(1,)](x, EARLY=early, num_warps=4, launch_pdl=early)

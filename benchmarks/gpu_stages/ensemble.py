@@ -80,17 +80,12 @@ VARIED = (
     Varied("weight gradients", "weight_gradients_kernel"),
 )
 STAGES = (1, 2, 3)
+OPERANDS: tuple[Operands, ...] = ("fp16", "bf16", "tf32")
 
 
 def has_pdl(device: torch.device) -> bool:
     """Whether kernels can be launched early."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def best_way(device: torch.device, operands: Operands = "fp16") -> Way:
-    """The one that is predicted to be the fastest."""
-    pdl = has_pdl(device)
-    return Way(operands, pdl, side_branch=pdl)
 
 
 @lru_cache(maxsize=2)

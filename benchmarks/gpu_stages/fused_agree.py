@@ -4,8 +4,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import lru_cache
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
+from itertools import product
 from multiprocessing import get_context
 from statistics import median
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from gpu_stages.cases import Cases
 from gpu_stages.ensemble import (
+    OPERANDS,
     RECIPE,
     STAGES,
     VARIED,
@@ -28,18 +30,20 @@ from gpu_stages.ensemble import (
     store_of,
     unequal,
 )
-from gpu_stages.fused_reference import rounded_step
+from gpu_stages.fused_reference import Reference, rounded_step
 from pyvae.engine.fused.members import rounded
 from pyvae.engine.fused.plan import Launch, Operands
 
-OPERANDS: tuple[Operands, ...] = ("fp16", "bf16", "tf32")
-# of a gradient's norm: where one value in a thousand falls on the other side of a tie, by 2^-11 (bf16: 2^-8) of itself
-_WORST = {"fp16": 1e-2, "tf32": 1e-2, "bf16": 5e-2}
-_TYPICAL = {"fp16": 1e-3, "tf32": 1e-3, "bf16": 8e-3}
+# of a gradient's norm. In the interpreter, with 16 images, 4e-3 at worst and typically 3e-4; tensor cores sum less
+# exactly, so that more values fall on the other side of a tie, each by 2^-11 of itself, or 2^-8
+_WORST = {"fp16": 2e-2, "tf32": 2e-2, "bf16": 1e-1}
+_TYPICAL = {"fp16": 2e-3, "tf32": 2e-3, "bf16": 1e-2}
 _LOSS = {"fp16": 1e-5, "tf32": 1e-5, "bf16": 1e-4}
 _MOVED = 0.02
 """Of Adam's first steps, of length lr each: float32 weights hold that much of one."""
 _PROCESSES = 16
+_SECONDS = 20.0
+"""Of a case."""
 SEEDS = (0, 1, 2, 3)
 
 
@@ -62,14 +66,13 @@ def _compile(case: Cases) -> dict[str, Any]:
     count = 1 if case.dry else min(_PROCESSES, os.cpu_count() or 1)
     wrong, too_large = [], []
     with ProcessPoolExecutor(count, get_context("spawn"), _end_with_the_parent, (os.getpid(),)) as pool:
-        running = {pool.submit(_run, task, case.device.type, case.dry): task for task in tasks}
-        for done in as_completed(running):
-            task = running[done]
-            error = done.exception()
-            if error and task.varied and type(error).__name__ == "OutOfResources":
+        for task, error in zip(
+            tasks, pool.map(partial(_run, case.device.type, case.dry), tasks), strict=True
+        ):
+            if task.varied and error.startswith("OutOfResources"):
                 too_large.append(f"{task.varied.name}, {task.varied.stages} stages")
             elif error:
-                wrong.append(f"{task.way}: {_launches(task, dry=case.dry)[task.at].label}: {error}")
+                wrong.append(f"{task.way}: {error}")
     found = {"launches": len(tasks), "processes": count, "too_large": too_large, "ok": not wrong}
     return {**found, "error": "; ".join(wrong)[:600]} if wrong else found
 
@@ -119,89 +122,105 @@ def _one_of(way: Way, varied: Varied | None, device: str, dry: bool) -> Ensemble
     return Ensemble(_plan(way, varied, dry), torch.ones((64, 64), dtype=torch.int64, device=device))
 
 
-def _run(task: _Task, device: str, dry: bool) -> None:
-    """In a process of its own: what is launched is compiled."""
+def _run(device: str, dry: bool, task: _Task) -> str:
+    """In a process of its own: what is launched is compiled. What went wrong, or nothing."""
     torch.set_num_threads(1)
-    ensemble = _one_of(task.way, task.varied, device, dry)
-    ensemble.members.launch([_launches(task, dry=dry)[task.at]])
-    if device == "cuda":
-        torch.cuda.synchronize()
+    try:
+        launch = _launches(task, dry=dry)[task.at]
+        _one_of(task.way, task.varied, device, dry).members.launch([launch])
+        if device == "cuda":
+            torch.cuda.synchronize()
+    # as text: not every error of a compiler can be sent from process to process
+    except Exception as error:
+        return f"{type(error).__name__}: launch {task.at}: {' '.join(str(error).split())[:200]}"
+    return ""
 
 
 def fused_agree(case: Cases) -> None:
     """A step against float64; members alone and among others, runs, and ways of launching, bit for bit."""
     for operands in OPERANDS[:1] if case.dry else OPERANDS:
-        case(f"a step against float64, {operands}", lambda o=operands: one_step(case, o))
+        case(f"a step against float64, {operands}", lambda o=operands: one_step(case, o), _SECONDS)
     for operands in OPERANDS[:1] if case.dry else OPERANDS:
         case(
             f"50 steps of a member alone and of the last of {len(SEEDS)}, {operands}",
             lambda o=operands: alone_and_among(case, o),
+            _SECONDS,
         )
-    case("500 steps twice", lambda: same(case, 500, lambda: advanced(case, 500), lambda: advanced(case, 500)))
+
+    def compare(title: str, one: Callable[[], Ensemble], two: Callable[[], Ensemble]) -> None:
+        case(title, lambda: same(one, two), _SECONDS)
+
+    compare("500 steps twice", *[partial(advanced, case, 500)] * 2)
     if case.dry:
         return  # of graphs and of early launches there are none
-    case(
+    compare(
         "64 steps in graphs and one by one",
-        lambda: same(case, 64, lambda: advanced(case, 64), lambda: advanced(case, 64, capture=False)),
+        partial(advanced, case, 64),
+        partial(advanced, case, 64, capture=False),
     )
     if has_pdl(case.device):
-        for branch in (False, True):
-            for operands in OPERANDS:
-                way = Way(operands, pdl=True, side_branch=branch)
-                case(
-                    f"500 steps, {way}, and plain",
-                    lambda w=way: same(
-                        case,
-                        500,
-                        lambda: advanced(case, 500, Way(w.operands)),
-                        lambda: advanced(case, 500, w),
-                    ),
-                )
+        for branch, operands in product((False, True), OPERANDS):
+            early = Way(operands, pdl=True, side_branch=branch)
+            compare(
+                f"500 steps, {early}, and plain",
+                partial(advanced, case, 500, Way(operands)),
+                partial(advanced, case, 500, early),
+            )
 
 
 def one_step(case: Cases, operands: Operands) -> dict[str, Any]:
     """Loss, gradients and moved weights of the first step, against float64 with the same roundings."""
     ensemble = Ensemble(plan_of(Way(operands), dry=case.dry), store_of(case.device, case.dry))
-    plan, net = ensemble.plan, net_of(RECIPE.seed)
+    net = net_of(RECIPE.seed)
     which = ensemble.orders[0].draw(0, 1)[0]
     images = images_of(case.dry).images(which.cpu()).to(case.device, torch.float64)
     weight = float(ensemble.members.buffers["kl_weight"][0, 0])
     right = rounded_step(net.double().to(case.device), RECIPE.seed, images, weight, operands)
     before = ensemble.members.buffers["master"][0].clone()
     ensemble.advance(1)
-    row = ensemble.members.buffers["row"][0]
+    return judged_step(ensemble, before, right, operands)
+
+
+def judged_step(ensemble: Ensemble, before: Tensor, right: Reference, operands: Operands) -> dict[str, Any]:
+    """What a step has left, and whether all of it is right.
+
+    Args:
+        before: float32 ``[width]`` weights in front of the step.
+    """
+    layout, buffers = ensemble.plan.layout, ensemble.members.buffers
+    row, master, weights = (buffers[name][0] for name in ("row", "master", "weights"))
     errors = {name: _error(ensemble.gradient(name), exact) for name, exact in right.gradients.items()}
     # the step of Adam, from the kernels' own gradients
-    moved = plan.layout.tensors(ensemble.members.buffers["master"][0])
-    held = plan.layout.tensors(before)
+    moved, held = layout.tensors(master), layout.tensors(before)
     lengths = []
     for name in right.gradients:
         g = ensemble.gradient(name)
         expected = held[name].double() - RECIPE.lr * g / (g.abs() + 1e-8)
         lengths.append(float((moved[name].double() - expected).abs().max()) / RECIPE.lr)
-    master, weights = (ensemble.members.buffers[name][0] for name in ("master", "weights"))
     worst = max(errors, key=lambda name: errors[name])
-    found = {
-        "nll": _error(row[1], right.nll),
-        "kl": _error(row[6:], right.kl),
-        "worst_gradient": [worst, errors[worst]],
-        "median_gradient": median(errors.values()),
-        "adam": max(lengths),
-        "weights_are_rounded": torch.equal(weights, rounded(master, operands)),
-        "flags": int(ensemble.members.buffers["flags"][0, 0]),
-    }
-    # NaN is never below
+    nll, kl, typical = _error(row[1], right.nll), _error(row[6:], right.kl), median(errors.values())
+    adam, same = max(lengths), torch.equal(weights, rounded(master, operands))
+    flags = int(buffers["flags"][0, 0])
+    # NaN is never below, and hides from a maximum
     ok = (
-        found["nll"] < _LOSS[operands]
-        and found["kl"] < _WORST[operands]
+        nll < _LOSS[operands]
+        and kl < _TYPICAL[operands]
+        and typical < _TYPICAL[operands]
         and all(error < _WORST[operands] for error in errors.values())
-        and found["median_gradient"] < _TYPICAL[operands]
-        and max(lengths) < _MOVED
-        and all(length == length for length in lengths)
-        and found["weights_are_rounded"]
-        and found["flags"] == 0
+        and all(length < _MOVED for length in lengths)
+        and same
+        and flags == 0
     )
-    return {"ok": bool(ok), **found}
+    return {
+        "ok": ok,
+        "nll": nll,
+        "kl": kl,
+        "worst_gradient": [worst, errors[worst]],
+        "median_gradient": typical,
+        "adam": adam,
+        "weights_are_rounded": same,
+        "flags": flags,
+    }
 
 
 def _error(ours: Tensor, right: Tensor) -> float:
@@ -230,8 +249,8 @@ def alone_and_among(case: Cases, operands: Operands) -> dict[str, Any]:
     return _judged(together.state(len(seeds) - 1), alone.state())
 
 
-def same(case: Cases, steps: int, one: Callable[[], Ensemble], two: Callable[[], Ensemble]) -> dict[str, Any]:
-    """Whether two trainings of one seed end in the same state, after so many steps."""
+def same(one: Callable[[], Ensemble], two: Callable[[], Ensemble]) -> dict[str, Any]:
+    """Whether two trainings of one seed end in the same state."""
     states = [make().state() for make in (one, two)]
     return _judged(*states)
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -57,16 +58,17 @@ class Check:
         self._log = (out / f"{command[2]}.tmp.txt").open("w+")
         # each buffer is an allocation of its own, whose ends and first writes are seen
         environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        self._end = time.monotonic() + _SECONDS
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
         )
 
-    def result(self, seconds: float = _SECONDS) -> Values:
+    def result(self) -> Values:
         """Whether it found nothing; a tool that takes too long is tried again by the next call."""
         try:
-            status = self._process.wait(seconds)
+            status = self._process.wait(max(self._end - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:
-            return {"cut": True, "why": f"took more than {seconds:g} s"}
+            return {"cut": True, "why": f"took more than {_SECONDS:g} s"}
         self._log.seek(0)
         said = [line for line in self._log.read().splitlines() if line.strip()]
         if status == 0:

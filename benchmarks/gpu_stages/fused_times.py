@@ -2,18 +2,20 @@
 
 from typing import Any
 
+import torch
+
 import bench_train
 from gpu_stages import predictions
 from gpu_stages.cases import Cases, Values
 from gpu_stages.clock import Clock
 from gpu_stages.ensemble import (
+    OPERANDS,
     STAGES,
     STATE,
     VARIED,
     Ensemble,
     Varied,
     Way,
-    best_way,
     has_pdl,
     plan_of,
     store_of,
@@ -28,6 +30,8 @@ _NODES = 80
 _CALLS = 50
 _SECONDS = 0.5
 _BURSTS = 8
+_LIMIT_SECONDS = 20.0
+"""Of a case."""
 MEMBERS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -50,9 +54,11 @@ def early_launches(case: Cases) -> None:
 def _null_us(clock: Clock, early: bool) -> float:
     from gpu_stages.barriers import null
 
+    x = torch.zeros(32, device=clock.device)
+
     def run() -> None:
         for _ in range(_NODES):
-            null(early=early)
+            null(x, early=early)
 
     return round(clock.microseconds(clock.graph(run)) / _NODES, 3)
 
@@ -70,12 +76,15 @@ def _rule(saved: float) -> Values:
 def fused_rates(case: Cases) -> None:
     """Steps a second of one member, by operands and by how they are launched; torch's captured graph beside it."""
     settle_for(case)
-    pdl = has_pdl(case.device)
-    ways = [Way("fp16"), Way("bf16"), Way("tf32")]
-    if pdl:
-        ways += [Way(w.operands, pdl=True, side_branch=b) for b in (False, True) for w in ways[:3]]
-    for way in ways[:1] if case.dry else ways:
-        case(f"fused, {way}", lambda w=way: _rate(case, w))
+
+    def fused(*ways: Way) -> None:
+        for way in ways:
+            case(f"fused, {way}", lambda w=way: _rate(case, w), _LIMIT_SECONDS)
+
+    if case.dry:
+        fused(Way())
+    else:
+        fused(*(Way(operands) for operands in OPERANDS))
     for precision in ("fp32",) if case.dry else ("tf32", "bf16"):
 
         def torch_engine(precision: str = precision) -> Values:
@@ -83,7 +92,9 @@ def fused_rates(case: Cases) -> None:
             call = bench_train.ours(steps, capture=True, precision=precision)
             return {"steps_per_second": timed(call, steps, _seconds(case))}
 
-        case(f"torch engine, {precision}", torch_engine)
+        case(f"torch engine, {precision}", torch_engine, _LIMIT_SECONDS)
+    if has_pdl(case.device):
+        fused(*(Way(o, pdl=True, side_branch=branch) for branch in (False, True) for o in OPERANDS))
 
 
 def _rate(case: Cases, way: Way, members: int = 1) -> Values:
@@ -113,11 +124,12 @@ def _seconds(case: Cases) -> float:
 
 def fused_members(case: Cases) -> None:
     """Steps a second of all members together."""
-    runs: list[tuple[int, Operands]] = [(members, "fp16") for members in MEMBERS]
-    runs.insert(5, (16, "tf32"))
-    for members, operands in runs[1:2] if case.dry else runs:
-        way = best_way(case.device, operands)
-        case(f"{count_of(members)}, {way}", lambda m=members, w=way: _rate(case, w, m))
+    # the number of members first: early launches are for few of them, and could be wrong
+    runs = [(members, Way("fp16")) for members in MEMBERS] + [(16, Way("tf32"))]
+    if has_pdl(case.device):
+        runs += [(members, Way("fp16", pdl=True, side_branch=True)) for members in (2, 4, 16)]
+    for members, way in runs[1:2] if case.dry else runs:
+        case(f"{count_of(members)}, {way}", lambda m=members, w=way: _rate(case, w, m), _LIMIT_SECONDS)
 
 
 def fused_kernels(case: Cases) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gpu_stages.cases import Cases, Values
-from gpu_stages.ensemble import RECIPE, Ensemble, Way, best_way, images_of, plan_of, store_of
+from gpu_stages.ensemble import RECIPE, Ensemble, Way, images_of, plan_of, store_of
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.fused.plan import DTYPES
 from pyvae.engine.recipe import Recipe
@@ -59,10 +59,14 @@ def _log_every(case: Cases) -> int:
 
 def _fused(case: Cases, objective: Objective, steps: int) -> tuple[Rows, Values]:
     """Rows of a run, and the largest gradients that were seen at the end of a burst."""
-    way = best_way(case.device)
+    way = Way()
     plan = plan_of(way, dry=case.dry, objective=objective)
     ensemble = Ensemble(
-        plan, store_of(case.device, case.dry), objective=objective, log_every=_log_every(case)
+        plan,
+        store_of(case.device, case.dry),
+        objective=objective,
+        log_every=_log_every(case),
+        whole=not case.dry,
     )
     network = plan.network
     places = {"latents": f"{network.head}'", "last maps": f"{network.up[-1].name}'"}

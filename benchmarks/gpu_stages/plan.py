@@ -28,7 +28,7 @@ FUSED = (
     *(*TRAINING, *SMALL_DATA),
     *_files("benchmarks/gpu_stages", "ensemble fused_reference"),
 )
-FUSED_TIMES = (*FUSED, *_files("benchmarks/gpu_stages", "barriers clock rates"))
+FUSED_TIMES = (*FUSED, *_files("benchmarks/gpu_stages", "barriers clock rates"), "benchmarks/**/predict*")
 CONSTANTS = _files("benchmarks/gpu_stages", "barriers clock")
 TIMED = (*OPS, "benchmarks/bench_*.py", "benchmarks/interleaved.py")
 TABLES = (
@@ -69,7 +69,7 @@ STAGES = (
     # is it right, do early launches pay, how fast is it, which kernels are slower than predicted
     Stage("integers", "gpu_stages.agreement", 30, STEP),
     Stage("fused_agree", "gpu_stages.fused_agree", 60, FUSED),
-    Stage("early_launches", "gpu_stages.fused_times", 15, FUSED_TIMES, per_card=True),
+    Stage("early_launches", "gpu_stages.fused_times", 20, FUSED_TIMES, per_card=True),
     Stage("fused_rates", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
     Stage("fused_kernels", "gpu_stages.fused_times", 35, FUSED_TIMES, per_card=True),
     Stage("fused_num_stages", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),

@@ -100,9 +100,9 @@ def _fused(found: Newest) -> Iterator[str]:
             text = f"; slower than predicted: {', '.join(slow[:_SHOWN])}" if slow else ""
             yield f"fused, {case}: {line['us']:.0f} us in {len(line['kernels'])} kernels{text}"
     line = found.get(("fused_training", "fp16, its largest gradients"), {})
-    if "bits_below_the_largest_number" in line:
-        bits = line["bits_below_the_largest_number"]
-        yield f"fp16: gradients may double {min(x for x in bits.values() if x is not None):.1f} times more"
+    bits = [x for x in line.get("bits_below_the_largest_number", {}).values() if x is not None]
+    if bits:
+        yield f"fp16: the largest gradients may double {min(bits):.1f} times more"
 
 
 def _beside(line: results.Line) -> str:

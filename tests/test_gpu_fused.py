@@ -51,6 +51,9 @@ class TestAStep:
     def test_a_right_one(self):
         found, given = self.made()
         assert found["ok"], found
+        # an interpreter sums as float64 does but for 1e-7: what is not rounded alike shows
+        assert found["median_gradient"] < 1e-4
+        assert found["worst_gradient"][1] < 1e-3
         assert self.judged(given) == found
 
     @pytest.mark.parametrize("place", ["gradient", "master", "weights", "nll", "kl", "flags"])
@@ -70,6 +73,11 @@ class TestAStep:
         finally:
             held.copy_(before)
         assert self.judged(given)["ok"]
+
+    def test_weights_that_move_too_far_are_seen(self):
+        _, (ensemble, before, *rest) = self.made()
+        further = before - (ensemble.members.buffers["master"][0] - before) * 0.1
+        assert not self.judged((ensemble, further, *rest))["ok"]
 
     def test_another_rounding_is_seen(self):
         _, (ensemble, before, right, _) = self.made()
@@ -181,7 +189,7 @@ class TestPredictions:
 class TestTraces:
     def rows(self, nll=30.0, kl=20.0, steps=20_000, early=None):
         return [
-            (step, [0.0, early if early and step <= 200 else nll, kl, 0.0, 0.0, 0.0, kl])
+            (step, [0.0, early if early and 0 < step <= 200 else nll, kl, 0.0, 0.0, 0.0, kl])
             for step in range(0, steps, 100)
         ]
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache, partial
+from functools import cache, partial
 from itertools import product
 from multiprocessing import get_context
 from statistics import median
@@ -111,12 +111,12 @@ def _launches(task: _Task, *, dry: bool) -> list[Launch]:
     return found[:2] if dry else found
 
 
-@lru_cache(maxsize=16)
+@cache
 def _plan(way: Way, varied: Varied | None, dry: bool) -> Any:
     return plan_of(way, dry=dry, varied=varied)
 
 
-@lru_cache(maxsize=16)
+@cache
 def _one_of(way: Way, varied: Varied | None, device: str, dry: bool) -> Ensemble:
     """A member on images of no meaning."""
     return Ensemble(_plan(way, varied, dry), torch.ones((64, 64), dtype=torch.int64, device=device))

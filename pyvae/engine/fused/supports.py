@@ -50,10 +50,11 @@ def supports(recipe: Recipe, dataset: Dataset, device: torch.device) -> str | No
         return f"architecture {recipe.architecture}: {error}"
     if dataset.bits is None and (dataset.pixels is None or dataset.pixels.dtype != torch.uint8):
         return "its images are neither bits nor bytes in memory"
-    return _device_lacks(device) or _too_large(dataset, device)
+    return lacks(device) or _too_large(dataset, device)
 
 
-def _device_lacks(device: torch.device) -> str | None:
+def lacks(device: torch.device) -> str | None:
+    """What a device lacks to run the kernels; None where they run."""
     if wanted_backend() == "reference":
         return "PYVAE_BACKEND=reference asks for plain torch"
     if not takes_triton(device):

@@ -64,9 +64,9 @@ def test_what_it_can(architecture, kind, data, triton_backend):
 
 def test_images_must_be_in_memory_as_bits_or_bytes(data, triton_backend, monkeypatch):
     assert "neither bits nor bytes" in supports(FUSED, TinyData(), CPU)
-    monkeypatch.setattr(module, "resident", lambda dataset, device: None)
+    monkeypatch.setattr(module, "fitting", lambda dataset, device: None)
     assert "do not fit into the device's memory" in supports(FUSED, data, CPU)
-    assert batches.resident(data, CPU) is not None
+    assert batches.fitting(data, CPU) is data.bits
 
 
 def test_a_device_without_the_kernels_says_so(data, monkeypatch):

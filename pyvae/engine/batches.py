@@ -168,7 +168,7 @@ class ImageSource:
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
         self._dataset = dataset
         self._device = device
-        self._store = _resident(dataset, device)
+        self._store = resident(dataset, device)
 
     def batches(
         self, seed: int, batch_size: int, stream: Stream = Stream.DATA_ORDER, *, replacement: bool = False
@@ -193,8 +193,8 @@ class ImageSource:
         return _gathered(self._store, index, self._dataset.image_shape).images
 
 
-def _resident(dataset: Dataset, device: torch.device) -> Tensor | None:
-    """Bits or bytes of the data set on the device, if it has any and they fit."""
+def resident(dataset: Dataset, device: torch.device) -> Tensor | None:
+    """Bits or bytes of the data set on the device, if it has any and they fit; else None."""
     store = dataset.pixels if dataset.bits is None else dataset.bits
     if store is None:
         return None

@@ -1,12 +1,12 @@
-"""Where the weights of a network lie in one flat row, in the order that the kernels read them, and the way back.
+"""Where the weights of a network lie in one flat row, in the order that the kernels read them, and back.
 
-Convolutions are ``[taps, big channels, small channels]``, dense layers ``[inputs, outputs]``, maps ``[y, x, channels]``;
-those at either end have the channels of images in front. Mean and log-variance are padded to ``padded(latents)`` each.
+Convolutions are ``[taps, big channels, small channels]``, those at either end ``[channels of images, taps, channels]``,
+dense layers ``[inputs, outputs]``, maps ``[y, x, channels]``. Mean and log-variance are padded to ``padded(latents)``.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ def z_width(latents: int) -> int:
     return max(32, padded(latents))
 
 
-class Parameter(NamedTuple):
+@dataclass(frozen=True)
+class Parameter:
     """One parameter in the row."""
 
     offset: int

@@ -21,6 +21,7 @@ from fused import (
     plan_of,
     quick_interpreter,
 )
+from pyvae.engine.fused.layout import padded, z_width
 from pyvae.engine.fused.plan import WINDOW, Tiles
 from pyvae.random import Stream, make_key, normal
 
@@ -352,7 +353,8 @@ class Latents:
     """Images, in two blocks, of which the second is not full."""
 
     def __init__(self, d: int) -> None:
-        self.d, self.p = d, 16 if d <= 16 else 32
+        self.d, self.p = d, padded(d)
+        self.z_width = z_width(d)
         k, n, p = self.K, self.N, self.p
         self.x = F.relu(draw(self.ROWS, k))
         self.wh, self.bh = draw(k, 2, d, seed=1, scale=0.1), draw(2, d, seed=2, scale=0.5)
@@ -360,14 +362,22 @@ class Latents:
         # what is padded is never read for anything
         self.wh_row = held(F.pad(self.wh, (0, p - d)))
         self.bh_row = held(F.pad(self.bh, (0, p - d), value=3.0))
-        self.wd_row, self.bd_row = held(F.pad(self.wd, (0, 32 - d))), held(self.bd)
+        self.wd_row, self.bd_row = held(F.pad(self.wd, (0, self.z_width - d))), held(self.bd)
         self.x_row = held(self.x)
         self.key = torch.tensor([[77, 4], [-3, 2**33 + 1]], device=DEVICE)
-        self.stats, self.z = Row(3, self.ROWS, p), Row(self.ROWS, 32)
+        self.stats, self.z = Row(3, self.ROWS, p), Row(self.ROWS, self.z_width)
         self.kl, self.y, self.flags = Row(2, p), Row(self.ROWS, n), flags()
 
     def constants(self) -> dict:
-        return {"BM": self.BLOCK, "K": self.K, "N": self.N, "P": self.p, "Z": 32, "BK": 32, "BN": 64}
+        return {
+            "BM": self.BLOCK,
+            "K": self.K,
+            "N": self.N,
+            "P": self.p,
+            "Z": self.z_width,
+            "BK": 32,
+            "BN": 64,
+        }
 
     def forward(self, decodes: bool = True, stream: Stream = Stream.POSTERIOR) -> None:
         launch(
@@ -389,7 +399,7 @@ class Latents:
         return mu, logvar, z, 0.5 * (mu.square() + logvar.exp() - 1 - logvar), z @ self.wd[s].t() + self.bd[s]
 
 
-@pytest.mark.parametrize("d", [1, 6, 10, 16, 17, 32])
+@pytest.mark.parametrize("d", [1, 6, 10, 16, 17, 32, 50])
 def test_latents(d):
     its = Latents(d)
     its.forward()
@@ -420,7 +430,7 @@ def test_latents_that_are_not_decoded():
 
 
 @pytest.mark.parametrize("extra", [False, True])
-@pytest.mark.parametrize("d", [1, 6, 10, 17, 32])
+@pytest.mark.parametrize("d", [1, 6, 10, 17, 32, 50])
 def test_latents_backward(d, extra):
     its = Latents(d)
     its.forward()

@@ -50,6 +50,9 @@ def hold_against(members: Members, member: int, reference: Step64, at: int, weig
     row = members.buffers["row"][member]
     assert error(row[1], expected.nll) < 5e-7
     assert error(row[5], expected.norm) < 2e-6
+    if weight is None:
+        assert row[3].item() == members.members[member].objective.beta
+        assert row[0].item() == pytest.approx(row[1].item() + row[2].item() * row[3].item(), rel=1e-7)
     torch.testing.assert_close(row[6:], expected.kl, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(row[2], expected.kl.sum(), rtol=1e-5, atol=1e-6)
     wrong = {name: error(gradient(members, member, name), g) for name, g in expected.gradients.items()}

@@ -208,7 +208,7 @@ def up_first_conv_kernel(
     bad = tl.max(not_finite(sums_b), 0)
     for channel in tl.static_range(CHANNELS):
         out = gw[channel] if BITS else gw[channel] * (1.0 / 255.0)
-        bad |= tl.max(tl.max(not_finite(out), 1), 0)
+        bad |= tl.max(not_finite(out))
         tl.store(
             g1w_ptr + member * g1w_ms + (pid * CHANNELS + channel) * 512 + k[:, None] * 32 + c[None, :], out
         )
@@ -343,7 +343,7 @@ def loss_backward_kernel(
         dl = tl.load(image + y * 64 + x, mask=inside, other=0.0)
         g = multiply(dl, w, g, TF32)
         gw = multiply(tl.trans(dl), h, tl.zeros((16, 32), tl.float32), TF32)
-        bad |= tl.max(tl.max(not_finite(gw), 1), 0)
+        bad |= tl.max(not_finite(gw))
         tl.store(
             gw_ptr + member * gw_ms + (pid * CHANNELS + channel) * 512 + k[:, None] * 32 + c[None, :], gw
         )

@@ -234,7 +234,7 @@ def loss_kernel(
     b_ptr,  # [S, C] float32
     dl_ptr,  # [S, B, C, 64, 64]: gradient at the logits
     nll_ptr,  # [S, tiles, C] float32
-    gb_ptr,  # [S, tiles, 16] float32, of which C are in use
+    gb_ptr,  # [S, tiles, 16] float32, zero behind C
     flags_ptr,  # [S] int32
     rows,  # B * 256
     batch_ms,  # strides of members
@@ -299,7 +299,8 @@ def loss_kernel(
     d = tl.where(ok[:, None], d, 0.0)
     total = tl.sum(nll)
     tl.store(nll_ptr + member * nll_ms + tile * CHANNELS + channel, total)
-    tl.store(gb_ptr + member * gb_ms + tile * 16 + channel, tl.sum(d))
+    mine = (pixel == channel) | ((pixel >= CHANNELS) & (channel == 0))
+    tl.store(gb_ptr + member * gb_ms + tile * 16 + pixel, tl.where(pixel == channel, tl.sum(d), 0.0), mask=mine)
     out = dl_ptr + member * dl_ms + (n * CHANNELS + channel)[:, None] * 4096 + py * 64 + px
     tl.store(out, rounded(d, dl_ptr, TF32), mask=ok[:, None])
     flag(flags_ptr, member, not_finite(total))

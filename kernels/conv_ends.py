@@ -300,7 +300,9 @@ def loss_kernel(
     total = tl.sum(nll)
     tl.store(nll_ptr + member * nll_ms + tile * CHANNELS + channel, total)
     mine = (pixel == channel) | ((pixel >= CHANNELS) & (channel == 0))
-    tl.store(gb_ptr + member * gb_ms + tile * 16 + pixel, tl.where(pixel == channel, tl.sum(d), 0.0), mask=mine)
+    tl.store(
+        gb_ptr + member * gb_ms + tile * 16 + pixel, tl.where(pixel == channel, tl.sum(d), 0.0), mask=mine
+    )
     out = dl_ptr + member * dl_ms + (n * CHANNELS + channel)[:, None] * 4096 + py * 64 + px
     tl.store(out, rounded(d, dl_ptr, TF32), mask=ok[:, None])
     flag(flags_ptr, member, not_finite(total))

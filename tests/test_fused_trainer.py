@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fused import INTERPRETED, quick_interpreter
 
+from fused import INTERPRETED, quick_interpreter
 from pyvae import reference
 from pyvae.engine.fused import trainer as fused_trainer
 from pyvae.engine.fused.trainer import FusedTrainer

@@ -35,7 +35,7 @@ from pyvae.objectives import OBJECTIVES, BetaVAE, InfoGAN
 from pyvae.recipes import RECIPES
 from pyvae.reference import unpack_bits
 
-RECIPE = Recipe(objective=BetaVAE(), architecture="burgess", init="kaiming", lr=5e-4)
+RECIPE = Recipe(objective=BetaVAE(), architecture="burgess", init="kaiming", lr=5e-4, engine="torch")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STRIDE = 700
 Step = Callable[..., object]

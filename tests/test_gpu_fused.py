@@ -75,24 +75,24 @@ class TestAStep:
         assert self.judged(given)["ok"]
 
     def test_weights_that_move_too_far_are_seen(self):
-        _, (ensemble, before, *rest) = self.made()
-        further = before - (ensemble.members.buffers["master"][0] - before) * 0.1
-        assert not self.judged((ensemble, further, *rest))["ok"]
+        _, (run, before, *rest) = self.made()
+        further = before - (run.members.buffers["master"][0] - before) * 0.1
+        assert not self.judged((run, further, *rest))["ok"]
 
     def test_another_rounding_is_seen(self):
-        _, (ensemble, before, right, _) = self.made()
-        net = stage("ensemble").net_of(0).double()
-        images = stage("ensemble").images_of(True).images(ensemble.orders[0].draw(0, 1)[0]).double()
+        _, (run, before, right, _) = self.made()
+        net = stage("fused_run").net_of(0).double()
+        images = stage("fused_run").images_of(True).images(run.orders[0].draw(0, 1)[0]).double()
         coarse = stage("fused_reference").rounded_step(net, 0, images, 4.0, "bf16")
-        assert not self.judged((ensemble, before, coarse, "fp16"))["ok"]
+        assert not self.judged((run, before, coarse, "fp16"))["ok"]
         assert set(coarse.gradients) == set(right.gradients)
 
 
 def test_two_trainings_that_differ():
     agree = stage("fused_agree")
     case = case_of()
-    one = agree.several(case, (0,), 1, stage("ensemble").Way())
-    two = agree.several(case, (1,), 1, stage("ensemble").Way())
+    one = agree.several(case, (0,), 1, stage("fused_run").Way())
+    two = agree.several(case, (1,), 1, stage("fused_run").Way())
     assert agree.same(lambda: one, lambda: one)["ok"]
     found = agree.same(lambda: one, lambda: two)
     assert not found["ok"]
@@ -106,9 +106,9 @@ def test_a_member_that_sees_the_others(monkeypatch):
     make = agree.several
 
     def disturbed(case, seeds, steps, way):
-        ensemble = make(case, seeds, steps, way)
-        ensemble.members.buffers["stats"][-1, 3] += len(seeds) > 1
-        return ensemble
+        run = make(case, seeds, steps, way)
+        run.members.buffers["stats"][-1, 3] += len(seeds) > 1
+        return run
 
     assert agree.alone_and_among(case_of(), "fp16")["ok"]
     monkeypatch.setattr(agree, "several", disturbed)
@@ -116,7 +116,7 @@ def test_a_member_that_sees_the_others(monkeypatch):
 
 
 def test_a_kernel_that_does_not_compile_is_told(monkeypatch):
-    agree, way = stage("fused_agree"), stage("ensemble").Way()
+    agree, way = stage("fused_agree"), stage("fused_run").Way()
     paths = (BENCHMARKS, ROOT / "tests", ROOT)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, paths)))
     monkeypatch.setattr(
@@ -128,8 +128,8 @@ def test_a_kernel_that_does_not_compile_is_told(monkeypatch):
 
 
 def test_stages_that_change_a_result(monkeypatch):
-    times, ensemble = stage("fused_times"), stage("ensemble")
-    make = ensemble.plan_of
+    times, run = stage("fused_times"), stage("fused_run")
+    make = run.plan_of
 
     def spoilt(way, *, dry, varied=None):
         plan = make(way, dry=dry, varied=varied)
@@ -137,7 +137,7 @@ def test_stages_that_change_a_result(monkeypatch):
             plan.forward = [x for x in plan.forward if not varied.takes(x)]
         return plan
 
-    loss = next(one for one in ensemble.VARIED if one.name == "loss")
+    loss = next(one for one in run.VARIED if one.name == "loss")
     monkeypatch.setattr(times, "plan_of", spoilt)
     found = times.stages_of(case_of(), loss, 1)
     assert not found["ok"]
@@ -146,10 +146,10 @@ def test_stages_that_change_a_result(monkeypatch):
 
 
 def test_varied_launches_are_in_the_plan():
-    ensemble = stage("ensemble")
+    run = stage("fused_run")
     counts = {}
-    for one in ensemble.VARIED:
-        plan = ensemble.plan_of(ensemble.Way(), dry=True, varied=one._replace(stages=7))
+    for one in run.VARIED:
+        plan = run.plan_of(run.Way(), dry=True, varied=one._replace(stages=7))
         counts[one.name] = [x.label for x in (*plan.forward, *plan.backward) if x.stages == 7]
     assert counts["conv_down at side 16"] == ["encoder.trunk.2 forward", "decoder.11 data gradient"]
     assert [len(labels) for labels in counts.values()] == [2, 1, 1]
@@ -169,14 +169,13 @@ class TestPredictions:
         monkeypatch.setattr(predictions, "FILE", tmp_path / "predicted.json")
         assert predictions.kernels("fp16") == {}
         rows = [
-            {"operands": "fp16", "label": "a", "us_one": 2, "us_many": 1.5},
-            {"operands": "fp16", "label": "b"},
-            {"operands": "tf32", "label": "a", "us_one": 9},
-            "odd",
+            {"label": "a", "us_alone": 2, "us_many": 1.5},
+            {"label": "b", "us_alone": 1.0, "us_many": None},
         ]
-        for held in (rows, {"clock": 1, "rows": rows}):
-            predictions.FILE.write_text(json.dumps(held))
-            assert predictions.kernels("fp16") == {"a": (2.0, 1.5), "b": (None, None)}
+        held = {"clock_ghz": 1.98, "operands": {"fp16": {"kernels": rows}}}
+        predictions.FILE.write_text(json.dumps(held))
+        assert predictions.kernels("fp16") == {"a": (2.0, 1.5), "b": (1.0, None)}
+        assert predictions.kernels("tf32") == {}
         predictions.FILE.write_text("{")
         assert predictions.kernels("fp16") == {}
 
@@ -221,7 +220,6 @@ class TestTraces:
         training = stage("fused_training")
         rows = self.rows(steps=400)
         other = [*rows[:3], (300, [1.0, *rows[3][1][1:]])]
-        monkeypatch.setattr(training, "fields", lambda _: [SimpleNamespace(name="engine")])
         monkeypatch.setattr(training, "_recipe", lambda case, **changes: changes)
         case = case_of(dry=False)
         monkeypatch.setattr(training, "images_of", lambda dry: None)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from gpu_stages.cases import Cases
-from gpu_stages.ensemble import (
+from gpu_stages.fused_reference import Reference, rounded_step
+from gpu_stages.fused_run import (
     OPERANDS,
     RECIPE,
     STAGES,
     VARIED,
-    Ensemble,
+    Run,
     Varied,
     Way,
     has_pdl,
@@ -30,7 +31,6 @@ from gpu_stages.ensemble import (
     store_of,
     unequal,
 )
-from gpu_stages.fused_reference import Reference, rounded_step
 from pyvae.engine.fused.members import rounded
 from pyvae.engine.fused.plan import Launch, Operands
 
@@ -117,9 +117,9 @@ def _plan(way: Way, varied: Varied | None, dry: bool) -> Any:
 
 
 @cache
-def _one_of(way: Way, varied: Varied | None, device: str, dry: bool) -> Ensemble:
+def _one_of(way: Way, varied: Varied | None, device: str, dry: bool) -> Run:
     """A member on images of no meaning."""
-    return Ensemble(_plan(way, varied, dry), torch.ones((64, 64), dtype=torch.int64, device=device))
+    return Run(_plan(way, varied, dry), torch.ones((64, 64), dtype=torch.int64, device=device))
 
 
 def _run(device: str, dry: bool, task: _Task) -> str:
@@ -147,7 +147,7 @@ def fused_agree(case: Cases) -> None:
             _SECONDS,
         )
 
-    def compare(title: str, one: Callable[[], Ensemble], two: Callable[[], Ensemble]) -> None:
+    def compare(title: str, one: Callable[[], Run], two: Callable[[], Run]) -> None:
         case(title, lambda: same(one, two), _SECONDS)
 
     compare("500 steps twice", *[partial(advanced, case, 500)] * 2)
@@ -170,31 +170,31 @@ def fused_agree(case: Cases) -> None:
 
 def one_step(case: Cases, operands: Operands) -> dict[str, Any]:
     """Loss, gradients and moved weights of the first step, against float64 with the same roundings."""
-    ensemble = Ensemble(plan_of(Way(operands), dry=case.dry), store_of(case.device, case.dry))
+    run = Run(plan_of(Way(operands), dry=case.dry), store_of(case.device, case.dry))
     net = net_of(RECIPE.seed)
-    which = ensemble.orders[0].draw(0, 1)[0]
+    which = run.orders[0].draw(0, 1)[0]
     images = images_of(case.dry).images(which.cpu()).to(case.device, torch.float64)
-    weight = float(ensemble.members.buffers["kl_weight"][0, 0])
+    weight = float(run.members.buffers["kl_weight"][0, 0])
     right = rounded_step(net.double().to(case.device), RECIPE.seed, images, weight, operands)
-    before = ensemble.members.buffers["master"][0].clone()
-    ensemble.advance(1)
-    return judged_step(ensemble, before, right, operands)
+    before = run.members.buffers["master"][0].clone()
+    run.advance(1)
+    return judged_step(run, before, right, operands)
 
 
-def judged_step(ensemble: Ensemble, before: Tensor, right: Reference, operands: Operands) -> dict[str, Any]:
+def judged_step(run: Run, before: Tensor, right: Reference, operands: Operands) -> dict[str, Any]:
     """What a step has left, and whether all of it is right.
 
     Args:
         before: float32 ``[width]`` weights in front of the step.
     """
-    layout, buffers = ensemble.plan.layout, ensemble.members.buffers
+    layout, buffers = run.plan.layout, run.members.buffers
     row, master, weights = (buffers[name][0] for name in ("row", "master", "weights"))
-    errors = {name: _error(ensemble.gradient(name), exact) for name, exact in right.gradients.items()}
+    errors = {name: _error(run.gradient(name), exact) for name, exact in right.gradients.items()}
     # the step of Adam, from the kernels' own gradients
     moved, held = layout.tensors(master), layout.tensors(before)
     lengths = []
     for name in right.gradients:
-        g = ensemble.gradient(name)
+        g = run.gradient(name)
         expected = held[name].double() - RECIPE.lr * g / (g.abs() + 1e-8)
         lengths.append(float((moved[name].double() - expected).abs().max()) / RECIPE.lr)
     worst = max(errors, key=lambda name: errors[name])
@@ -227,18 +227,16 @@ def _error(ours: Tensor, right: Tensor) -> float:
     return float((ours.double() - right).norm() / right.norm().clamp_min(1e-30))
 
 
-def advanced(case: Cases, steps: int, way: Way = Way(), *, capture: bool = True) -> Ensemble:  # noqa: B008
+def advanced(case: Cases, steps: int, way: Way = Way(), *, capture: bool = True) -> Run:  # noqa: B008
     """A member after some steps; in a dry run after two, of which only forward is computed."""
     return several(case, (RECIPE.seed,), steps, way, capture=capture)
 
 
-def several(case: Cases, seeds: tuple[int, ...], steps: int, way: Way, *, capture: bool = True) -> Ensemble:
+def several(case: Cases, seeds: tuple[int, ...], steps: int, way: Way, *, capture: bool = True) -> Run:
     """Members after some steps."""
-    ensemble = Ensemble(
-        plan_of(way, dry=case.dry), store_of(case.device, case.dry), seeds, whole=not case.dry
-    )
-    ensemble.advance(1 if case.dry else steps, capture=capture)
-    return ensemble
+    run = Run(plan_of(way, dry=case.dry), store_of(case.device, case.dry), seeds, whole=not case.dry)
+    run.advance(1 if case.dry else steps, capture=capture)
+    return run
 
 
 def alone_and_among(case: Cases, operands: Operands) -> dict[str, Any]:
@@ -249,7 +247,7 @@ def alone_and_among(case: Cases, operands: Operands) -> dict[str, Any]:
     return _judged(together.state(len(seeds) - 1), alone.state())
 
 
-def same(one: Callable[[], Ensemble], two: Callable[[], Ensemble]) -> dict[str, Any]:
+def same(one: Callable[[], Run], two: Callable[[], Run]) -> dict[str, Any]:
     """Whether two trainings of one seed end in the same state."""
     states = [make().state() for make in (one, two)]
     return _judged(*states)

@@ -11,7 +11,7 @@ import torch
 
 from checkout import ROOT
 from gpu_stages.cases import Cases, Values
-from gpu_stages.ensemble import Ensemble, Way, plan_of
+from gpu_stages.fused_run import Run, Way, plan_of
 
 TOOLS = ("memcheck", "racecheck", "initcheck")
 IMAGES = 16
@@ -93,11 +93,11 @@ def a_step(device: torch.device, *, dry: bool) -> bool:
     """A step of two members from a workspace that nothing was written to; whether all of it was finite."""
     plan = plan_of(Way(), dry=dry, images=IMAGES)
     store = torch.randint(2**62, (64, 64), device=device)
-    ensemble = Ensemble(plan, store, (0, 1), whole=not dry)
-    buffers = ensemble.members.buffers
+    run = Run(plan, store, (0, 1), whole=not dry)
+    buffers = run.members.buffers
     for name in () if dry else _WORKSPACE:
         buffers[name] = torch.empty_like(buffers[name])
-    ensemble.advance(1, capture=False)
+    run.advance(1, capture=False)
     return not bool(buffers["flags"].any())
 
 

@@ -8,12 +8,12 @@ import bench_train
 from gpu_stages import predictions
 from gpu_stages.cases import Cases, Values
 from gpu_stages.clock import Clock
-from gpu_stages.ensemble import (
+from gpu_stages.fused_run import (
     OPERANDS,
     STAGES,
     STATE,
     VARIED,
-    Ensemble,
+    Run,
     Varied,
     Way,
     has_pdl,
@@ -98,17 +98,15 @@ def fused_rates(case: Cases) -> None:
 
 
 def _rate(case: Cases, way: Way, members: int = 1) -> Values:
-    ensemble = Ensemble(
-        plan_of(way, dry=case.dry), store_of(case.device, case.dry), range(members), whole=not case.dry
-    )
+    run = Run(plan_of(way, dry=case.dry), store_of(case.device, case.dry), range(members), whole=not case.dry)
     steps = 1 if case.dry else _BURSTS * BURST
-    of_each = timed(lambda: ensemble.advance(steps), steps, _seconds(case))
-    flags = ensemble.members.buffers["flags"]
+    of_each = timed(lambda: run.advance(steps), steps, _seconds(case))
+    flags = run.members.buffers["flags"]
     return {
         "members": members,
         "steps_per_second": [float(f"{members * x:.5g}") for x in of_each],
         "predicted": predictions.rate(way, members),
-        "launches": len(ensemble.launches),
+        "launches": len(run.launches),
         "ok": not bool(flags.any()),
     }
 
@@ -144,17 +142,17 @@ def kernel_times(case: Cases, members: int, operands: Operands) -> Values:
     whether it is slow. A step has run before, so that operands are those of training."""
     clock = Clock(case, _CALLS)
     launch_us = _null_us(clock, early=False)
-    ensemble = Ensemble(
+    run = Run(
         plan_of(Way(operands), dry=case.dry),
         store_of(case.device, case.dry),
         range(members),
         whole=not case.dry,
     )
-    ensemble.advance(1)
+    run.advance(1)
     predicted = predictions.kernels(operands)
     rows = []
-    for launch in ensemble.launches[1:3] if case.dry else ensemble.launches:
-        us = clock.in_a_graph(lambda one=launch: ensemble.members.launch([one]))
+    for launch in run.launches[1:3] if case.dry else run.launches:
+        us = clock.in_a_graph(lambda one=launch: run.members.launch([one]))
         rows.append(kernel_row(launch.label, us, launch_us, members, predicted.get(launch.label)))
     slow = [row[0] for row in rows if row[-1]]
     return {
@@ -162,7 +160,7 @@ def kernel_times(case: Cases, members: int, operands: Operands) -> Values:
         "us": round(sum(row[1] for row in rows), 1),
         "kernels": rows,
         "slow": slow,
-        "ok": not bool(ensemble.members.buffers["flags"].any()),
+        "ok": not bool(run.members.buffers["flags"].any()),
     }
 
 
@@ -189,19 +187,19 @@ def stages_of(case: Cases, one: Varied, members: int) -> Values:
     first, wrong = None, []
     for stages in STAGES[:2] if case.dry else STAGES:
         plan = plan_of(Way(), dry=case.dry, varied=one._replace(stages=stages))
-        ensemble = Ensemble(plan, store_of(case.device, case.dry), range(members), whole=not case.dry)
+        run = Run(plan, store_of(case.device, case.dry), range(members), whole=not case.dry)
         try:
-            ensemble.advance(1 if case.dry else 3)
+            run.advance(1 if case.dry else 3)
         except Exception as error:
             if type(error).__name__ != "OutOfResources":
                 raise
             us[stages] = None
             continue
-        state = {name: ensemble.members.buffers[name].clone() for name in STATE}
+        state = {name: run.members.buffers[name].clone() for name in STATE}
         first = first or state
         wrong += [f"{stages} stages: {name}" for name in unequal(first, state)]
-        mine = [launch for launch in ensemble.launches if one.takes(launch)]
-        us[stages] = clock.in_a_graph(lambda e=ensemble, m=mine: e.members.launch(m))
+        mine = [launch for launch in run.launches if one.takes(launch)]
+        us[stages] = clock.in_a_graph(lambda e=run, m=mine: e.members.launch(m))
     as_planned = plan_of(Way(), dry=case.dry)
     planned = next(x.stages for x in (*as_planned.forward, *as_planned.backward) if one.takes(x))
     fastest = min((u, s) for s, u in us.items() if u is not None)[1]

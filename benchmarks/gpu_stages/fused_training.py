@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from gpu_stages.cases import Cases, Values
-from gpu_stages.ensemble import RECIPE, Ensemble, Way, images_of, plan_of, store_of
+from gpu_stages.fused_run import RECIPE, Run, Way, images_of, plan_of, store_of
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.fused.plan import DTYPES
 from pyvae.engine.recipe import Recipe
@@ -61,7 +61,7 @@ def _fused(case: Cases, objective: Objective, steps: int) -> tuple[Rows, Values]
     """Rows of a run, and the largest gradients that were seen at the end of a burst."""
     way = Way()
     plan = plan_of(way, dry=case.dry, objective=objective)
-    ensemble = Ensemble(
+    run = Run(
         plan,
         store_of(case.device, case.dry),
         objective=objective,
@@ -71,18 +71,18 @@ def _fused(case: Cases, objective: Objective, steps: int) -> tuple[Rows, Values]
     network = plan.network
     places = {"latents": f"{network.head}'", "last maps": f"{network.up[-1].name}'"}
     largest = {place: torch.zeros((), device=case.device) for place in places}
-    while ensemble.step < steps:
-        ensemble.advance(min(BURST, steps - ensemble.step))
+    while run.step < steps:
+        run.advance(min(BURST, steps - run.step))
         for place, name in places.items():
-            largest[place] = torch.maximum(largest[place], ensemble.largest(name))
-    rows = ensemble.members.ledgers[0].ring.copy(0, steps).wait()
+            largest[place] = torch.maximum(largest[place], run.largest(name))
+    rows = run.members.ledgers[0].ring.copy(0, steps).wait()
     return rows, {
         "rows": shown(rows),
         "largest_gradient": {place: float(x) for place, x in largest.items()},
         "bits_below_the_largest_number": {
             place: headroom(float(x), torch.finfo(DTYPES[way.operands]).max) for place, x in largest.items()
         },
-        "ok": int(ensemble.members.buffers["flags"][0, 0]) == 0,
+        "ok": int(run.members.buffers["flags"][0, 0]) == 0,
     }
 
 
@@ -133,8 +133,6 @@ def near(mine: Rows, theirs: Rows) -> Values:
 
 
 def _trainer(case: Cases, mine: Rows | None) -> Values:
-    if "engine" not in {field.name for field in fields(Recipe)}:
-        return {"skipped": "no recipe asks for the fused engine yet"}
     if case.dry:
         return {"skipped": "the tiles of a GPU take too long in the interpreter"}
     if mine is None:

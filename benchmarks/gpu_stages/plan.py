@@ -26,7 +26,7 @@ STEPS_OF_TESTS = (*STEP, "tests/test_trainer.py", *SMALL_DATA)
 TRAINING = (*STEP, "benchmarks/bench_train.py", "pyvae/recipes.py")
 FUSED = (
     *(*TRAINING, *SMALL_DATA),
-    *_files("benchmarks/gpu_stages", "ensemble fused_reference"),
+    *_files("benchmarks/gpu_stages", "fused_reference fused_run"),
 )
 FUSED_TIMES = (*FUSED, *_files("benchmarks/gpu_stages", "barriers clock rates"), "benchmarks/**/predict*")
 CONSTANTS = _files("benchmarks/gpu_stages", "barriers clock")

@@ -8,7 +8,7 @@ import json
 from typing import Any, NamedTuple
 
 from checkout import ROOT
-from gpu_stages.ensemble import Way
+from gpu_stages.fused_run import Way
 
 FILE = ROOT / "benchmarks/predicted_fused.json"
 LAUNCH_US = {"one after another": 1.3, "early (PDL)": 0.7}
@@ -47,15 +47,10 @@ class Predicted(NamedTuple):
 def kernels(operands: str) -> dict[str, Predicted]:
     """By the label of the launch; of none where nothing was predicted."""
     try:
-        held = json.loads(FILE.read_text())
-    except (OSError, ValueError):
+        rows = json.loads(FILE.read_text())["operands"][operands]["kernels"]
+        return {row["label"]: Predicted(_number(row["us_alone"]), _number(row["us_many"])) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    rows = held if isinstance(held, list) else next((v for v in held.values() if isinstance(v, list)), [])
-    return {
-        row["label"]: Predicted(_number(row.get("us_one")), _number(row.get("us_many")))
-        for row in rows
-        if isinstance(row, dict) and row.get("operands") == operands and "label" in row
-    }
 
 
 def _number(x: Any) -> float | None:

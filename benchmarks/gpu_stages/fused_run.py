@@ -135,7 +135,7 @@ def plan_of(
     return plan
 
 
-class Ensemble:
+class Run:
     """Members of one plan, and their steps.
 
     Args:

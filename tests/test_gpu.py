@@ -89,7 +89,7 @@ def test_a_hang_and_a_crash_cost_their_own_case(tmp_path):
 
 def test_what_the_time_cuts_off_is_no_failure(tmp_path):
     out = tmp_path / "out"
-    said, _ = start(out, "endless", SECONDS="8").communicate(timeout=60)
+    said, _ = start(out, "endless", SECONDS="12").communicate(timeout=60)
     found = cases_of(out)
     assert found["first"]["ok"] is True
     assert found["second"]["cut"] is True

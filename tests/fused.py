@@ -176,6 +176,11 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp(min=1e-300))
 
 
+def same(a: Tensor, b: Tensor) -> bool:
+    """Bit for bit, but that a NaN is a NaN."""
+    return torch.equal(a.nan_to_num(7), b.nan_to_num(7)) and torch.equal(a != a, b != b)
+
+
 def rounder(operands: Operands):
     """Rounds float64 to what an operand can hold."""
     if operands == "fp32":

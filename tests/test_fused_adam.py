@@ -131,6 +131,7 @@ def test_adam_leaves_a_frozen_member_as_it_is(flag):
     assert after["weight"][1].isnan().all()
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_adam_spoils_no_parameter_by_a_gradient_that_is_not_finite():
     """Its flag is for the step's end to set: what moved before it was finite, and the sum of squares tells."""
 

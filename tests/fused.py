@@ -350,7 +350,7 @@ def launch(module: str, kernel: str, programs: int, *arguments, **constants) -> 
     given = [x.row if isinstance(x, Row) else x for x in arguments]
     if "TF32" in function.arg_names:
         constants["TF32"] = False
-    function[(programs, S)](*given, **constants, PDL=False)
+    function[(programs, S)](*given, **constants, PDL=False, num_stages=1)
 
 
 def images_of(channels: int, images: int = 2, seed: int = 5) -> torch.Tensor:

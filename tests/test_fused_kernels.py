@@ -265,10 +265,8 @@ def test_first_convolution_backward(channels):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("scale", [0.1, 30.0])
 def test_loss(channels, scale):
-    """Logits of a few, and of hundreds; tiles of which the last has 64 rows of 192."""
-    images, rows, tiles = 1, 192, 2
-    rows = 128 if channels == 1 else 256
-    tiles = images * 256 // rows
+    """Logits of a few, and of hundreds."""
+    images, rows, tiles = 1, 128, 2
     pixels = images_of(channels, images)
     h, w = F.relu(draw(images, 32, 32, 32)), draw(channels, 16, 32, seed=1, scale=scale)
     b = draw(channels, seed=2)
@@ -299,29 +297,37 @@ def test_loss(channels, scale):
 
 
 def test_loss_of_rows_that_do_not_fill_a_tile():
-    images, rows = 1, 512
-    pixels = images_of(1, images)
-    h, w, b = F.relu(draw(images, 32, 32, 32)), draw(1, 16, 32, seed=1, scale=0.1), draw(1, seed=2)
+    """Of 200 blocks of 4 x 4 pixels."""
+    rows, tile = 200, 128
+    pixels = images_of(1, 1)
+    h, w, b = F.relu(draw(1, 32, 32, 32)), draw(1, 16, 32, seed=1, scale=0.1), draw(1, seed=2)
     batch, h_row, w_row, b_row = held(batch_of(pixels)), held(h), held(w), held(b)
-    dl, nll, gb, found = Row(images, 1, 64, 64), Row(1), Row(16), flags()
+    dl, nll, gb, found = Row(1, 1, 64, 64), Row(2, 1), Row(2, 16), flags()
     launch(
-        "conv_ends", "loss_kernel", 1,
-        batch, h_row, w_row, b_row, dl, nll, gb, found, images * 256,
+        "conv_ends", "loss_kernel", 2,
+        batch, h_row, w_row, b_row, dl, nll, gb, found, rows,
         batch.stride, h_row.stride, w_row.stride, b_row.stride, dl.stride, nll.stride, gb.stride,
-        CHANNELS=1, BITS=True, BM=rows,
+        CHANNELS=1, BITS=True, BM=tile,
     )  # fmt: skip
     logits = per_member(
         lambda h, w, b: F.conv_transpose2d(maps(h), end_weight(w), b, stride=2, padding=1), h, w, b
     )
     x = scaled(pixels)
     each = F.binary_cross_entropy_with_logits(logits, x, reduction="none")
-    close(nll.values, each.sum((1, 2, 3, 4)).view(S, 1))
-    close(gb.values[:, 0], (torch.sigmoid(logits) - x).sum((1, 2, 3, 4)), 1e-5)
+    slope = torch.sigmoid(logits) - x
+    for found_sums, v in ((nll.values[..., 0], each), (gb.values[..., 0], slope)):
+        blocks = v.view(S, 16, 4, 16, 4).sum((2, 4)).view(S, 256)[:, :rows]
+        close(found_sums, torch.stack([part.sum(1) for part in blocks.split(tile, 1)], 1), 1e-5)
+    written = ~dl.values.isnan()
+    assert torch.equal(
+        written.view(S, 16, 4, 16, 4).all(4).all(2).view(S, 256).sum(1), torch.tensor([rows] * S)
+    )
+    assert torch.equal(written.flatten(1).sum(1), torch.tensor([rows * 16] * S))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_loss_backward(channels):
-    programs, rows = 4, 512
+    programs, rows = 8, 256
     h, w = draw(2, 32, 32, 32), draw(channels, 16, 32, seed=1, scale=0.1)
     h = F.relu(h)
     dl = draw(2, channels, 64, 64, seed=2)

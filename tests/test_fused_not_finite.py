@@ -3,7 +3,7 @@ other's."""
 
 import pytest
 
-from fused import NAN, One, members_of, plan_of, quick_interpreter, same, step
+from fused import NAN, One, gradient, members_of, plan_of, quick_interpreter, same, step
 from pyvae.engine.fused.members import DIVERGED, Members
 from pyvae.engine.fused.plan import Launch
 from pyvae.objectives import BetaVAE
@@ -112,3 +112,17 @@ def test_gradients_that_operands_cannot_hold():
     for name in names:
         assert same(members.buffers[name][0], before[name][0]), name
         assert not same(members.buffers[name][1], before[name][1]), name
+
+
+def test_in_a_bias_alone():
+    """Of the first convolution where images are black: its weights have no gradient."""
+    label, name = PLACES["gradient beside the first convolution"]
+    plan = plan_of("burgess")
+    members = members_of(plan, [One(0), One(1)], "burgess")
+    members.buffers["batch"].zero_()
+    members.buffers["master"][:, plan.layout.parameters["encoder.trunk.0.bias"].index] = 1.0
+    members.buffers["activations"].fill_(0.5)
+    members.buffers["activations"][1, plan.activations[name] + 131] = 1e20
+    members.launch([launch_of(label)])
+    assert (gradient(members, 1, "encoder.trunk.0.weight") == 0).all()
+    assert flags(members) == [0, DIVERGED]

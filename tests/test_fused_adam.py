@@ -70,8 +70,8 @@ def adam(at: list[int], its_flags: list[int], spoil=None):
     )
     squares = torch.full((S, len(blocks)), NAN, device=DEVICE)
     pixels = images_of(1, 4)[0]
-    ahead, batch = held(torch.full((S, WINDOW, 2), 10**6)), Row(2, 32, 32, dtype=torch.int16)
-    chosen = torch.tensor([[3, 0], [1, 2]])
+    ahead, batch = held(torch.zeros(S, WINDOW, 2, dtype=torch.int64)), Row(2, 32, 32, dtype=torch.int16)
+    chosen = torch.tensor([[3, 1], [1, 2]])
     for s in range(S):
         ahead.row.view(S, WINDOW, 2)[s, (at[s] + 1) % WINDOW] = chosen[s].to(DEVICE)
     key = torch.tensor([[9, n] for n in at], device=DEVICE)

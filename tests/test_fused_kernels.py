@@ -205,8 +205,8 @@ def test_batch(channels, at):
     """Images by their indices in the ring of steps; member 1 is a step behind."""
     pixels = images_of(channels, 4)[0]
     store = packed(pixels).to(DEVICE) if channels == 1 else pixels.reshape(4, -1).to(DEVICE)
-    ahead = held(torch.full((S, WINDOW, 2), 10**6))
-    chosen = torch.tensor([[3, 0], [2, 2]])
+    ahead = held(torch.zeros(S, WINDOW, 2, dtype=torch.int64))
+    chosen = torch.tensor([[3, 1], [2, 2]])
     for s in range(S):
         ahead.row.view(S, WINDOW, 2)[s, (at - s) % WINDOW] = chosen[s].to(DEVICE)
     key = torch.tensor([[9, at], [9, at - 1]], device=DEVICE)

@@ -399,7 +399,7 @@ def launch(module: str, kernel: str, programs: int, *arguments, **constants) -> 
     function = getattr(import_module(f"pyvae.kernels.{module}"), kernel)
     given = [x.row if isinstance(x, Row) else x for x in arguments]
     if "TF32" in function.arg_names:
-        constants["TF32"] = False
+        constants.setdefault("TF32", False)
     function[(programs, S)](*given, **constants, PDL=False, num_stages=1)
 
 

@@ -229,6 +229,20 @@ def test_two_runs_are_equal():
     assert_same(run("high"), 0, alone(), 0)
 
 
+def test_a_member_that_goes_on_where_it_was():
+    """From what a checkpoint holds, in new members."""
+    first = members_of(control_plan(), [ONES["high"]], "burgess")
+    step(first, 0)
+    tensors = {name: value.clone() for name, value in first.tensors(0).items()}
+    assert set(first.plan.layout.parameters) <= set(tensors)
+    assert tensors["optimizer.encoder.head.bias.step"].item() == 1
+    second = members_of(control_plan(), [ONES["high"]], "burgess")
+    second.load(0, 1, tensors)
+    second.buffers["control"].copy_(first.buffers["control"])
+    step(second, 1)
+    assert_same(second, 0, alone(), 0, [name for name in KEPT if name != "ring"])
+
+
 def test_a_branch_for_the_decoder_changes_no_bit():
     assert_same(run("high", side_branch=True), 0, alone(), 0)
 

@@ -66,4 +66,4 @@ def weight_gradients_kernel(
         acc = multiply(tl.trans(a), b, acc, TF32)
     out = out_ptr + k[:, None] * b_row + c[None, :]
     tl.store(out, acc, mask=(k // 32 < units)[:, None])
-    flag(flags_ptr, member, tl.max(tl.max(not_finite(acc), 1), 0))
+    flag(flags_ptr, member, tl.max(not_finite(acc)))

@@ -49,6 +49,7 @@ class Layout:
         self.parameters: dict[str, Parameter] = {}
         self.width = 0
         """Numbers in a row."""
+        self._flat: dict[torch.device, Tensor] = {}
         latents, p, z = network.latents, padded(network.latents), z_width(network.latents)
         self._end(network.first, network.channels, bias=ENDS)
         for pair in network.down:
@@ -76,8 +77,10 @@ class Layout:
 
     def tensors(self, row: Tensor) -> dict[str, Tensor]:
         """What :meth:`row` was made of, in new memory on the device of ``row``."""
-        # one transfer of indices for all
-        flat = torch.cat([p.index.flatten() for p in self.parameters.values()]).to(row.device)
+        flat = self._flat.get(row.device)
+        if flat is None:
+            flat = torch.cat([p.index.flatten() for p in self.parameters.values()]).to(row.device)
+            self._flat[row.device] = flat
         parts = row.index_select(0, flat).split([p.index.numel() for p in self.parameters.values()])
         return {
             name: part.view(p.index.shape)

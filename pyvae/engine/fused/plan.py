@@ -696,7 +696,8 @@ class Plan:
             offset, parts, stride = self.gradients[name]
             width = self.tiles.wide if parts <= _MOST_PARTS else self.tiles.columns
             for at in range(0, parameter.size, width):
-                size = min(width, parameter.size - at)
+                # in whole units of 16, for loads as wide as can be: what is behind a parameter is zero and stays so
+                size = min(width, -(-(parameter.size - at) // 16) * 16)
                 blocks.append(Block(offset + at, parameter.offset + at, parts, stride, size))
         return blocks
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyvae.backend import takes_triton, wanted_backend
 from pyvae.data.dataset import Dataset
-from pyvae.engine.batches import resident
+from pyvae.engine.batches import fitting
 from pyvae.engine.fused.network import Network, UnknownNetworkError, network_of
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import RecipeError
@@ -50,10 +50,13 @@ def supports(recipe: Recipe, dataset: Dataset, device: torch.device) -> str | No
         return f"architecture {recipe.architecture}: {error}"
     if dataset.bits is None and (dataset.pixels is None or dataset.pixels.dtype != torch.uint8):
         return "its images are neither bits nor bytes in memory"
-    return _device_lacks(device) or _too_large(dataset, device)
+    if (lacking := lacks(device)) is not None:
+        return lacking
+    return None if fitting(dataset, device) is not None else "the images do not fit into the device's memory"
 
 
-def _device_lacks(device: torch.device) -> str | None:
+def lacks(device: torch.device) -> str | None:
+    """What a device lacks to run the kernels; None where they run."""
     if wanted_backend() == "reference":
         return "PYVAE_BACKEND=reference asks for plain torch"
     if not takes_triton(device):
@@ -61,10 +64,6 @@ def _device_lacks(device: torch.device) -> str | None:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST:
         return f"it needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer"
     return None
-
-
-def _too_large(dataset: Dataset, device: torch.device) -> str | None:
-    return None if resident(dataset, device) is not None else "the images do not fit into the device's memory"
 
 
 def network_for(recipe: Recipe, channels: int) -> Network:
@@ -81,9 +80,11 @@ def network_for(recipe: Recipe, channels: int) -> Network:
 
 def store_of(dataset: Dataset, device: torch.device) -> Tensor:
     """The images on the device, as kernels read them: int64 ``[N, 64]`` of bits or uint8 ``[N, C * 4096]`` of bytes."""
-    store = resident(dataset, device)
-    assert store is not None, "asked of data that supports() has refused"
-    return store.contiguous().view(torch.int64) if dataset.bits is not None else store.contiguous().flatten(1)
+    store = fitting(dataset, device)
+    if store is None:
+        raise ValueError("dataset: its images do not fit into the device's memory; see supports")
+    store = store.to(device).contiguous()
+    return store.view(torch.int64) if dataset.bits is not None else store.flatten(1)
 
 
 def settled(

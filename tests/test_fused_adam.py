@@ -27,8 +27,8 @@ def triton():
         yield
 
 
-SIZES = [(700, 1), (513, 3), (64, 16), (64, 17), (130, 70), (32, 1)]
-"""Elements and parts of parameters: of few parts and of many, in blocks that they do not fill."""
+SIZES = [(704, 1), (528, 3), (64, 16), (64, 17), (144, 70), (32, 1)]
+"""Elements and parts of parameters: of few parts and of many, in blocks that they do not fill, in units of 16."""
 
 
 def adam(at: list[int], its_flags: list[int], spoil=None):

@@ -14,7 +14,7 @@ from conftest import GPU
 from torch import Tensor, nn
 
 from pyvae.engine.batches import BatchOrder
-from pyvae.engine.fused.layout import Layout
+from pyvae.engine.fused.layout import Layout, padded, z_width
 from pyvae.engine.fused.members import Member, Members
 from pyvae.engine.fused.network import network_of
 from pyvae.engine.fused.plan import Operands, Plan, Tiles
@@ -169,11 +169,43 @@ def gradient(members: Members, member: int, name: str) -> Tensor:
     return parts.double().sum(0)[parameter.index - parameter.offset] / plan.images
 
 
+def stored(members: Members, member: int, name: str) -> Tensor:
+    """float64 of what operands of a step hold, by the name that a plan gives them; maps have channels in front."""
+    plan = members.plan
+    net, images, d = plan.network, plan.images, plan.network.latents
+    row = members.buffers["activations"][member, plan.activations[name] :].cpu().double()
+    layer = name.removesuffix("'")
+
+    def take(*shape: int) -> Tensor:
+        return row[: images * torch.Size(shape).numel()].view(images, *shape)
+
+    if name == "z":
+        return take(z_width(d))[:, :d]
+    if layer == net.head:
+        return take(2, padded(d))[..., :d].flatten(1)
+    if layer == net.last:
+        return take(net.channels, 64, 64)
+    sides = {net.first: (32, 32)}
+    sides |= {pair.name: (pair.side, pair.small) for pair in net.down}
+    sides |= {pair.name: (2 * pair.side, pair.big) for pair in net.up}
+    sides |= {dense.name: (4, dense.outputs // 16) for dense in net.decode if dense.maps == "outputs"}
+    if layer in sides:
+        side, channels = sides[layer]
+        return take(side, side, channels).permute(0, 3, 1, 2)
+    widths = {dense.name: dense.outputs for dense in (*net.encode, *net.decode)}
+    return take(widths.get(layer, net.width_out))
+
+
 def error(found: Tensor, expected: Tensor) -> float:
     """Relative, of the whole tensor: NaN where anything is not a number."""
     found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
     assert found.shape == expected.shape, (found.shape, expected.shape)
     return float((found - expected).norm() / expected.norm().clamp(min=1e-300))
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Bit for bit, but that a NaN is a NaN."""
+    return torch.equal(a.nan_to_num(7), b.nan_to_num(7)) and torch.equal(a != a, b != b)
 
 
 def rounder(operands: Operands):
@@ -205,7 +237,13 @@ class Reference:
 class Step64:
     """The step in float64 by torch's autograd and Adam, with operands rounded where the kernels round them: values
     where a layer leaves them, gradients where they leave a layer's product. Biases are added, and their gradients
-    summed, before. Agreement then shows each index and each rounding; with "fp32" nothing is rounded."""
+    summed, before. With "fp32" nothing is rounded.
+
+    Args:
+        follows: members whose first one has just made the same step: wherever an operand is stored, it goes on with
+            what is there, so that each layer is compared by itself. Otherwise a value between two that operands can
+            hold, which a sum in another order sends to the other one, is seen in all that comes behind it.
+    """
 
     def __init__(
         self,
@@ -215,30 +253,43 @@ class Step64:
         one: One,
         operands: Operands = "fp32",
         dtype: torch.dtype = torch.float64,
+        follows: Members | None = None,
     ) -> None:
         self._dtype = dtype
         self.net = build(architecture, channels, latents, seed=one.seed).to(DEVICE, dtype)
         self.one = one
         self.adam = torch.optim.Adam(self.net.parameters(), lr=one.lr)
+        self.differ: dict[str, tuple[int, int]] = {}
+        """Of operands by the name of the layer whose output they are, or, with a "'", at whose product they are the
+        gradient: how many differ from those that are followed, and how many there are beside zeros."""
         rounds = rounder(operands)
+
+        def store(x: Tensor, name: str) -> Tensor:
+            x = rounds(x)
+            if follows is None or name not in follows.plan.activations:
+                return x
+            found = stored(follows, 0, name).reshape(x.shape).to(x)
+            self.differ[name] = int((found != x).sum()), int((found != 0).sum())
+            return found
 
         class Value(torch.autograd.Function):
             @staticmethod
-            def forward(ctx, x):
-                return rounds(x)
+            def forward(ctx, x, name):
+                return store(x, name)
 
             @staticmethod
             def backward(ctx, g):
-                return g
+                return g, None
 
         class Gradient(torch.autograd.Function):
             @staticmethod
-            def forward(ctx, x):
+            def forward(ctx, x, name):
+                ctx.name = name
                 return x.clone()
 
             @staticmethod
             def backward(ctx, g):
-                return rounds(g)
+                return store(g, ctx.name), None
 
         self._value, self._gradient = Value.apply, Gradient.apply
 
@@ -252,10 +303,11 @@ class Step64:
         weight = one.objective.beta if weight is None else weight
         which = BatchOrder(one.seed, IMAGES, images, DEVICE).draw(at, 1)[0]
         x = data(net_channels(net))[1][which].to(self._dtype)
-        mu, logvar = self._product(net.encoder.head, self._through(net.encoder.trunk, x)).chunk(2, -1)
+        h = self._through(net.encoder.trunk, x, "encoder.trunk")
+        mu, logvar = self._product(net.encoder.head, h, "encoder.head").chunk(2, -1)
         eps = normal(make_key(one.seed, at, DEVICE), images, net.latents, 0, self._dtype)
         z = mu + torch.exp(0.5 * logvar) * eps
-        logits = self._through(net.decoder, self._value(z))
+        logits = self._through(net.decoder, self._value(z, "z"), "decoder")
         nll = F.binary_cross_entropy_with_logits(logits, x, reduction="none").sum((1, 2, 3)).mean()
         kl = (0.5 * (mu.square() + logvar.exp() - 1 - logvar)).mean(0)
         loss = nll + weight * kl.sum()
@@ -269,23 +321,26 @@ class Step64:
         norm = torch.stack([g.norm() for g in found.values()]).norm()
         return Reference(nll.detach(), kl.detach(), found, norm)
 
-    def _through(self, layers: nn.Module, x: Tensor) -> Tensor:
-        for layer in layers.children():
+    def _through(self, layers: nn.Module, x: Tensor, prefix: str) -> Tensor:
+        product = prefix
+        for name, layer in layers.named_children():
             if isinstance(layer, nn.ReLU):
-                x = self._value(F.relu(x))
+                x = self._value(F.relu(x), product)
             elif isinstance(layer, nn.Flatten | nn.Unflatten):
                 x = layer(x)
             else:
-                x = self._product(layer, x)
+                product = f"{prefix}.{name}"
+                x = self._product(layer, x, product)
         return x
 
-    def _product(self, layer: nn.Module, x: Tensor) -> Tensor:
-        w = self._value(layer.weight)
+    def _product(self, layer: nn.Module, x: Tensor, name: str) -> Tensor:
+        w = self._value(layer.weight, f"{name}.weight")
         if isinstance(layer, nn.Linear):
-            return self._gradient(F.linear(x, w)) + layer.bias
-        product = F.conv2d if isinstance(layer, nn.Conv2d) else F.conv_transpose2d
-        y = product(x, w, stride=layer.stride, padding=layer.padding)
-        return self._gradient(y) + layer.bias.view(-1, 1, 1)
+            y, bias = F.linear(x, w), layer.bias
+        else:
+            product = F.conv2d if isinstance(layer, nn.Conv2d) else F.conv_transpose2d
+            y, bias = product(x, w, stride=layer.stride, padding=layer.padding), layer.bias.view(-1, 1, 1)
+        return self._gradient(y, f"{name}'") + bias
 
 
 def net_channels(net: Autoencoder) -> int:
@@ -344,8 +399,8 @@ def launch(module: str, kernel: str, programs: int, *arguments, **constants) -> 
     function = getattr(import_module(f"pyvae.kernels.{module}"), kernel)
     given = [x.row if isinstance(x, Row) else x for x in arguments]
     if "TF32" in function.arg_names:
-        constants["TF32"] = False
-    function[(programs, S)](*given, **constants, PDL=False)
+        constants.setdefault("TF32", False)
+    function[(programs, S)](*given, **constants, PDL=False, num_stages=1)
 
 
 def images_of(channels: int, images: int = 2, seed: int = 5) -> torch.Tensor:

@@ -12,7 +12,10 @@ from pyvae.engine.fused.layout import ALIGNMENT
 from pyvae.engine.fused.plan import Launch, Plan, Pointer, Size, Stride, Tiles
 from pyvae.objectives import TCVAE, AnnealedVAE, BetaVAE, CapacityVAE, ControlVAE
 
-GRIDS = [(a, c, b) for a in ARCHITECTURES for c in (1, 3) for b in (16, 64)]
+GRIDS = [
+    *((a, c, b) for a in ARCHITECTURES for c in (1, 3) for b in (16, 64)),
+    *(("kim", 1, 1), ("burgess", 1, 5), ("locatello", 3, 100)),
+]
 CHAIN = {"burgess": 28, "beta-vae-h": 24, "kim": 24, "kim-256": 24, "locatello": 24}
 """Launches of a step."""
 

@@ -145,8 +145,8 @@ def first_conv_kernel(
         b_ptr + member * b_ms, CHANNELS, BITS, BM, TF32,
     )  # fmt: skip
     out = h_ptr + member * h_ms
-    at = pixel(at, 32, EDGE)[:, None] * 32 + tl.arange(0, 32)[None, :]
-    tl.store(out + at, relu_rounded(h, out, TF32))
+    at = out + pixel(at, 32, EDGE)[:, None] * 32 + tl.arange(0, 32)[None, :]
+    tl.store(at, relu_rounded(h, out, TF32))
 
 
 @triton.jit

@@ -6,8 +6,8 @@ padding of 1, or 2 x 2 with none:
 down   small[i, j] = sum over taps of big[2i - PAD + kh, 2j - PAD + kw] W[kh, kw]
 up     its adjoint: each of the four parities of a pixel of big has its own half of the rows and columns of taps
 
-With EDGE = 1 rows of maps larger than 4 x 4 have a column of zeros at either end, [H, H + 2, C], which no kernel writes:
-descriptor_gradients.py reads windows as boxes of them.
+With EDGE = 1 rows of maps larger than 4 x 4 have a column of zeros at either end, [H, H + 2, C], which nobody writes:
+of them descriptor_gradients.py reads windows as boxes.
 
 With channels last, the taps of a row are one run of TAPS * CB numbers: what ``down`` multiplies by W is read as rows of a
 matrix, never made.

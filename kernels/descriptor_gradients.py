@@ -1,13 +1,14 @@
-"""Weight gradients with those of convolution pairs by tensor descriptors: whole boxes of the maps come to shared memory
-with neither masks nor addresses (compute capability 9.0 and up). Those of dense layers go on as in weight_gradients.py.
+"""Weight gradients with those of convolution pairs by tensor descriptors: whole boxes of the maps come to shared
+memory with neither masks nor addresses (compute capability 9.0 and up). Those of dense layers are as in
+weight_gradients.py.
 
-Output (i, j) of a pair reads rows 2i - 1 .. 2i + 2 of its big maps and, since a column of zeros lies in front of them, columns
-2j .. 2j + 3 of what is stored. So rows are taken in pairs, and columns too: big maps are [S, 2B, H, 2 (H + 1), 2 CB], where
-the last dimension but one runs over the pairs of columns of one row, then of the other. Rows outside an image read as zeros.
+Output (i, j) of a pair reads rows 2i - 1 .. 2i + 2 of its big maps and, behind a column of zeros, columns 2j .. 2j +
+3 of what is stored. So rows are taken in pairs, and columns too: big maps are [S, 2B, H, 2 (H + 1), 2 CB], whose last
+dimension but one runs over the pairs of columns of one row, then of the other. Rows outside an image read as zeros.
 Kernels of 2 x 2 without padding are the middle of these windows.
 
-Maps of one side lie next to each other, first those of the encoder, then those of the decoder: hence 2B images, and six
-descriptors in all. What a kernel before this one has stored is there for descriptors, too; within one kernel it would not be.
+Maps of one side lie next to each other, the encoder's first: hence 2B images, and six descriptors in all. What they
+read was stored by kernels before this one; what a kernel itself has stored they may not see.
 """
 
 import triton
@@ -19,25 +20,25 @@ from .weight_gradients import tile_gradient
 
 @triton.jit
 def box_gradient(
-    big,  # boxes [1, images, rows, H, 64] of [S, 2B, H, 2 (H + 1), 2 CB], of BK positions
+    big,  # boxes [1, images, rows, H, 64] of [S, 2B, H, 2 (H + 1), 2 CB], of BOX positions
     small,  # boxes [1, images, rows, H, 32] of [S, 2B, H, H, CS]
     tile,
     gradients_ptr,
     flags_ptr,
     member,
     H: tl.constexpr,
-    BK: tl.constexpr,
+    BOX: tl.constexpr,
     STAGES: tl.constexpr,
     TF32: tl.constexpr,
 ):
     """A tile [128, 32] as in weight_gradients.py, of which rows come from two boxes of 64 numbers."""
-    ROWS: tl.constexpr = H if H * H <= BK else BK // H
-    IMAGES: tl.constexpr = BK // (ROWS * H)
+    ROWS: tl.constexpr = H if H * H <= BOX else BOX // H
+    IMAGES: tl.constexpr = BOX // (ROWS * H)
     out_ptr = gradients_ptr + tl.multiple_of(tl.load(tile), 16)
     out_row = tl.multiple_of(tl.load(tile + 1), 16)
     image = tl.load(tile + 2)
     first = tl.load(tile + 3)
-    count = tl.load(tile + 4)
+    blocks = tl.load(tile + 4)
     row = tl.load(tile + 5)
     column_0 = tl.load(tile + 6)
     channel_0 = tl.load(tile + 7)
@@ -50,12 +51,12 @@ def box_gradient(
     s = member.to(tl.int32)
     acc_0 = tl.zeros((64, 32), tl.float32)
     acc_1 = tl.zeros((64, 32), tl.float32)
-    for block in tl.range(first, first + count, num_stages=STAGES):
+    for block in tl.range(first, first + blocks, num_stages=STAGES):
         n = image + block // (H // ROWS) * IMAGES
         i = block % (H // ROWS) * ROWS
-        g = small.load([s, n, i, 0, channel]).reshape(BK, 32)
-        a = big.load([s, n, i + row, column_0, channel_0]).reshape(BK, 64)
-        b = big.load([s, n, i + row, column_1, channel_1]).reshape(BK, 64)
+        g = small.load([s, n, i, 0, channel]).reshape(BOX, 32)
+        a = big.load([s, n, i + row, column_0, channel_0]).reshape(BOX, 64)
+        b = big.load([s, n, i + row, column_1, channel_1]).reshape(BOX, 64)
         acc_0 = multiply(tl.trans(a), g, acc_0, TF32)
         acc_1 = multiply(tl.trans(b), g, acc_1, TF32)
     k = tl.arange(0, 64)
@@ -86,6 +87,7 @@ def descriptor_gradients_kernel(
     activations_ms,  # strides of members
     gradients_ms,
     BK: tl.constexpr,
+    BOX: tl.constexpr,
     STAGES: tl.constexpr,
     TF32: tl.constexpr,
     PDL: tl.constexpr,
@@ -96,11 +98,11 @@ def descriptor_gradients_kernel(
     tile = tiles_ptr + (first_tile + pid) * 16
     gradients_ptr += member * gradients_ms
     if pid < until_16:
-        box_gradient(big_16, small_16, tile, gradients_ptr, flags_ptr, member, 16, BK, STAGES, TF32)
+        box_gradient(big_16, small_16, tile, gradients_ptr, flags_ptr, member, 16, BOX, STAGES, TF32)
     elif pid < until_8:
-        box_gradient(big_8, small_8, tile, gradients_ptr, flags_ptr, member, 8, BK, STAGES, TF32)
+        box_gradient(big_8, small_8, tile, gradients_ptr, flags_ptr, member, 8, BOX, STAGES, TF32)
     elif pid < until_4:
-        box_gradient(big_4, small_4, tile, gradients_ptr, flags_ptr, member, 4, BK, STAGES, TF32)
+        box_gradient(big_4, small_4, tile, gradients_ptr, flags_ptr, member, 4, BOX, STAGES, TF32)
     else:
         tile_gradient(
             tile, activations_ptr + member * activations_ms, gradients_ptr, flags_ptr, member, BK, TF32

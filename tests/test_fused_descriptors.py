@@ -94,7 +94,8 @@ def test_the_gradient_of_each_kind_of_pair_is_that_of_float64(big, small, taps, 
     ]
     descriptor_gradients_kernel[(len(tiles), MEMBERS)](
         *(*descriptions, row, table, gradients, flags, 0, *until, stride, out),
-        BK=BLOCK,
+        BK=64,
+        BOX=BLOCK,
         STAGES=2,
         TF32=False,
         PDL=False,
@@ -233,7 +234,8 @@ def test_it_compiles_without_spilling_within_shared_memory(figures):
     assert figures.keys() == limits.keys()
     for arch, row in figures.items():
         assert row["spilled"] == row["stack"] == 0
-        assert row["registers"] <= 128
+        # shared memory holds two programs: registers leave room for a third
+        assert row["registers"] <= 168
         assert row["shared"] <= limits[arch] * 1024
 
 

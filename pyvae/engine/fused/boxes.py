@@ -13,8 +13,8 @@ SIDES = (16, 8, 4)
 
 
 class Descriptor(NamedTuple):
-    """Boxes of ``block`` numbers of an array that each member has at ``offset`` of a buffer. The member is a dimension in
-    front of it, of which a box has one. Outside the array are zeros."""
+    """Boxes of ``block`` numbers of an array that each member has at ``offset`` of a buffer; in front of its
+    dimensions is that of members, of which a box has one. Outside the array are zeros."""
 
     buffer: str
     offset: int
@@ -30,8 +30,8 @@ class BoxTile(NamedTuple):
     out_row: int
     image: int
     first: int
-    count: int
-    """Blocks of positions of it, from ``first`` on."""
+    blocks: int
+    """Of positions, from ``first`` on."""
     row: int
     column_0: int
     channel_0: int
@@ -57,8 +57,8 @@ def maps(side: int, channels: int) -> int:
 
 
 def descriptors(pair: Pair, *, big: int, small: int, images: int, block: int) -> list[Descriptor]:
-    """Of the maps of two pairs that are alike, an encoder's and a decoder's behind it, at offsets of the activations, in
-    boxes of ``block`` positions."""
+    """Of the maps of two pairs that are alike, the encoder's and behind it the decoder's, in boxes of ``block``
+    positions; ``big`` and ``small`` are offsets of activations."""
     side = pair.side
     rows = min(side, block // side)
     at_once = block // (rows * side)
@@ -84,8 +84,9 @@ def descriptors(pair: Pair, *, big: int, small: int, images: int, block: int) ->
 
 
 def box_tiles(pair: Pair, *, out: int, image: int, first: int, positions: int, block: int) -> list[BoxTile]:
-    """Of a part of a weight gradient, at ``out`` of the gradients, over positions from ``first`` on; ``image`` is the first
-    of the batch in the descriptors."""
+    """Of a part of a weight gradient, at ``out`` of the gradients, over positions from ``first`` on, in whole boxes
+    of ``block``; ``image`` is the first of the batch in the descriptors."""
+    assert first % block == positions % block == 0
     taps, units = pair.taps, pair.big // 32
     # 2 x 2 taps are the middle of 4 x 4; in units of 32 channels a run of them begins and ends here
     beside = (4 - taps) // 2
@@ -103,7 +104,7 @@ def box_tiles(pair: Pair, *, out: int, image: int, first: int, positions: int, b
                 out_row=pair.small,
                 image=image,
                 first=first // block,
-                count=positions // block,
+                blocks=positions // block,
                 row=row,
                 column_0=odd * (pair.side + 1) + column_0,
                 channel_0=channel_0,

@@ -132,6 +132,8 @@ class Tiles:
     positions: int = 1024
     """Of a part of a weight gradient."""
     positions_k: int = 64
+    boxes_k: int = 128
+    """Positions of a box, of operands of 16 bits; half of them of 32."""
     wide: int = 1024
     parts: int = 64
     columns: int = 32
@@ -173,8 +175,8 @@ class Plan:
     side_branch: bool = False
     """Whether the decoder's weight gradients are a launch of their own, beside the encoder's backward."""
     descriptors: bool = False
-    """Whether weight gradients of convolutions read boxes of maps (compute capability 9.0 and up), whose rows then have a
-    column of zeros at either end."""
+    """Whether weight gradients of convolutions read boxes of maps, whose rows then have a column of zeros at either end
+    (compute capability 9.0 and up)."""
 
     def __post_init__(self) -> None:
         p = padded(self.network.latents)
@@ -268,8 +270,8 @@ class Plan:
         self._lay(f"{name}'", size)
 
     def _lay_boxes(self) -> None:
-        """The maps of an encoder's pair next to those of the decoder's that is its mirror image, for their descriptors."""
-        network, block = self.network, self.tiles.positions_k
+        """The maps of an encoder's pair and of its mirror image in the decoder side by side, for their descriptors."""
+        network, block = self.network, self._box_positions
         for down, up, below, small in zip(
             network.down,
             network.up[::-1],
@@ -291,6 +293,10 @@ class Plan:
                 images=self.images,
                 block=block,
             )
+
+    @property
+    def _box_positions(self) -> int:
+        return self.tiles.boxes_k * 2 // DTYPES[self.operands].itemsize
 
     def _maps(self, side: int, channels: int) -> int:
         return maps(side, channels) if self.descriptors else side**2 * channels
@@ -663,7 +669,7 @@ class Plan:
                     image=0 if pair in self.network.down else self.images,
                     first=first,
                     positions=min(self.tiles.positions, positions - first),
-                    block=self.tiles.positions_k,
+                    block=self._box_positions,
                 )
             return
         for (part, first), kh in product(enumerate(firsts), range(taps)):
@@ -733,21 +739,22 @@ class Plan:
         return [self._tiles_launch("weight gradients of the encoder", len(both[0]), len(both[1]))]
 
     def _tiles_launch(self, label: str, first: int, count: int) -> Launch:
-        kernel, constants = "weight_gradients", {"BK": self.tiles.positions_k}
-        until = []
+        kernel = "descriptor_gradients" if self.descriptors else "weight_gradients"
+        arguments: list[Argument] = [
+            *self.boxes,
+            *(Pointer("activations"), Pointer("tiles"), Pointer("gradients"), Pointer("flags"), first),
+        ]
+        constants = {"BK": self.tiles.positions_k}
         if self.descriptors:
-            kernel, constants = "descriptor_gradients", constants | {"STAGES": self._stages}
             tiles = self.weight_tiles[first : first + count]
             sides = [tile.side for tile in tiles if isinstance(tile, BoxTile)]
-            until = [sum(side >= least for side in sides) for least in SIDES]
+            arguments += [sum(side >= least for side in sides) for least in SIDES]
+            constants |= {"BOX": self._box_positions, "STAGES": self._stages}
         return self._launch(
             label,
             (kernel, f"{kernel}_kernel"),
             count,
-            [
-                *(*self.boxes, Pointer("activations"), Pointer("tiles"), Pointer("gradients")),
-                *(Pointer("flags"), first, *until, *_strides("activations", "gradients")),
-            ],
+            [*arguments, *_strides("activations", "gradients")],
             constants,
             stages=self._stages - 1,
         )
@@ -848,7 +855,7 @@ class Plan:
 
 def _order(tile: Tile | BoxTile) -> tuple[int, int]:
     """Those of most positions first; boxes by their descriptors, whose positions fall with the side."""
-    return (-tile.side if isinstance(tile, BoxTile) else 0, -tile.count)
+    return (-tile.side, -tile.blocks) if isinstance(tile, BoxTile) else (0, -tile.count)
 
 
 def _serial(launch: Launch) -> Launch:

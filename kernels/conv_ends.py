@@ -212,7 +212,7 @@ def up_first_conv_kernel(
     bad = tl.max(not_finite(sums_b), 0)
     for channel in tl.static_range(CHANNELS):
         out = gw[channel] if BITS else gw[channel] * (1.0 / 255.0)
-        bad |= tl.max(tl.max(not_finite(out), 1), 0)
+        bad |= tl.max(not_finite(out))
         tl.store(
             g1w_ptr + member * g1w_ms + (pid * CHANNELS + channel) * 512 + k[:, None] * 32 + c[None, :], out
         )
@@ -238,7 +238,7 @@ def loss_kernel(
     b_ptr,  # [S, C] float32
     dl_ptr,  # [S, B, C, 64, 64]: gradient at the logits
     nll_ptr,  # [S, tiles, C] float32
-    gb_ptr,  # [S, tiles, 16] float32, of which C are in use
+    gb_ptr,  # [S, tiles, 16] float32, zero behind C
     flags_ptr,  # [S] int32
     rows,  # B * 256
     batch_ms,  # strides of members
@@ -304,7 +304,10 @@ def loss_kernel(
     d = tl.where(ok[:, None], d, 0.0)
     total = tl.sum(nll)
     tl.store(nll_ptr + member * nll_ms + tile * CHANNELS + channel, total)
-    tl.store(gb_ptr + member * gb_ms + tile * 16 + channel, tl.sum(d))
+    mine = (pixel == channel) | ((pixel >= CHANNELS) & (channel == 0))
+    tl.store(
+        gb_ptr + member * gb_ms + tile * 16 + pixel, tl.where(pixel == channel, tl.sum(d), 0.0), mask=mine
+    )
     out = dl_ptr + member * dl_ms + (n * CHANNELS + channel)[:, None] * 4096 + py * 64 + px
     tl.store(out, rounded(d, dl_ptr, TF32), mask=ok[:, None])
     flag(flags_ptr, member, not_finite(total))
@@ -349,7 +352,7 @@ def loss_backward_kernel(
         dl = tl.load(image + y * 64 + x, mask=inside, other=0.0)
         g = multiply(dl, w, g, TF32)
         gw = multiply(tl.trans(dl), h, tl.zeros((16, 32), tl.float32), TF32)
-        bad |= tl.max(tl.max(not_finite(gw), 1), 0)
+        bad |= tl.max(not_finite(gw))
         tl.store(
             gw_ptr + member * gw_ms + (pid * CHANNELS + channel) * 512 + k[:, None] * 32 + c[None, :], gw
         )

@@ -35,17 +35,19 @@ def _move(
     scale = 1.0 / tl.sqrt(_one_minus_power(tl.load(hyper_ptr + 5), t))
     squares = tl.sum(tl.where(held, g * g, 0.0), 0)
     # no other parameter is spoilt by one whose parts are finite and whose sum is not: the norm then tells of it
-    moves = held & (frozen == 0) & (not_finite(g) == 0)
-    m = tl.load(exp_avg_ptr + at, mask=moves, other=0.0)
-    v = tl.load(exp_avg_sq_ptr + at, mask=moves, other=0.0)
-    w = tl.load(master_ptr + at, mask=moves, other=0.0)
-    m += (g - m) * tl.load(hyper_ptr + 1)
-    v += (g * g - v) * tl.load(hyper_ptr + 2)
-    w -= rate * m / (tl.sqrt(v) * scale + tl.load(hyper_ptr + 3))
-    tl.store(exp_avg_ptr + at, m, mask=moves)
-    tl.store(exp_avg_sq_ptr + at, v, mask=moves)
-    tl.store(master_ptr + at, w, mask=moves)
-    tl.store(weight_ptr + at, rounded(w, weight_ptr, TF32), mask=moves)
+    moves = not_finite(g) == 0
+    stored = held & (frozen == 0)
+    m = tl.load(exp_avg_ptr + at, mask=stored, other=0.0)
+    v = tl.load(exp_avg_sq_ptr + at, mask=stored, other=0.0)
+    w = tl.load(master_ptr + at, mask=stored, other=0.0)
+    # a mask that says nothing of g leaves loads and stores of 16 bytes
+    m = tl.where(moves, m + (g - m) * tl.load(hyper_ptr + 1), m)
+    v = tl.where(moves, v + (g * g - v) * tl.load(hyper_ptr + 2), v)
+    w = tl.where(moves, w - rate * m / (tl.sqrt(v) * scale + tl.load(hyper_ptr + 3)), w)
+    tl.store(exp_avg_ptr + at, m, mask=stored)
+    tl.store(exp_avg_sq_ptr + at, v, mask=stored)
+    tl.store(master_ptr + at, w, mask=stored)
+    tl.store(weight_ptr + at, rounded(w, weight_ptr, TF32), mask=stored)
     return squares
 
 
@@ -91,7 +93,7 @@ def flat_adam_kernel(
         base = member * weights_ms + tl.multiple_of(tl.load(block + 1), 16)
         parts = tl.load(block + 2)
         stride = tl.multiple_of(tl.load(block + 3), 16)
-        size = tl.load(block + 4)
+        size = tl.multiple_of(tl.load(block + 4), 16)
         frozen = tl.load(flags_ptr + member)
         hyper_ptr += member * 8
         squares = 0.0

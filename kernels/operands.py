@@ -48,15 +48,17 @@ def rounded(x, like, TF32: tl.constexpr):
 @triton.jit
 def relu_rounded(x, like, TF32: tl.constexpr):
     """max(x, 0) as an operand; one instruction for two values where operands have 16 bits. NaN stays NaN."""
+    # compiled is what stands behind a return, too, unless it is the other branch of a condition on constants
     if INTERPRETED or like.dtype.element_ty == tl.float32:
         return rounded(tl.maximum(x, 0.0, propagate_nan=tl.PropagateNan.ALL), like, TF32)
-    if like.dtype.element_ty == tl.bfloat16:
+    elif like.dtype.element_ty == tl.bfloat16:  # noqa: RET505
         return tl.inline_asm_elementwise(
             "cvt.rn.relu.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2
         )
-    return tl.inline_asm_elementwise(
-        "cvt.rn.relu.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.float16, is_pure=True, pack=2
-    )
+    else:
+        return tl.inline_asm_elementwise(
+            "cvt.rn.relu.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.float16, is_pure=True, pack=2
+        )
 
 
 @triton.jit

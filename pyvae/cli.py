@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -18,7 +18,7 @@ import pyvae
 from pyvae import console
 from pyvae.backend import wanted_backend
 from pyvae.bounds import parsing
-from pyvae.engine.recipe import Recipe
+from pyvae.engine.recipe import Engine, Precision, Recipe
 from pyvae.errors import DataError, PyvaeError, RunError, printable
 from pyvae.recipes import RECIPES
 
@@ -263,8 +263,10 @@ class Reproduce:
     """Directory of the runs, ARM/seed-N, and of the report; default runs/NAME, with the scale if there is one."""
     data: str = "dsprites"
     """What to train on, as for `pyvae train`; numbers of other data reproduce nothing."""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Of the networks' products; weights, losses and moments are always float32."""
+    precision: Precision = "fp32"
+    """Of the networks' products; weights, losses and moments are always float32. See `pyvae train -h`."""
+    engine: Engine = "auto"
+    """What trains, torch's layers or kernels of our own; see `pyvae train -h`."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:1", ..., or "auto": a GPU where there is one."""
     checkpoint_seconds: float = 60.0
@@ -311,6 +313,7 @@ class Reproduce:
                     data=self.data,
                     held_out=held_out,
                     precision=self.precision,
+                    engine=self.engine,
                     checkpoint_seconds=self.checkpoint_seconds,
                     capture=self.capture,
                 )

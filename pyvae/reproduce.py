@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine import checkpoint
+from pyvae.engine.fused.supports import settled
 from pyvae.engine.loop import train
-from pyvae.engine.recipe import Recipe
+from pyvae.engine.recipe import Engine, Precision, Recipe
 from pyvae.engine.run import Run
 from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError
@@ -51,7 +52,8 @@ def reproduce(
     scale: Fraction = Fraction(1),
     data: str = "dsprites",
     held_out: Dataset | None = None,
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
+    engine: Engine = "auto",
     checkpoint_seconds: float = 60.0,
     capture: bool = True,
 ) -> Path | None:
@@ -68,6 +70,7 @@ def reproduce(
         data: what the recipes name as their data.
         held_out: images for the marginal likelihood, where the study needs it; by default those of ``dataset``.
         precision: of the networks' products.
+        engine: that trains; see :class:`pyvae.engine.recipe.Recipe`.
         checkpoint_seconds: time between checkpoints.
         capture: on a GPU, run several steps as one CUDA graph.
 
@@ -83,7 +86,7 @@ def reproduce(
     runs = {
         (arm.name, seed): (
             out / arm.name / f"seed-{seed}",
-            replace(shorten(study.recipe(arm, data), scale), precision=precision, seed=seed),
+            replace(shorten(study.recipe(arm, data), scale), precision=precision, engine=engine, seed=seed),
         )
         for seed in seeds
         for arm in study.arms
@@ -92,6 +95,7 @@ def reproduce(
         _check_length(path, recipe)
         Run.create_or_resume(path, recipe)
         check_data(recipe, dataset)
+        settled(recipe, dataset, device)
     measured: dict[str, list[Measured]] = {arm.name: [] for arm in study.arms}
     page = None
     for seed in seeds:

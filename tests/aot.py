@@ -10,12 +10,10 @@ import ast
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -37,36 +35,18 @@ from pyvae.ops import (
 )
 from pyvae.random import Stream
 
-KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from machine_code import Launch, code_of, compiled, specialised
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = ROOT / "kernels"
 ARCHITECTURES = (80, 90, 100, 120)
-POINTERS = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.float64: "*fp64",
-    torch.uint8: "*u8",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
-
-
 HAND_OVER = re.compile(
     r"st\.global(?:(?!\bst\.global).)*?bar\.sync(?:(?!\bst\.global).)*?"
     r"atom\.global\.gpu\.acq_rel\.add\.u32.*?bar\.sync.*?ld\.global\.cg",
     re.DOTALL,
 )
 """What was stored, past a barrier and an acquire-release of all of the GPU, then read past another and past the L1."""
-
-
-class Launch(NamedTuple):
-    """A kernel as (module, name), what it was launched with, and what to call that in a table."""
-
-    kernel: tuple[str, str]
-    label: str
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, Any], ...]
-    divisible: tuple[tuple[Any, ...], ...]
-    options: tuple[tuple[str, Any], ...] = ()
 
 
 class Figures(NamedTuple):
@@ -83,13 +63,15 @@ class Figures(NamedTuple):
     """Whether HAND_OVER is there; ``None`` without an atomic operation."""
 
 
-def kernels() -> list[tuple[str, str]]:
-    """(module, name) of every kernel in kernels/."""
+def kernels(fused: bool = False) -> list[tuple[str, str]]:
+    """(module, name) of every kernel in kernels/: of ops and of the engine, or those of fused networks."""
     return [
         (path.stem, node.name)
         for path in sorted(KERNELS.glob("*.py"))
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")
+        # what only those have
+        if ("from .operands import" in path.read_text()) == fused
     ]
 
 
@@ -98,7 +80,6 @@ class Recorder:
 
     def __init__(self, kernel: tuple[str, str], launches: dict[Launch, None]) -> None:
         self._kernel = kernel
-        self._function = getattr(import_module(f"pyvae.kernels.{kernel[0]}"), kernel[1])
         self._launches = launches
         self.label = ""
 
@@ -106,34 +87,7 @@ class Recorder:
         return self
 
     def __call__(self, *args: Any, **named: Any) -> None:
-        names = self._function.arg_names
-        constants = {name: value for name, value in named.items() if name in names}
-        options = {name: value for name, value in named.items() if name not in names}
-        signature, divisible = {}, []
-        for name, value in zip(names, args, strict=False):
-            if isinstance(value, tuple):
-                signature[name] = tuple(POINTERS[pointer.dtype] for pointer in value)
-                divisible += [(name, i) for i in range(len(value))]
-            elif isinstance(value, torch.Tensor):
-                signature[name] = POINTERS[value.dtype]
-                divisible.append((name,))
-            elif isinstance(value, float):
-                signature[name] = "fp32"
-            elif value is None or value == 1:
-                constants[name] = value
-            else:
-                signature[name] = "i32" if value < 2**31 else "i64"
-                if value % 16 == 0:
-                    divisible.append((name,))
-        signature |= dict.fromkeys(constants, "constexpr")
-        launch = Launch(
-            self._kernel,
-            self.label,
-            tuple(signature.items()),
-            tuple(constants.items()),
-            tuple(divisible),
-            tuple(options.items()),
-        )
+        launch = specialised(self._kernel, self.label, args, named)
         if all(launch._replace(label=known.label) != known for known in self._launches):
             self._launches[launch] = None
 
@@ -452,52 +406,19 @@ def _launch_bernoulli_nll(
     bernoulli_nll._launch_backward(grad_loss, logits, x, reduction, layout)
 
 
-def compiled(launch: Launch, arch: int) -> Any:
-    """The compiled kernel of a launch."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    module, name = launch.kernel
-    function = getattr(import_module(f"pyvae.kernels.{module}"), name)
-    signature = dict(launch.signature)
-    attrs = {
-        (function.arg_names.index(name), *element): [["tt.divisibility", 16]]
-        for name, *element in launch.divisible
-    }
-    source = ASTSource(
-        function,
-        signature={name: signature[name] for name in function.arg_names},
-        constexprs=dict(launch.constants),
-        attrs=attrs,
-    )
-    options = {"num_warps": 4, "num_stages": 3, "enable_fp_fusion": True, **dict(launch.options)}
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-
-
 def figures(job: tuple[Launch, int]) -> Figures:
-    """Resources of a launch on an architecture, as ptxas reports them."""
-    from triton.backends.nvidia.compiler import get_ptxas
-
+    """Resources of a launch on an architecture, of the machine code itself."""
     launch, arch = job
     kernel = compiled(launch, arch)
-    ptx = kernel.asm["ptx"]
-    target = re.search(r"\.target\s+(\w+)", ptx)[1]
-    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
-        file.write(ptx)
-        file.flush()
-        command = [get_ptxas(arch).path, "-v", f"--gpu-name={target}", file.name, "-o", os.devnull]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    report = done.stdout + done.stderr
-    stack, spilled = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report).groups()
+    code, ptx = code_of(kernel), kernel.asm["ptx"]
     return Figures(
         kernel=launch.kernel[1],
         label=launch.label,
         arch=arch,
-        registers=int(re.search(r"Used (\d+) registers", report)[1]),
-        shared=kernel.metadata.shared,
-        stack=int(stack),
-        spilled=int(spilled),
+        registers=code.registers,
+        shared=code.shared,
+        stack=code.stack,
+        spilled=code.spills,
         wide_loads=len(re.findall(r"ld\.global\S*\.v(?:4\.b32|2\.b64)", ptx)),
         wide_stores=len(re.findall(r"st\.global\S*\.v(?:4\.b32|2\.b64)", ptx)),
         hands_over=HAND_OVER.search(ptx) is not None if "atom." in ptx else None,

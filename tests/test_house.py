@@ -56,7 +56,12 @@ ONLY = {
 }
 ENGINE = {"adam", "bias_activation", "binarise", "controller", "draw", "ledger"}
 """Kernels of the engine's own, each in pyvae/engine under the same name, that of networks in pyvae; they are no ops."""
-OPS = sorted({module for module, _ in kernels()} - ENGINE)
+FUSED = {
+    *("conv_ends", "conv_pair", "dense", "descriptor_gradients", "flat_adam", "kl_weight", "latents"),
+    *("member_rows", "weight_gradients"),
+}
+"""Kernels of whole networks, whose launches are those of pyvae/engine/fused/plan.py."""
+OPS = sorted({module for module, _ in kernels()} - ENGINE - FUSED)
 
 
 def imports(path):

@@ -5,10 +5,13 @@ from torch import backends
 
 
 def settle_arithmetic(precision: str) -> None:
-    """Fix what libraries would otherwise choose by timing, so that two runs are equal bit for bit."""
+    """Fix what libraries would otherwise choose by timing, so that two runs are equal bit for bit.
+
+    Beside networks in fp16, whose mantissa is that of tf32, torch's products are in tf32.
+    """
     backends.cudnn.benchmark = False
     backends.cudnn.deterministic = True
-    tf32 = precision == "tf32"
+    tf32 = precision in ("tf32", "fp16")
     # old switches and new: where they differ, torch raises an error when anybody asks for an old one
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     backends.cudnn.allow_tf32 = tf32

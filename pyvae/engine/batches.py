@@ -168,7 +168,8 @@ class ImageSource:
     def __init__(self, dataset: Dataset, device: torch.device) -> None:
         self._dataset = dataset
         self._device = device
-        self._store = _resident(dataset, device)
+        store = fitting(dataset, device)
+        self._store = None if store is None else store.to(device)
 
     def batches(
         self, seed: int, batch_size: int, stream: Stream = Stream.DATA_ORDER, *, replacement: bool = False
@@ -193,8 +194,8 @@ class ImageSource:
         return _gathered(self._store, index, self._dataset.image_shape).images
 
 
-def _resident(dataset: Dataset, device: torch.device) -> Tensor | None:
-    """Bits or bytes of the data set on the device, if it has any and they fit."""
+def fitting(dataset: Dataset, device: torch.device) -> Tensor | None:
+    """Bits or bytes of the data set on the host, if it has any and they fit on the device; else None."""
     store = dataset.pixels if dataset.bits is None else dataset.bits
     if store is None:
         return None
@@ -202,4 +203,4 @@ def _resident(dataset: Dataset, device: torch.device) -> Tensor | None:
         free, _ = torch.cuda.mem_get_info(device)
         if store.numel() > _SHARE_OF_FREE_MEMORY * free:
             return None
-    return store.to(device)
+    return store

@@ -52,6 +52,7 @@ class Metadata(_Required, total=False):
     recipe: dict[str, Any]
     seconds: float
     device: str
+    engine: str
     versions: dict[str, str]
     trace_rows: int
 
@@ -265,6 +266,11 @@ def _description(path: Path, text: str) -> dict[str, Any]:
     if metadata.get("trace_rows", 0) < 0:
         raise ValueError(f"trace_rows cannot be {metadata['trace_rows']}")
     return metadata
+
+
+def engine_of(saved: Checkpoint) -> str:
+    """The engine that trained it; versions that did not say had torch's alone."""
+    return str(saved.metadata.get("engine", "torch"))
 
 
 def check_fit(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:

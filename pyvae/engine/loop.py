@@ -20,8 +20,9 @@ from pyvae.allocator import keep_large_buffers
 from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
 from pyvae.engine.arithmetic import settle_arithmetic
-from pyvae.engine.checkpoint import Checkpoint
+from pyvae.engine.checkpoint import Checkpoint, engine_of
 from pyvae.engine.events import Events
+from pyvae.engine.fused.supports import settled
 from pyvae.engine.run import Run
 from pyvae.engine.stepper import BURST, Stepper
 from pyvae.engine.trace import HostCopy, Rows, TraceFile, to_host
@@ -75,13 +76,28 @@ def train(
     settle_arithmetic(run.recipe.precision)
     with run.locked():
         run.check_recipe()  # again, now that nobody else changes it
-        trainer = training(run.recipe, dataset, device, log_every=log_every, capture=capture, compile=compile)
-        return _Loop(run, dataset, trainer, checkpoint_seconds).train()
+        run.clear_leftovers()
+        saved = run.resumable(repair=True)
+        begun = None if saved is None else engine_of(saved)
+        recipe = settled(run.recipe, dataset, device, compile=compile, begun=begun)
+        if begun is not None and recipe.engine != begun:
+            raise RunError(
+                f"{run.path} was trained by the {begun} engine, and the {recipe.engine} one rounds otherwise: "
+                f"--engine {begun}, or name another --out"
+            )
+        trainer = training(recipe, dataset, device, log_every=log_every, capture=capture, compile=compile)
+        return _Loop(run, dataset, trainer, saved, checkpoint_seconds).train()
 
 
 class _Loop:
-    def __init__(self, run: Run, dataset: Dataset, trainer: Stepper, checkpoint_seconds: float) -> None:
-        run.clear_leftovers()
+    def __init__(
+        self,
+        run: Run,
+        dataset: Dataset,
+        trainer: Stepper,
+        saved: Checkpoint | None,
+        checkpoint_seconds: float,
+    ) -> None:
         self._run = run
         self._checkpoint_seconds = checkpoint_seconds
         self._trainer = trainer
@@ -92,9 +108,11 @@ class _Loop:
             "data": dataset.fingerprint,
             "image_shape": list(dataset.image_shape),
             "device": _device_name(trainer.device),
+            "engine": trainer.recipe.engine,
             "versions": {"pyvae": pyvae.__version__, "torch": torch.__version__},
         }
-        self._resume()
+        if saved is not None:
+            self._resume(saved)
         run.write_recipe()
         self._first_step = self._saved_step = trainer.step
         self._pace = _Pace(trainer)
@@ -102,10 +120,7 @@ class _Loop:
         self._copying: tuple[Rows, HostCopy, HostCopy] | None = None
         self._trace = TraceFile(run.path / "trace.csv", trainer.fields, trainer.step, self._rows_before)
 
-    def _resume(self) -> None:
-        saved = self._run.resumable(repair=True)
-        if saved is None:
-            return
+    def _resume(self, saved: Checkpoint) -> None:
         if saved.metadata["data"] != self._metadata["data"]:
             raise RunError(
                 f"{self._run.path} was trained on {saved.metadata['data']}, but the data now is "

@@ -27,6 +27,8 @@ from pyvae.objectives import (
 from pyvae.objectives.likelihood import Likelihood
 
 FORMAT = 1
+Precision = Literal["fp32", "tf32", "fp16", "bf16"]
+Engine = Literal["auto", "torch", "fused"]
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,14 @@ class Recipe(Checked):
     lr_stage_steps: Steps | None = None
     """Steps of the first of the eight stages of Burda et al. 2016 (an epoch there): stage i lasts 3^i times as long, at
     10^(-i/7) times the learning rate; the last goes on to the end. Default: a constant rate."""
-    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """Of the networks' products, a discriminator's among them; weights, losses and moments are always float32. A CPU
-    takes tf32 as fp32."""
+    takes tf32 as fp32. fp16 is of the fused engine alone: it errs as little as tf32 and is twice as fast there, a
+    discriminator's products are tf32 beside it, and what exceeds its range ends the run as any divergence does."""
+    engine: Engine = "auto"
+    """"torch": networks of torch's layers. "fused": networks, loss and Adam in some 28 kernels of our own, on NVIDIA
+    GPUs of compute capability 8.0 and up, in fp16, bf16 or tf32; it rounds otherwise, and refuses what it cannot
+    train. "auto": fused on cards where measured results bear it out, of which there is none yet, and for fp16."""
     steps: Steps = 1_500_000
     """Length of the run in steps. A finished run can be prolonged."""
     seed: Seed = 0
@@ -108,6 +115,8 @@ class Recipe(Checked):
             )
         if isinstance(self.objective, InfoGAN):
             self._check_adversarial(self.objective)
+        if self.precision == "fp16" and self.engine == "torch":
+            raise refusal("precision fp16: the torch engine has none: --precision tf32, or --engine fused")
         if self.objective.compares is not None and self.batch_size < 2:
             raise refusal(f"batch_size must be at least 2, got {self.batch_size}: {self.objective.compares}")
         if len(set(self.keep_at)) < len(self.keep_at):
@@ -167,7 +176,10 @@ def differences(mine: Recipe, theirs: Recipe) -> list[str]:
     return [
         f"{name} is {b.get(name, 'absent')} there and {a.get(name, 'absent')} here"
         for name in a | b
-        if name not in ("steps", "data") and a.get(name, MISSING) != b.get(name, MISSING)
+        if name not in ("steps", "data")
+        and a.get(name, MISSING) != b.get(name, MISSING)
+        # which engine "auto" took stands in the checkpoint, and is compared with that
+        and not (name == "engine" and "auto" in (a.get(name), b.get(name)))
     ]
 
 

@@ -16,7 +16,7 @@ from pyvae.engine.recipe import Recipe
 BURST = 16
 """Steps in a captured graph; it divides the windows of pyvae.engine.batches."""
 _WARM_UP = 3
-_RING_ROWS = 4096
+RING_ROWS = 4096
 
 
 class Stepper(ABC):
@@ -27,6 +27,7 @@ class Stepper(ABC):
         log_every: steps between rows of the trace.
         capture: on a GPU, ``BURST`` steps are one graph.
         control: the controller's state before the first step, if there is one.
+        ledger: where it is not of the stepper's own making.
     """
 
     def __init__(
@@ -38,13 +39,14 @@ class Stepper(ABC):
         log_every: int,
         capture: bool,
         control: Control | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self.recipe = recipe
         self.device = device
         self.fields = fields
         self.step = 0
-        self.ledger = Ledger(
-            fields, recipe.seed, rows=_RING_ROWS, log_every=log_every, device=device, control=control
+        self.ledger = ledger or Ledger(
+            fields, recipe.seed, rows=RING_ROWS, log_every=log_every, device=device, control=control
         )
         self.key = self.ledger.key
         # torch's Adagrad counts its steps on the host

@@ -68,10 +68,10 @@ class Trainer(Stepper):
         source = ImageSource(dataset, device)
         self._batches = batches_of(recipe, source, dataset, device)
         self._names = (*TERMS, *recipe.objective.extra_terms)
-        self._adversary: _Adversary | None = None
+        self._adversary: Adversary | None = None
         if isinstance(recipe.objective, FactorVAE):
-            second = batches_of(recipe, source, dataset, device, second=True)
-            self._adversary = _Adversary(recipe, recipe.objective, second, device, compile=compile)
+            self._second = batches_of(recipe, source, dataset, device, second=True)
+            self._adversary = Adversary(recipe, recipe.objective, device, compile=compile)
         control = None
         if isinstance(recipe.objective, ControlVAE):
             control = recipe.objective.initial_control(device)
@@ -88,7 +88,7 @@ class Trainer(Stepper):
     def _prepare(self, step: int) -> None:
         self._batches.prepare(step)
         if self._adversary:
-            self._adversary.batches.prepare(step)
+            self._second.prepare(step)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
@@ -178,9 +178,9 @@ class Trainer(Stepper):
         with self._autocast():
             return self._adversary.total_correlation(z)
 
-    def _discriminator_loss(self, adversary: "_Adversary", step: Tensor, z: Tensor) -> Tensor:
+    def _discriminator_loss(self, adversary: "Adversary", step: Tensor, z: Tensor) -> Tensor:
         with torch.no_grad():
-            posteriors = self._encode(adversary.batches.batch(step))
+            posteriors = self._encode(self._second.batch(step))
             second, _ = reparameterize_kl(*posteriors, key=self.key, stream=Stream.SECOND_POSTERIOR)
         with self._autocast():
             return adversary.loss(z, second, self.key)
@@ -189,11 +189,11 @@ class Trainer(Stepper):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
 
-class _Adversary:
-    """FactorVAE's discriminator, its optimiser, and its independent second batches."""
+class Adversary:
+    """FactorVAE's discriminator and its optimiser."""
 
     def __init__(
-        self, recipe: Recipe, objective: FactorVAE, batches: Batches, device: torch.device, *, compile: bool
+        self, recipe: Recipe, objective: FactorVAE, device: torch.device, *, compile: bool = False
     ) -> None:
         self._objective = objective
         net = objective.discriminator(recipe.latents, seed=recipe.seed).to(device)
@@ -204,7 +204,6 @@ class _Adversary:
             keep_low_precision_weights(net, optimizer)
         self.trained = Trained("discriminator", net, optimizer)
         self._net = _compiled(net) if compile else net
-        self.batches = batches
 
     def total_correlation(self, z: Tensor) -> Tensor:
         return self._objective.total_correlation(self._net, z)

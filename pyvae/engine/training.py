@@ -4,6 +4,8 @@ import torch
 
 from pyvae.data.dataset import Dataset
 from pyvae.engine.adversarial import AdversarialTrainer
+from pyvae.engine.fused.supports import settled
+from pyvae.engine.fused.trainer import FusedTrainer
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.stepper import Stepper
 from pyvae.engine.trainer import Trainer
@@ -19,10 +21,14 @@ def training(
     capture: bool = True,
     compile: bool = False,
 ) -> Stepper:
-    """The training of a recipe, before its first step.
+    """The training of a recipe, before its first step, by the engine that :func:`pyvae.engine.fused.supports.settled`
+    names.
 
     Raises:
-        RecipeError: the recipe cannot be trained on this data, or not with torch.compile.
+        RecipeError: the recipe cannot be trained on this data, not with torch.compile, or not by its engine.
     """
+    recipe = settled(recipe, dataset, device, compile=compile)
+    if recipe.engine == "fused":
+        return FusedTrainer(recipe, dataset, device, log_every=log_every, capture=capture)
     kind = AdversarialTrainer if isinstance(recipe.objective, InfoGAN) else Trainer
     return kind(recipe, dataset, device, log_every=log_every, capture=capture, compile=compile)

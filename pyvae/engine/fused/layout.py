@@ -1,12 +1,12 @@
-"""Where the weights of a network lie in one flat row, in the order that the kernels read them, and the way back.
+"""Where the weights of a network lie in one flat row, in the order that the kernels read them, and back.
 
-Convolutions are ``[taps, big channels, small channels]``, dense layers ``[inputs, outputs]``, maps ``[y, x, channels]``;
-those at either end have the channels of images in front. Mean and log-variance are padded to ``padded(latents)`` each.
+Convolutions are ``[taps, big channels, small channels]``, those at either end ``[channels of images, taps, channels]``,
+dense layers ``[inputs, outputs]``, maps ``[y, x, channels]``. Mean and log-variance are padded to ``padded(latents)``.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ def z_width(latents: int) -> int:
     return max(32, padded(latents))
 
 
-class Parameter(NamedTuple):
+@dataclass(frozen=True)
+class Parameter:
     """One parameter in the row."""
 
     offset: int
@@ -48,6 +49,7 @@ class Layout:
         self.parameters: dict[str, Parameter] = {}
         self.width = 0
         """Numbers in a row."""
+        self._flat: dict[torch.device, Tensor] = {}
         latents, p, z = network.latents, padded(network.latents), z_width(network.latents)
         self._end(network.first, network.channels, bias=ENDS)
         for pair in network.down:
@@ -75,8 +77,10 @@ class Layout:
 
     def tensors(self, row: Tensor) -> dict[str, Tensor]:
         """What :meth:`row` was made of, in new memory on the device of ``row``."""
-        # one transfer of indices for all
-        flat = torch.cat([p.index.flatten() for p in self.parameters.values()]).to(row.device)
+        flat = self._flat.get(row.device)
+        if flat is None:
+            flat = torch.cat([p.index.flatten() for p in self.parameters.values()]).to(row.device)
+            self._flat[row.device] = flat
         parts = row.index_select(0, flat).split([p.index.numel() for p in self.parameters.values()])
         return {
             name: part.view(p.index.shape)

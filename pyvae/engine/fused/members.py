@@ -1,4 +1,4 @@
-"""Members of an ensemble on one device: their weights and state, each in a row of its own, and the launches of a step."""
+"""Members of an ensemble on one device: weights and state, a row for each, and the launches of their steps."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -75,7 +75,10 @@ class Members:
             self.buffers[name] = torch.tensor(table, dtype=torch.int32, device=device).view(1, -1)
         self.buffers["settings"].copy_(settings_of([m.objective for m in members]))
         self.buffers["control"].copy_(initial_control([m.objective for m in members]))
-        self.buffers["kl_weight"].copy_(torch.tensor([[initial_weight(m.objective)] for m in members]))
+        weights = torch.tensor([[initial_weight(m.objective)] for m in members], dtype=torch.float64)
+        self.buffers["kl_weight"].copy_(weights)
+        # what no kernel writes where it is constant
+        self.buffers["terms"][:, 1:2].copy_(weights)
         rates = [[m.lr, *(1 - b for b in _BETAS), _EPSILON, *(log(b) for b in _BETAS), 0, 0] for m in members]
         self.buffers["hyper"].copy_(torch.tensor(rates, dtype=torch.float64))
         self.ledgers = [self._ledger(m, fields, rows, log_every) for m in members]

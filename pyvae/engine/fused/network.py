@@ -71,7 +71,8 @@ def network_of(net: Autoencoder) -> Network:
     """
     if not isinstance(net.encoder, Encoder):
         raise UnknownNetworkError("the code is made from factors, without convolutions")
-    trunk, decoder = _products(net.encoder.trunk), _products(net.decoder)
+    trunk = _products(net.encoder.trunk, "encoder.trunk", ends_with_relu=True)
+    decoder = _products(net.decoder, "decoder", ends_with_relu=False)
     convolutions = [(n, m) for n, m in trunk if isinstance(m, nn.Conv2d) and m.stride == (2, 2)]
     transposed = [(n, m) for n, m in decoder if isinstance(m, nn.ConvTranspose2d) and m.stride == (2, 2)]
     if len(convolutions) != 4 or len(transposed) != 4:
@@ -82,7 +83,9 @@ def network_of(net: Autoencoder) -> Network:
     down = [_pair("encoder.trunk", *layer, side=16 >> n) for n, layer in enumerate(convolutions[1:])]
     up = [_pair("decoder", *layer, side=4 << n) for n, layer in enumerate(transposed[:-1])]
     ends = first[1].out_channels, last[1].in_channels, down[0].big, down[0].small, down[0].taps, up[-1].big
-    if ends != (ENDS, ENDS, ENDS, ENDS, 4, ENDS) or not encode or not decode:
+    kernels = {(layer.kernel_size, layer.padding) for _, layer in (first, last)}
+    known = ends == (ENDS, ENDS, ENDS, ENDS, 4, ENDS) and kernels == {((4, 4), (1, 1))}
+    if not known or not encode or not decode:
         raise UnknownNetworkError(f"beside images it does not have {ENDS} channels and kernels of 4 x 4")
     if encode[0].inputs != SIDE * SIDE * down[-1].small or decode[-1].outputs != SIDE * SIDE * up[0].small:
         raise UnknownNetworkError(f"its maps beside dense layers are not {SIDE} x {SIDE}")
@@ -107,15 +110,32 @@ def network_of(net: Autoencoder) -> Network:
     )
 
 
-def _products(layers: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Convolutions and linear layers by name; all else is known to add nothing but a ReLU behind each."""
+def _products(layers: nn.Module, prefix: str, *, ends_with_relu: bool) -> list[tuple[str, nn.Module]]:
+    """Convolutions and linear layers by name, of which each has a ReLU behind it, the last perhaps none."""
     found: list[tuple[str, nn.Module]] = []
+    active = True
     for name, layer in layers.named_children():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            if not active:
+                raise UnknownNetworkError(f"there is no ReLU in front of {prefix}.{name}")
+            if not _is_plain(layer):
+                raise UnknownNetworkError(f"{prefix}.{name} has groups, a dilation, or no bias")
             found.append((name, layer))
-        elif not isinstance(layer, nn.ReLU | nn.Flatten | nn.Unflatten):
+            active = False
+        elif isinstance(layer, nn.ReLU):
+            active = True
+        elif not isinstance(layer, nn.Flatten | nn.Unflatten):
             raise UnknownNetworkError(f"{type(layer).__name__} has no kernel")
+    if active != ends_with_relu:
+        raise UnknownNetworkError(f"{prefix} ends {'with' if active else 'without'} a ReLU")
     return found
+
+
+def _is_plain(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> bool:
+    if layer.bias is None or isinstance(layer, nn.Linear):
+        return layer.bias is not None
+    beyond = layer.output_padding != (0, 0) if isinstance(layer, nn.ConvTranspose2d) else False
+    return layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros" and not beyond
 
 
 def _pair(prefix: str, name: str, layer: nn.Conv2d | nn.ConvTranspose2d, *, side: int) -> Pair:

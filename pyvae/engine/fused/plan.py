@@ -75,7 +75,7 @@ class Tile(NamedTuple):
     b: int
     out: int
     first: int
-    count: int
+    count: int  # type: ignore[assignment]
     log_side: int
     stride_y: int
     start_y: int
@@ -112,8 +112,8 @@ class Gradient(NamedTuple):
 
 @dataclass(frozen=True)
 class Tiles:
-    """Rows of the tiles of each kernel, and what else it is cut into. They decide the order of sums, and are one for any
-    number of members."""
+    """Rows of the tiles of each kernel, and what else it is cut into: one for any number of members, since they decide
+    the order of sums."""
 
     batch: int = 256
     first_conv: int = 128
@@ -362,8 +362,8 @@ class Plan:
             ("conv_ends", "batch_kernel"),
             self._batch_width // self.tiles.batch,
             [
-                *(Pointer("store"), Pointer(ahead), Pointer("key"), Pointer(buffer)),
-                *(self.images, *_strides(ahead, buffer)),
+                *(Pointer("store"), Pointer(ahead), Pointer("key"), Pointer(buffer), self.images),
+                *_strides(ahead, buffer),
             ],
             {"WINDOW": WINDOW, **self._image_constants(), "BLOCK": self.tiles.batch},
         )
@@ -724,7 +724,7 @@ class Plan:
     def _weight_gradients(
         self, of_decoder: list[Tile | BoxTile], *, at: int, launches: list[Launch]
     ) -> list[Launch]:
-        """The last launch before Adam; one for the decoder alone, if there is one, is put into ``launches`` at ``at``."""
+        """The launch before Adam; one for the decoder alone, if there is one, is put into ``launches`` at ``at``."""
         # those of most positions first, so that none of them is the last to begin
         if not self.side_branch:
             self.weight_tiles = sorted([*of_decoder, *self.weight_tiles], key=_order)
@@ -765,7 +765,8 @@ class Plan:
             offset, parts, stride = self.gradients[name]
             width = self.tiles.wide if parts <= _MOST_PARTS else self.tiles.columns
             for at in range(0, parameter.size, width):
-                size = min(width, parameter.size - at)
+                # in whole units of 16, for loads as wide as can be: what is behind a parameter is zero and stays so
+                size = min(width, -(-(parameter.size - at) // 16) * 16)
                 blocks.append(Block(offset + at, parameter.offset + at, parts, stride, size))
         return blocks
 

@@ -1,0 +1,121 @@
+"""Which training the fused engine takes, and why not."""
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pyvae.backend import takes_triton, wanted_backend
+from pyvae.data.dataset import Dataset
+from pyvae.engine.batches import fitting
+from pyvae.engine.fused.network import Network, UnknownNetworkError, network_of
+from pyvae.engine.recipe import Recipe
+from pyvae.errors import RecipeError
+from pyvae.nets import ANY_SIDE, build
+from pyvae.objectives import ImportanceWeighted, InfoGAN
+
+MOST_IMAGES = 1024
+MOST_LATENTS = 64
+OLDEST = (8, 0)
+"""Compute capability whose tensor cores take all operands."""
+PROVEN: tuple[str, ...] = ()
+"""Names of cards, as torch has them, for which results in benchmarks/results say that this engine agrees with torch and
+is faster: "auto" takes it there."""
+
+
+def supports(recipe: Recipe, dataset: Dataset, device: torch.device) -> str | None:
+    """Why the fused engine cannot train a recipe on this data and device; None if it can."""
+    if isinstance(recipe.objective, InfoGAN):
+        return "a generator and its critic have no kernels of their own"
+    if isinstance(recipe.objective, ImportanceWeighted):
+        return "importance-weighted objectives have no kernels of their own"
+    if recipe.precision == "fp32":
+        return "precision fp32 is torch's: --precision fp16 errs as little as tf32"
+    for name, only in (
+        ("code", "encoder"),
+        ("likelihood", "bernoulli"),
+        ("optimizer", "adam"),
+        ("binarise", "none"),
+    ):
+        if getattr(recipe, name) != only:
+            return f"{name} {getattr(recipe, name)}: it knows {only} alone"
+    if recipe.batch_size > MOST_IMAGES:
+        return f"batch_size {recipe.batch_size:,}: it takes {MOST_IMAGES:,} images at most"
+    if recipe.latents > MOST_LATENTS:
+        return f"latents {recipe.latents:,}: it takes {MOST_LATENTS} at most"
+    try:
+        network_for(recipe, dataset.image_shape[0])
+    except UnknownNetworkError as error:
+        return f"architecture {recipe.architecture}: {error}"
+    if dataset.bits is None and (dataset.pixels is None or dataset.pixels.dtype != torch.uint8):
+        return "its images are neither bits nor bytes in memory"
+    if (lacking := lacks(device)) is not None:
+        return lacking
+    return None if fitting(dataset, device) is not None else "the images do not fit into the device's memory"
+
+
+def lacks(device: torch.device) -> str | None:
+    """What a device lacks to run the kernels; None where they run."""
+    if wanted_backend() == "reference":
+        return "PYVAE_BACKEND=reference asks for plain torch"
+    if not takes_triton(device):
+        return "it needs an NVIDIA GPU and Triton"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST:
+        return f"it needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer"
+    return None
+
+
+def network_for(recipe: Recipe, channels: int) -> Network:
+    """The network of a recipe, for the kernels.
+
+    Raises:
+        UnknownNetworkError: it has none.
+    """
+    if recipe.architecture in ANY_SIDE:
+        raise UnknownNetworkError("it has no convolutions")
+    with torch.device("meta"):
+        return network_of(build(recipe.architecture, channels, recipe.latents))
+
+
+def store_of(dataset: Dataset, device: torch.device) -> Tensor:
+    """The images on the device, as kernels read them: int64 ``[N, 64]`` of bits or uint8 ``[N, C * 4096]`` of bytes."""
+    store = fitting(dataset, device)
+    if store is None:
+        raise ValueError("dataset: its images do not fit into the device's memory; see supports")
+    store = store.to(device).contiguous()
+    return store.view(torch.int64) if dataset.bits is not None else store.flatten(1)
+
+
+def settled(
+    recipe: Recipe, dataset: Dataset, device: torch.device, *, compile: bool = False, begun: str | None = None
+) -> Recipe:
+    """The recipe with the engine that trains it: "torch" or "fused", never "auto".
+
+    Args:
+        compile: whether the networks go through torch.compile.
+        begun: the engine of the checkpoint that is gone on with, if there is one; "auto" takes it.
+
+    Raises:
+        RecipeError: the fused engine is asked for and cannot train this; the message says why.
+    """
+    engine = recipe.engine
+    if engine == "auto" and begun is not None:
+        engine = begun  # type: ignore[assignment]
+    if engine == "torch" and recipe.precision != "fp16":
+        return replace(recipe, engine="torch")
+    reason = "--compile is of the torch engine" if compile else supports(recipe, dataset, device)
+    if engine == "auto":
+        engine = _chosen(recipe, device, reason)
+    if engine == "fused" and reason is not None:
+        told = "precision fp16" if recipe.engine != "fused" else "engine fused"
+        remedy = "--engine torch" + (" --precision tf32" if recipe.precision == "fp16" else "")
+        raise RecipeError(f"{told}: {reason}: {remedy}")
+    return replace(recipe, engine=engine)
+
+
+def _chosen(recipe: Recipe, device: torch.device, reason: str | None) -> Literal["torch", "fused"]:
+    if recipe.precision == "fp16":  # of the fused engine alone
+        return "fused"
+    proven = device.type == "cuda" and torch.cuda.get_device_name(device) in PROVEN
+    return "fused" if proven and reason is None else "torch"

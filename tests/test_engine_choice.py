@@ -1,0 +1,162 @@
+"""Which engine trains a recipe, and what is said of one that cannot."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyvae import doctor, reference
+from pyvae.cli import main
+from pyvae.engine import batches
+from pyvae.engine.fused import supports as module
+from pyvae.engine.fused.supports import PROVEN, settled, supports
+from pyvae.engine.recipe import Recipe, differences
+from pyvae.engine.training import training
+from pyvae.errors import RecipeError
+from pyvae.objectives import IWAE, InfoGAN, InfoWGANGP
+from tiny import GreyData, TinyData
+
+CPU = torch.device("cpu")
+FUSED = Recipe(engine="fused", precision="fp16")
+
+
+@pytest.fixture
+def data():
+    found = TinyData()
+    found.bits = reference.pack_bits(found.images(torch.arange(len(found))).flatten(1))
+    return found
+
+
+REFUSED = {
+    "precision fp32 is torch's": {"precision": "fp32"},
+    "importance-weighted": {"objective": IWAE()},
+    "a generator and its critic": {"objective": InfoGAN(), "architecture": "kim", "latents": 5},
+    "generator and its critic have": {"objective": InfoWGANGP(), "architecture": "kim", "latents": 5},
+    "code factors: it knows encoder alone": {"code": "factors", "latents": 3},
+    "likelihood gaussian: it knows bernoulli alone": {"likelihood": "gaussian"},
+    "optimizer adagrad": {"optimizer": "adagrad"},
+    "binarise stochastic": {"binarise": "stochastic"},
+    "batch_size 1,025": {"batch_size": 1025},
+    "latents 65: it takes 64 at most": {"latents": 65},
+    "architecture mlp: it has no convolutions": {"architecture": "mlp"},
+    "architecture rainforth": {"architecture": "rainforth"},
+}
+
+
+@pytest.mark.parametrize(("reason", "changes"), REFUSED.items(), ids=REFUSED)
+def test_what_it_cannot_train_it_says(reason, changes, data, triton_backend):
+    recipe = replace(FUSED, **changes)
+    assert reason in supports(recipe, data, CPU)
+    with pytest.raises(RecipeError, match=rf"^engine fused: .*{reason}.*: --engine torch"):
+        settled(recipe, data, CPU)
+
+
+@pytest.mark.parametrize("architecture", ["burgess", "beta-vae-h", "kim", "kim-256", "locatello"])
+@pytest.mark.parametrize("kind", ["bits", "bytes", "colour"])
+def test_what_it_can(architecture, kind, data, triton_backend):
+    if kind != "bits":
+        data = TinyData(channels=3 if kind == "colour" else 1)
+        data.pixels = (data.images(torch.arange(len(data))) * 255).to(torch.uint8)
+    assert supports(replace(FUSED, architecture=architecture), data, CPU) is None
+
+
+def test_images_must_be_in_memory_as_bits_or_bytes(data, triton_backend, monkeypatch):
+    assert "neither bits nor bytes" in supports(FUSED, TinyData(), CPU)
+    monkeypatch.setattr(module, "fitting", lambda dataset, device: None)
+    assert "do not fit into the device's memory" in supports(FUSED, data, CPU)
+    assert batches.fitting(data, CPU) is data.bits
+
+
+def test_a_device_without_the_kernels_says_so(data, monkeypatch):
+    monkeypatch.delenv("PYVAE_BACKEND", raising=False)
+    assert supports(FUSED, data, CPU) == "it needs an NVIDIA GPU and Triton"
+    assert "cpu: no (it needs an NVIDIA GPU and Triton)" in doctor.describe()
+    monkeypatch.setenv("PYVAE_BACKEND", "reference")
+    assert "asks for plain torch" in supports(FUSED, data, CPU)
+
+
+def test_an_old_gpu_says_so(data, monkeypatch):
+    monkeypatch.setattr(module, "takes_triton", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert "compute capability 8.0 or newer" in supports(FUSED, data, torch.device("cuda"))
+
+
+def test_auto_is_torch_where_nothing_has_been_measured(data, triton_backend, monkeypatch):
+    auto = Recipe(precision="tf32")
+    assert settled(auto, data, CPU).engine == "torch"
+    monkeypatch.setattr(module, "supports", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    gpu = torch.device("cuda")
+    assert settled(auto, data, gpu).engine == "torch"
+    monkeypatch.setattr(module, "PROVEN", ("a card",))
+    assert settled(auto, data, gpu).engine == "fused"
+    assert settled(auto, data, gpu, compile=True).engine == "torch"
+    assert settled(auto, data, gpu, begun="torch").engine == "torch"
+    assert settled(replace(auto, engine="torch"), data, gpu).engine == "torch"
+
+
+def test_auto_goes_on_with_what_has_begun(data, triton_backend):
+    assert settled(Recipe(precision="tf32"), data, CPU, begun="fused").engine == "fused"
+
+
+def test_cards_that_auto_takes_have_results():
+    """A name may stand there when a file of results says that card, that engine and that it agreed."""
+    results = Path(__file__).resolve().parents[1] / "benchmarks/results"
+    held = "".join(path.read_text() for path in results.rglob("*.json*"))
+    assert [card for card in PROVEN if card not in held] == []
+
+
+def test_fp16_is_of_the_fused_engine_alone(data, triton_backend, monkeypatch):
+    with pytest.raises(RecipeError, match=r"precision fp16: the torch engine has none"):
+        Recipe(precision="fp16", engine="torch")
+    assert settled(Recipe(precision="fp16"), data, CPU).engine == "fused"
+    monkeypatch.setenv("PYVAE_BACKEND", "auto")
+    with pytest.raises(RecipeError, match=r"^precision fp16: it needs an NVIDIA GPU.*--precision tf32"):
+        training(Recipe(precision="fp16"), data, CPU)
+
+
+def test_compile_is_of_torch(data, triton_backend):
+    with pytest.raises(RecipeError, match=r"engine fused: --compile is of the torch engine"):
+        training(FUSED, data, CPU, compile=True)
+
+
+def test_recipes_of_earlier_versions_have_no_engine():
+    values = Recipe().to_json()
+    del values["engine"]
+    assert Recipe.from_json(values) == Recipe()
+
+
+def test_auto_differs_from_no_engine_and_engines_from_each_other():
+    auto, torch_, fused = (Recipe(engine=engine) for engine in ("auto", "torch", "fused"))
+    assert differences(auto, fused) == differences(torch_, auto) == []
+    assert differences(torch_, fused) == ["engine is fused there and torch here"]
+
+
+@pytest.mark.parametrize(
+    "options", [["--engine", "fused", "--precision", "fp16"], ["--precision", "fp16"], ["--engine", "fused"]]
+)
+def test_a_cpu_refuses_in_one_line_and_leaves_nothing(options, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYVAE_BACKEND", "auto")
+    out = tmp_path / "run"
+    command = ["pyvae", "train", "beta-vae", "--steps", "1", "--out", str(out), "--device", "cpu", *options]
+    monkeypatch.setattr("sys.argv", command)
+    monkeypatch.setattr("pyvae.cli._load", lambda recipe: GreyImages())
+    with pytest.raises(SystemExit, match=r"^pyvae: error: [^\n]*--engine torch[^\n]*$"):
+        main()
+    assert not out.exists()
+
+
+class GreyImages(GreyData):
+    """Of the side that networks take."""
+
+    def __init__(self):
+        super().__init__()
+        self.image_shape = (1, 64, 64)
+        self.pixels = torch.zeros(40, 1, 64, 64, dtype=torch.uint8)
+
+
+def test_a_recipe_that_names_an_engine_keeps_it(tmp_path):
+    assert json.loads(json.dumps(FUSED.to_json()))["engine"] == "fused"
+    assert Recipe.from_json(FUSED.to_json()) == FUSED

@@ -1,0 +1,155 @@
+"""Runs through kernels that have the whole network: beside torch's trainer, step by step, and gone on with."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from fused import INTERPRETED, quick_interpreter
+
+from pyvae import reference
+from pyvae.engine.fused import trainer as fused_trainer
+from pyvae.engine.fused.trainer import FusedTrainer
+from pyvae.engine.loop import train
+from pyvae.engine.recipe import Recipe
+from pyvae.engine.run import Run
+from pyvae.engine.trainer import Trainer
+from pyvae.errors import RunError
+from pyvae.objectives import (
+    DIPVAE,
+    TCVAE,
+    AnnealedVAE,
+    BetaVAE,
+    CapacityVAE,
+    ControlVAE,
+    FactorVAE,
+)
+from tiny import TinyData
+
+OBJECTIVES = {
+    "beta-vae": BetaVAE(),
+    "capacity-vae": CapacityVAE(capacity_steps=4),
+    "control-vae": ControlVAE(schedule="adaptive", capacity_steps=40),
+    "cyclical": AnnealedVAE(schedule="cyclical", annealing_steps=3, cycles=1),
+    "factor-vae": FactorVAE(discriminator_width=20),
+    "tc-vae": TCVAE(),
+    "dip-vae": DIPVAE(variant="ii"),
+}
+
+
+@pytest.fixture(autouse=True)
+def quick(triton_backend, monkeypatch):
+    monkeypatch.setattr(fused_trainer, "Tiles", lambda: INTERPRETED)
+    with quick_interpreter():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data():
+    found = TinyData()
+    found.bits = reference.pack_bits(found.images(torch.arange(len(found))).flatten(1))
+    return found
+
+
+def recipe(objective=BetaVAE(), **changes):  # noqa: B008  # frozen
+    plain = {"batch_size": 2, "lr": 1e-3, "seed": 3, "precision": "fp16", "engine": "fused", "steps": 2}
+    return Recipe(objective=objective, **{**plain, **changes})
+
+
+def fused(data, device, **changes):
+    """In plain float32, unless something else is asked for."""
+    return FusedTrainer(recipe(**{"precision": "fp32", **changes}), data, device)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_steps_are_those_of_torch(objective, data, device, monkeypatch):
+    """Rows, weights, moments and what a controller or an adversary carries, to the rounding of float32."""
+    mine = fused(data, device, objective=objective, lr_stage_steps=2)
+    mine.advance(3)
+    monkeypatch.setenv("PYVAE_BACKEND", "auto")
+    theirs = Trainer(mine.recipe, data, device)
+    theirs.advance(3)
+    assert mine.fields == theirs.fields
+    for step in range(3):
+        torch.testing.assert_close(
+            mine.ledger.ring.rows[step], theirs.ledger.ring.rows[step], rtol=5e-5, atol=2e-6
+        )
+    held, wanted = mine.tensors(), theirs.tensors()
+    assert held.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert (held[name].shape, held[name].dtype) == (tensor.shape, tensor.dtype), name
+        error = (held[name].double() - tensor.double()).norm()
+        assert error <= 2e-4 * tensor.double().norm() + 1e-9, name
+
+
+@pytest.mark.parametrize(("objective", "precision"), [("control-vae", "fp16"), ("factor-vae", "tf32")])
+def test_what_is_gone_on_with_is_what_was_never_stopped(objective, precision, data, device):
+    changes = {"objective": OBJECTIVES[objective], "precision": precision}
+    through, later = fused(data, device, **changes), fused(data, device, **changes)
+    through.advance(2)
+    saved = {name: tensor.clone() for name, tensor in through.tensors().items()}
+    through.advance(1)
+    later.advance(1)  # whatever it holds, it forgets
+    later.restore(2, saved)
+    later.advance(1)
+    for name, tensor in through.tensors().items():
+        assert torch.equal(later.tensors()[name], tensor), name
+    assert torch.equal(later.ledger.row, through.ledger.row)
+
+
+def test_torch_goes_on_from_a_checkpoint_in_float32(data, device, monkeypatch):
+    """Which the command line refuses: names, shapes and meanings of the tensors are the same."""
+    mine = fused(data, device)
+    mine.advance(2)
+    saved = {name: tensor.clone() for name, tensor in mine.tensors().items()}
+    mine.advance(1)
+    monkeypatch.setenv("PYVAE_BACKEND", "auto")
+    theirs = Trainer(mine.recipe, data, device)
+    theirs.restore(2, saved)
+    theirs.advance(1)
+    torch.testing.assert_close(mine.ledger.row, theirs.ledger.row, rtol=5e-5, atol=2e-6)
+
+
+def test_a_run_says_its_engine_and_goes_on_with_it_alone(data, device, tmp_path):
+    run = Run.create_or_resume(tmp_path / "run", recipe())
+    train(run, data, device, log_every=1)
+    saved = run.newest_checkpoint()
+    assert saved.metadata["engine"] == "fused"
+    mu, _ = run.net_of(saved).encoder(data.images(torch.arange(3)))
+    assert torch.isfinite(mu).all()
+    assert not torch.equal(mu[0], mu[1])
+    with pytest.raises(RunError, match=r"engine is fused there and torch here"):
+        Run.create_or_resume(run.path, recipe(engine="torch", precision="tf32"))
+    auto = Run.create_or_resume(run.path, recipe(engine="auto", steps=3))
+    assert train(auto, data, device, log_every=1).step == 3
+    assert auto.newest_checkpoint().metadata["engine"] == "fused"
+
+
+def test_a_run_of_torch_is_not_gone_on_with(data, device, tmp_path, monkeypatch):
+    begun = recipe(engine="auto", precision="tf32")
+    monkeypatch.setenv("PYVAE_BACKEND", "auto")
+    train(Run.create_or_resume(tmp_path / "run", begun), data, device)
+    monkeypatch.setenv("PYVAE_BACKEND", "triton")
+    run = Run.create_or_resume(tmp_path / "run", replace(begun, engine="fused", steps=3))
+    with pytest.raises(RunError, match=r"trained by the torch engine, and the fused one rounds otherwise"):
+        train(run, data, device)
+    assert run.newest_checkpoint().step == 2
+
+
+def test_a_gradient_beyond_fp16_stops_the_run_and_spoils_nothing(data, device, tmp_path):
+    run = Run.create_or_resume(tmp_path / "run", recipe(BetaVAE(beta=1e9), steps=3))
+    with pytest.raises(RunError, match=r"grad_norm is not finite in step 0, so nothing was learnt"):
+        train(run, data, device, log_every=1)
+
+
+def test_weights_stay_from_a_bad_step_on(data, device):
+    mine = fused(data, device, precision="fp16")
+    mine.advance(1)
+    before = {name: tensor.clone() for name, tensor in mine.tensors().items()}
+    mine.members.buffers["weights"][0, mine.plan.layout.parameters["decoder.0.weight"].offset] = float("inf")
+    mine.advance(2)
+    assert int(mine.ledger.bad_step) == 1
+    assert not torch.isfinite(mine.ledger.bad_row).all()
+    assert mine.key.tolist() == [3, 3]
+    for name, tensor in mine.tensors().items():
+        if not name.endswith(".step"):
+            assert torch.equal(tensor, before[name]), name

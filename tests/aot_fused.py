@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from aot import ARCHITECTURES
 from machine_code import SHARED, TENSOR_CORES, Code, Launch, code_of, compiled, distinct, launches_of, planned
-
 from pyvae.engine.fused.layout import Layout
 from pyvae.engine.fused.network import network_of
 from pyvae.engine.fused.plan import Plan
@@ -124,7 +123,9 @@ def waits_first(ptx: str, code: Code) -> bool:
     waits, follows = (operations.index(name) for name in ("ACQBULK", "PREEXIT"))
     # what the assembler has made of it counts
     traffic = (o.startswith(("LDG", "STG", "ATOMG", "RED", "LD.", "ST.", "UTMA", "UBLK")) for o in operations)
-    return wait < follow < first.start() and waits < follows < next(i for i, is_one in enumerate(traffic) if is_one)
+    return wait < follow < first.start() and waits < follows < next(
+        i for i, is_one in enumerate(traffic) if is_one
+    )
 
 
 def main() -> None:
@@ -151,7 +152,9 @@ def main() -> None:
     if args.json:
         json.dump([row._asdict() for row in rows], sys.stdout)
         return
-    print(f"{'launch':60}  arch operands  regs shared (most) spills tensor grouped ld.128 narrow st.128 waits")
+    print(
+        f"{'launch':60}  arch operands  regs shared (most) spills tensor grouped ld.128 narrow st.128 waits"
+    )
     for row in rows:
         print(
             f"{row.label[:60]:60} sm_{row.arch:<4}{row.operands:8}{row.registers:4} {row.shared:6} {SHARED[row.arch]:6} "

@@ -76,7 +76,9 @@ def test_nothing_spills_and_nothing_has_a_stack_frame(figures):
 
 def test_shared_memory_fits_the_chip(figures):
     """At half of what there is, two programs are on a multiprocessor, of which one computes while one waits."""
-    assert [f"{named(row)}: {row['shared']}" for row in figures if 2 * row["shared"] > SHARED[row["arch"]]] == []
+    assert [
+        f"{named(row)}: {row['shared']}" for row in figures if 2 * row["shared"] > SHARED[row["arch"]]
+    ] == []
 
 
 def test_a_program_leaves_registers_for_others(figures):

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fused import INTERPRETED, quick_interpreter
 
+from fused import INTERPRETED, quick_interpreter
 from pyvae import reference
-from pyvae.engine.fused import trainer as fused_trainer
+from pyvae.engine.fused import ensemble
+from pyvae.engine.fused.ensemble import Ensemble
 from pyvae.engine.fused.trainer import FusedTrainer
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
@@ -38,7 +39,7 @@ OBJECTIVES = {
 
 @pytest.fixture(autouse=True)
 def quick(triton_backend, monkeypatch):
-    monkeypatch.setattr(fused_trainer, "Tiles", lambda: INTERPRETED)
+    monkeypatch.setattr(ensemble, "Tiles", lambda: INTERPRETED)
     with quick_interpreter():
         yield
 
@@ -145,7 +146,9 @@ def test_weights_stay_from_a_bad_step_on(data, device):
     mine = fused(data, device, precision="fp16")
     mine.advance(1)
     before = {name: tensor.clone() for name, tensor in mine.tensors().items()}
-    mine.members.buffers["weights"][0, mine.plan.layout.parameters["decoder.0.weight"].offset] = float("inf")
+    mine.ensemble.members.buffers["weights"][
+        0, mine.ensemble.plan.layout.parameters["decoder.0.weight"].offset
+    ] = float("inf")
     mine.advance(2)
     assert int(mine.ledger.bad_step) == 1
     assert not torch.isfinite(mine.ledger.bad_row).all()
@@ -153,3 +156,46 @@ def test_weights_stay_from_a_bad_step_on(data, device):
     for name, tensor in mine.tensors().items():
         if not name.endswith(".step"):
             assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("objective", ["capacity-vae", "factor-vae", "dip-vae"])
+def test_a_run_computes_what_it_would_alone(objective, data, device):
+    """Bit for bit: what kernels have of it, and what is plain torch."""
+    one = recipe(OBJECTIVES[objective], precision="tf32")
+    others = {"capacity-vae": {"gamma": 3.0}, "factor-vae": {"gamma": 2.0}, "dip-vae": {"lambda_d": 1.0}}
+    other = replace(
+        one, objective=replace(one.objective, **others[objective]), seed=8, lr=3e-4, lr_stage_steps=1
+    )
+    both, alone = (Ensemble(recipes, data, device, rows=8, log_every=1) for recipes in ([other, one], [one]))
+    for each in (both, alone):
+        for step in range(2):
+            each.prepare(step)
+            each.step()
+    for name, tensor in alone.tensors().items():
+        assert torch.equal(both.tensors(1)[name], tensor), name
+    assert torch.equal(both.ledgers[1].row, alone.ledgers[0].row)
+    assert not torch.equal(both.ledgers[0].row, alone.ledgers[0].row)
+    # and is gone on with among others
+    saved = {name: tensor.clone() for name, tensor in alone.tensors().items()}
+    both.restore(2, saved, member=0)
+    assert all(torch.equal(both.tensors(0)[name], tensor) for name, tensor in saved.items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"latents": 9}, r"latents: members share it, got 10 and 9"),
+        ({"objective": TCVAE()}, r"objective: members share it, got BetaVAE and TCVAE"),
+        ({"precision": "bf16"}, r"precision"),
+        ({"batch_size": 3}, r"batch_size"),
+    ],
+)
+def test_what_members_must_share_is_named(changes, named, data, device):
+    with pytest.raises(ValueError, match=named):
+        Ensemble([recipe(), recipe(**changes)], data, device, rows=8, log_every=1)
+
+
+def test_members_share_the_options_of_a_controller(data, device):
+    recipes = [recipe(ControlVAE(schedule=schedule)) for schedule in ("linear", "adaptive")]
+    with pytest.raises(ValueError, match=r"^schedule: members share it, got linear and adaptive"):
+        Ensemble(recipes, data, device, rows=8, log_every=1)

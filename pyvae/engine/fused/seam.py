@@ -4,6 +4,7 @@ The kernels add the gradients that are left in the buffer "extra" to that of the
 terms for :class:`pyvae.objectives.Outputs` can stand here.
 """
 
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -17,62 +18,68 @@ from pyvae.objectives import FactorVAE, Objective, Outputs
 
 
 class Seam:
-    """The objective of a single member, and its adversary if it has one."""
+    """The objective of each member, one after another, and its adversary if it has one."""
 
-    def __init__(self, recipe: Recipe, size: int, device: torch.device) -> None:
-        self._recipe = recipe
+    def __init__(self, recipes: Sequence[Recipe], size: int, device: torch.device) -> None:
+        self._recipes = recipes
         self._size = size
         self._device = device
-        self._adversary: Adversary | None = None
-        if isinstance(recipe.objective, FactorVAE):
-            self._adversary = Adversary(recipe, recipe.objective, device)
+        self._adversaries = [
+            Adversary(recipe, recipe.objective, device)
+            for recipe in recipes
+            if isinstance(recipe.objective, FactorVAE)
+        ]
         self._nothing = torch.zeros((), device=device)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Of the adversary."""
-        return self._adversary.trained.tensors() if self._adversary else {}
+    def tensors(self, member: int) -> dict[str, Tensor]:
+        """Of its adversary."""
+        return self._adversaries[member].trained.tensors() if self._adversaries else {}
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def restore(self, tensors: Mapping[str, Tensor], member: int) -> None:
         """Go back to what :meth:`tensors` gave."""
-        if self._adversary:
-            self._adversary.trained.restore(tensors)
+        if self._adversaries:
+            self._adversaries[member].trained.restore(dict(tensors))
 
     def weigh(self, members: Members) -> None:
         """Leave gradients at mu, logvar and z, of the batch's sum, in the buffer "extra", and terms in "terms"."""
-        mu, logvar, z = (x.detach().requires_grad_() for x in members.latents(0))
-        objective: Objective = self._recipe.objective  # type: ignore[assignment]  # others are refused
-        step = members.buffers["key"][0, 1]
+        for n in range(len(self._recipes)):
+            self._weigh(members, n)
+
+    def _weigh(self, members: Members, member: int) -> None:
+        mu, logvar, z = (x.detach().requires_grad_() for x in members.latents(member))
+        objective: Objective = self._recipes[member].objective  # type: ignore[assignment]  # others are refused
         kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).mean(0)
         correlation = None
-        if self._adversary is not None:
+        if self._adversaries:
             with self._autocast():
-                correlation = self._adversary.total_correlation(z)
+                correlation = self._adversaries[member].total_correlation(z)
         outputs = Outputs(self._nothing, kl, z, mu, logvar, self._size, correlation)
-        terms = objective.terms(outputs, step)
+        terms = objective.terms(outputs, members.buffers["key"][member, 1])
         gradients = torch.autograd.grad(terms["loss"], (mu, logvar, z), allow_unused=True)
         images, latents = mu.shape
-        extra = members.buffers["extra"][0].view(3, images, padded(latents))
+        extra = members.buffers["extra"][member].view(3, images, padded(latents))
         for place, gradient in zip(extra, gradients, strict=True):
             if gradient is not None:
                 torch.mul(gradient, images, out=place[:, :latents])
         names = ("loss", "beta", "capacity", *objective.extra_terms)
         values = torch.stack([terms[name].detach().double() for name in names])
-        members.buffers["terms"][0, : len(names)].copy_(values)
+        members.buffers["terms"][member, : len(names)].copy_(values)
 
     def oppose(self, members: Members) -> None:
-        """The adversary's loss on this step's z and on those of the second batch, and its gradient."""
-        assert self._adversary is not None
-        z, second = members.latents(0)[2], members.latents(0, "second_stats")[2]
-        with self._autocast():
-            loss = self._adversary.loss(z.clone(), second.clone(), members.buffers["key"][0])
-        norm = self._adversary.trained.backward(loss)
-        members.buffers["terms"][0, -2:].copy_(torch.stack([loss.detach().double(), norm.double()]))
+        """The adversaries' loss on this step's z and on those of the second batch, and its gradient."""
+        for n, adversary in enumerate(self._adversaries):
+            z, second = members.latents(n)[2], members.latents(n, "second_stats")[2]
+            with self._autocast():
+                loss = adversary.loss(z.contiguous(), second.contiguous(), members.buffers["key"][n])
+            norm = adversary.trained.backward(loss)
+            values = torch.stack([loss.detach().double(), norm.double()])
+            members.buffers["terms"][n, -2:].copy_(values)
 
     def step(self, members: Members) -> None:
-        """Move the adversary, unless the step was bad."""
-        assert self._adversary is not None
-        self._adversary.trained.step(members.buffers["found_inf"][0, 0])
+        """Move the adversaries, but where the step was bad."""
+        for n, adversary in enumerate(self._adversaries):
+            adversary.trained.step(members.buffers["found_inf"][n, 0])
 
     def _autocast(self) -> AbstractContextManager[object]:
-        bf16 = self._recipe.precision == "bf16"
+        bf16 = self._recipes[0].precision == "bf16"
         return torch.autocast(self._device.type, torch.bfloat16, enabled=bf16)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from aot import ARCHITECTURES
 from machine_code import SHARED
 from pyvae.engine.batches import BatchOrder
 from pyvae.engine.fused.boxes import SIDES, box_tiles, descriptors, edge, maps
@@ -231,7 +232,8 @@ def figures() -> dict[int, dict]:
 
 
 def test_it_compiles_without_spilling_within_shared_memory(figures):
-    assert figures.keys() == {90, 100, 120}
+    # those that have tensor descriptors
+    assert figures.keys() == {arch for arch in ARCHITECTURES if arch >= 90}
     for arch, row in figures.items():
         assert row["spills"] == row["stack"] == 0
         assert row["shared"] <= SHARED[arch]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pyvae.engine.fused.boxes import Descriptor
 from pyvae.engine.fused.plan import Launch as PlannedLaunch
 from pyvae.engine.fused.plan import Plan, Pointer, Size, Stride
 
@@ -97,6 +98,8 @@ def specialised(
         elif isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
             divisible.append((name,))
+        elif isinstance(value, str):  # a type, as Triton writes it
+            signature[name] = value
         elif isinstance(value, float):
             signature[name] = "fp32"
         elif value is None or value == 1:
@@ -191,6 +194,9 @@ def _argument(plan: Plan, x: Any) -> Any:
         if x.offset * dtype.itemsize % 16:
             raise ValueError(f"{x} does not lie at a multiple of 16 bytes")
         return torch.empty(0, dtype=dtype, device="meta")
+    if isinstance(x, Descriptor):
+        block = ",".join(map(str, (1, *x.block)))
+        return f"tensordesc<{POINTERS[_dtype(plan, x.buffer)].removeprefix('*')}[{block}]>"
     if isinstance(x, Stride):
         return plan.buffers[x.buffer].size
     return _ROWS[x.of] if isinstance(x, Size) else x

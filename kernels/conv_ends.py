@@ -5,14 +5,15 @@ Images [S, B] of a batch lie as *batch*: of bits, a word int16 of the 4 x 4 pixe
 convolution, [S, B, 32, 32], whose bit 4 r + c is pixel (2Y - 1 + r, 2X - 1 + c); else bytes [S, B, C, 64, 64].
 
 W of the first convolution and of the last transposed one is [S, C, 16 taps, 32]; activations beside images are
-[S, B, 32, 32, 32]. Gradients are those of the sum over the batch.
+[S, B, 32, 32, 32], with a column of zeros at either end of a row if EDGE = 1. Gradients are those of the sum over the
+batch.
 """
 
 import triton
 import triton.language as tl
 
 from .conv_pair import parity
-from .operands import begin, flag, multiply, not_finite, positive, relu_rounded, rounded
+from .operands import begin, flag, multiply, not_finite, pixel, positive, relu_rounded, rounded
 
 
 @triton.jit
@@ -131,6 +132,7 @@ def first_conv_kernel(
     h_ms,
     CHANNELS: tl.constexpr,
     BITS: tl.constexpr,
+    EDGE: tl.constexpr,
     BM: tl.constexpr,
     TF32: tl.constexpr,
     PDL: tl.constexpr,
@@ -143,7 +145,8 @@ def first_conv_kernel(
         b_ptr + member * b_ms, CHANNELS, BITS, BM, TF32,
     )  # fmt: skip
     out = h_ptr + member * h_ms
-    tl.store(out + at[:, None] * 32 + tl.arange(0, 32)[None, :], relu_rounded(h, out, TF32))
+    at = out + pixel(at, 32, EDGE)[:, None] * 32 + tl.arange(0, 32)[None, :]
+    tl.store(at, relu_rounded(h, out, TF32))
 
 
 @triton.jit
@@ -166,6 +169,7 @@ def up_first_conv_kernel(
     g1b_ms,
     CHANNELS: tl.constexpr,
     BITS: tl.constexpr,
+    EDGE: tl.constexpr,
     BM: tl.constexpr,
     TF32: tl.constexpr,
     PDL: tl.constexpr,
@@ -190,8 +194,8 @@ def up_first_conv_kernel(
         a = p // 2
         b = p % 2
         g = parity(
-            g2_ptr + member * g2_ms, w2_ptr + member * w2_ms, n, i, j, m < rows, a, b, 16, 32, 32, 4, BM, TF32
-        )
+            g2_ptr + member * g2_ms, w2_ptr + member * w2_ms, n, i, j, m < rows, a, b, 16, 32, 32, 4, EDGE, BM, TF32
+        )  # fmt: skip
         Y = 2 * i + a
         X = 2 * j + b
         h = first_conv(batch_ptr, n, Y, X, w1_ptr, b1_ptr + member * b1_ms, CHANNELS, BITS, BM, TF32)
@@ -246,6 +250,7 @@ def loss_kernel(
     gb_ms,
     CHANNELS: tl.constexpr,
     BITS: tl.constexpr,
+    EDGE: tl.constexpr,
     BM: tl.constexpr,
     TF32: tl.constexpr,
     PDL: tl.constexpr,
@@ -276,7 +281,7 @@ def loss_kernel(
     acc = tl.zeros((BM, 16), tl.float32) + tl.load(b_ptr + member * b_ms + channel)
     for kh in range(4):
         y = 2 * i - 1 + kh
-        start = ((n * 32 + y) * 32 + 2 * j - 1) * 32
+        start = ((n * 32 + y) * (32 + 2 * EDGE) + 2 * j - 1 + EDGE) * 32
         v = tl.load(
             h_ptr + start[:, None] + k[None, :], mask=inside & ((y >= 0) & (y < 32))[:, None], other=0.0
         )
@@ -323,6 +328,7 @@ def loss_backward_kernel(
     gw_ms,
     sums_ms,
     CHANNELS: tl.constexpr,
+    EDGE: tl.constexpr,
     BM: tl.constexpr,
     TF32: tl.constexpr,
     PDL: tl.constexpr,
@@ -336,7 +342,7 @@ def loss_backward_kernel(
     y = (2 * (at // 32 % 32) - 1)[:, None] + (k // 4)[None, :]
     x = (2 * (at % 32) - 1)[:, None] + (k % 4)[None, :]
     inside = (y >= 0) & (y < 64) & (x >= 0) & (x < 64)
-    out = at[:, None] * 32 + c[None, :]
+    out = pixel(at, 32, EDGE)[:, None] * 32 + c[None, :]
     h = tl.load(h_ptr + member * h_ms + out)
     g = tl.zeros((BM, 32), tl.float32)
     bad = 0

@@ -6,6 +6,9 @@ padding of 1, or 2 x 2 with none:
 down   small[i, j] = sum over taps of big[2i - PAD + kh, 2j - PAD + kw] W[kh, kw]
 up     its adjoint: each of the four parities of a pixel of big has its own half of the rows and columns of taps
 
+With EDGE = 1 rows of maps larger than 4 x 4 have a column of zeros at either end, [H, H + 2, C], which nobody writes:
+of them descriptor_gradients.py reads windows as boxes.
+
 With channels last, the taps of a row are one run of TAPS * CB numbers: what ``down`` multiplies by W is read as rows of a
 matrix, never made.
 """
@@ -13,7 +16,7 @@ matrix, never made.
 import triton
 import triton.language as tl
 
-from .operands import begin, multiply, positive, relu_rounded, rounded
+from .operands import begin, multiply, pixel, positive, relu_rounded, rounded
 
 
 @triton.jit
@@ -70,6 +73,7 @@ def conv_down_kernel(
     BK: tl.constexpr,
     GATED: tl.constexpr,
     FEATURES: tl.constexpr,
+    EDGE: tl.constexpr,
     TF32: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -94,11 +98,11 @@ def conv_down_kernel(
         y = 2 * oy - PAD + kh
         x = (2 * ox - PAD + k0 // CB)[:, None] + (k // CB)[None, :]
         inside = (ok & (y >= 0) & (y < 2 * H))[:, None] & (x >= 0) & (x < 2 * H)
-        start = ((n * (2 * H) + y) * (2 * H) + 2 * ox - PAD) * CB + k0
+        start = ((n * (2 * H) + y) * (2 * H + 2 * EDGE) + 2 * ox - PAD + EDGE) * CB + k0
         a = tl.load(big_ptr + start[:, None] + k[None, :], mask=inside, other=0.0)
         w = tl.load(w_ptr + (q * BK + k)[:, None] * CS + c[None, :])
         acc = multiply(a, w, acc, TF32)
-    at = m[:, None] * CS + c[None, :]
+    at = pixel(m, H, EDGE if H > 4 else 0)[:, None] * CS + c[None, :]
     width = FEATURES if FEATURES else CS
     finish(
         acc, c, bias_ptr + member * bias_ms, gate_ptr + member * small_ms, small_ptr + member * small_ms,
@@ -126,6 +130,7 @@ def conv_up_kernel(
     TAPS: tl.constexpr,
     BM: tl.constexpr,
     GATED: tl.constexpr,
+    EDGE: tl.constexpr,
     TF32: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -142,9 +147,9 @@ def conv_up_kernel(
     n = m // (H * H)
     c = tl.arange(0, CB)
     acc = parity(
-        small_ptr + member * small_ms, w_ptr + member * w_ms, n, i, j, ok, a, b, H, CB, CS, TAPS, BM, TF32
-    )
-    at = ((n * (2 * H) + 2 * i + a) * (2 * H) + 2 * j + b)[:, None] * CB + c[None, :]
+        small_ptr + member * small_ms, w_ptr + member * w_ms, n, i, j, ok, a, b, H, CB, CS, TAPS, EDGE, BM, TF32
+    )  # fmt: skip
+    at = ((n * (2 * H) + 2 * i + a) * (2 * H + 2 * EDGE) + 2 * j + b + EDGE)[:, None] * CB + c[None, :]
     finish(
         acc, c, bias_ptr + member * bias_ms, gate_ptr + member * big_ms, big_ptr + member * big_ms,
         at, ok, sums_ptr + member * sums_ms + pid * CB, GATED, 0, TF32,
@@ -165,11 +170,13 @@ def parity(
     CB: tl.constexpr,
     CS: tl.constexpr,
     TAPS: tl.constexpr,
+    EDGE: tl.constexpr,
     BM: tl.constexpr,
     TF32: tl.constexpr,
 ):
     """What ``up`` gives at (2i + a, 2j + b) of images n, before anything is added: float32 [BM, CB]."""
     SIDE: tl.constexpr = TAPS // 2
+    BESIDE: tl.constexpr = EDGE if H > 4 else 0
     k = tl.arange(0, SIDE * CS)
     c = tl.arange(0, CB)
     if SIDE == 2:
@@ -188,7 +195,7 @@ def parity(
         else:
             y = i
             kh = a
-        start = ((n * H + y) * H + first_x) * CS
+        start = ((n * H + y) * (H + 2 * BESIDE) + first_x + BESIDE) * CS
         v = tl.load(
             small_ptr + start[:, None] + k[None, :],
             mask=inside & ((y >= 0) & (y < H))[:, None],

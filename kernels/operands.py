@@ -62,6 +62,12 @@ def relu_rounded(x, like, TF32: tl.constexpr):
 
 
 @triton.jit
+def pixel(m, SIDE: tl.constexpr, EDGE: tl.constexpr):
+    """Where pixel ``m`` of maps of SIDE x SIDE lies, if rows have EDGE columns of zeros at either end."""
+    return m + EDGE * (2 * (m // SIDE) + 1)
+
+
+@triton.jit
 def positive(x):
     """Where an activation is above 0, which its gradient passes."""
     return x.to(tl.float32) > 0.0

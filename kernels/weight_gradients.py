@@ -13,26 +13,14 @@ from .operands import begin, flag, multiply, not_finite
 
 
 @triton.jit
-def weight_gradients_kernel(
-    activations_ptr,  # [S, ...]
-    tiles_ptr,  # [tiles, 16] int32: pyvae.engine.fused.plan.Tile
-    gradients_ptr,  # [S, ...] float32
-    flags_ptr,  # [S] int32
-    first_tile,
-    activations_ms,  # strides of members
-    gradients_ms,
-    BK: tl.constexpr,
-    TF32: tl.constexpr,
-    PDL: tl.constexpr,
+def tile_gradient(
+    tile, activations_ptr, gradients_ptr, flags_ptr, member, BK: tl.constexpr, TF32: tl.constexpr
 ):
-    begin(PDL)
-    member = tl.program_id(1).to(tl.int64)
-    activations_ptr += member * activations_ms
-    tile = tiles_ptr + (first_tile + tl.program_id(0)) * 16
+    """The tile that a row of the table describes."""
     # numbers that a table holds say nothing of themselves, without which nothing is read 16 bytes at a time
     a_ptr = activations_ptr + tl.multiple_of(tl.load(tile), 16)
     b_ptr = activations_ptr + tl.multiple_of(tl.load(tile + 1), 16)
-    out_ptr = gradients_ptr + member * gradients_ms + tl.multiple_of(tl.load(tile + 2), 16)
+    out_ptr = gradients_ptr + tl.multiple_of(tl.load(tile + 2), 16)
     first = tl.load(tile + 3)
     count = tl.load(tile + 4)
     log_side = tl.load(tile + 5)
@@ -67,3 +55,25 @@ def weight_gradients_kernel(
     out = out_ptr + k[:, None] * b_row + c[None, :]
     tl.store(out, acc, mask=(k // 32 < units)[:, None])
     flag(flags_ptr, member, tl.max(not_finite(acc)))
+
+
+@triton.jit
+def weight_gradients_kernel(
+    activations_ptr,  # [S, ...]
+    tiles_ptr,  # [tiles, 16] int32: pyvae.engine.fused.plan.Tile
+    gradients_ptr,  # [S, ...] float32
+    flags_ptr,  # [S] int32
+    first_tile,
+    activations_ms,  # strides of members
+    gradients_ms,
+    BK: tl.constexpr,
+    TF32: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    begin(PDL)
+    member = tl.program_id(1).to(tl.int64)
+    tile = tiles_ptr + (first_tile + tl.program_id(0)) * 16
+    tile_gradient(
+        tile, activations_ptr + member * activations_ms, gradients_ptr + member * gradients_ms, flags_ptr, member,
+        BK, TF32,
+    )  # fmt: skip

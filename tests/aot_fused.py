@@ -108,11 +108,12 @@ def figures(job: tuple[str, str, Launch, int]) -> Figures:
         wide_loads=code.wide("LDG", "LDGSTS"),
         narrow_copies=copies - code.wide("LDGSTS"),
         wide_stores=code.wide("STG"),
-        waits_first=_waits_first(kernel.asm["ptx"], code),
+        waits_first=waits_first(kernel.asm["ptx"], code),
     )
 
 
-def _waits_first(ptx: str, code: Code) -> bool:
+def waits_first(ptx: str, code: Code) -> bool:
+    """Whether it waits for the launches before it, and lets the next begin, ahead of all traffic with memory."""
     body = ptx[ptx.index("{") :]
     wait, follow = (body.find(f"griddepcontrol.{word}") for word in ("wait", "launch_dependents"))
     if min(wait, follow) < 0:

@@ -62,7 +62,8 @@ def products(figures):
 
 def test_every_kernel_is_compiled_for_every_architecture(figures):
     compiled = {(row["kernel"], row["arch"]) for row in figures}
-    names = {name for _, name in kernels(fused=True)}
+    # that one is an option, and not for all: test_fused_descriptors.py
+    names = {name for _, name in kernels(fused=True)} - {"descriptor_gradients_kernel"}
     if figures[0]["network"] != "burgess":  # which has the weight of the KL, too
         names.remove("kl_weight_kernel")
     assert names > PRODUCTS

@@ -88,7 +88,7 @@ def test_conv_down(taps, big, small, gated):
         "conv_pair", "conv_down_kernel", 2,
         big_row, w_row, b_row, gate_row, out, sums, images * side * side,
         big_row.stride, w_row.stride, b_row.stride, out.stride, sums.stride,
-        H=side, CB=big, CS=small, TAPS=taps, BM=rows, BK=min(128, taps * big), GATED=gated, FEATURES=0,
+        H=side, CB=big, CS=small, TAPS=taps, BM=rows, BK=min(128, taps * big), GATED=gated, FEATURES=0, EDGE=0,
     )  # fmt: skip
     if not gated:
         close(out.values, F.relu(product + b[:, None, None, None]))
@@ -112,7 +112,7 @@ def test_conv_down_with_a_bias_for_each_pixel():
         "conv_pair", "conv_down_kernel", 2,
         big_row, w_row, bias, gate_row, out, sums, images * side * side,
         big_row.stride, w_row.stride, bias.stride, out.stride, sums.stride,
-        H=side, CB=c, CS=c, TAPS=4, BM=32, BK=128, GATED=True, FEATURES=side * side * c,
+        H=side, CB=c, CS=c, TAPS=4, BM=32, BK=128, GATED=True, FEATURES=side * side * c, EDGE=0,
     )  # fmt: skip
     expected = product * (gate > 0)
     close(out.values, expected)
@@ -139,7 +139,7 @@ def test_conv_up(taps, big, small, gated):
         "conv_pair", "conv_up_kernel", 8,
         small_row, w_row, b_row, gate_row, out, sums, images * side * side,
         small_row.stride, w_row.stride, b_row.stride, out.stride, sums.stride,
-        H=side, CB=big, CS=small, TAPS=taps, BM=rows, GATED=gated,
+        H=side, CB=big, CS=small, TAPS=taps, BM=rows, GATED=gated, EDGE=0,
     )  # fmt: skip
     if not gated:
         close(out.values, F.relu(product + b[:, None, None, None]))
@@ -229,7 +229,7 @@ def test_first_convolution(channels):
     launch(
         "conv_ends", "first_conv_kernel", 8,
         batch, w_row, b_row, out, batch.stride, w_row.stride, b_row.stride, out.stride,
-        CHANNELS=channels, BITS=channels == 1, BM=256,
+        CHANNELS=channels, BITS=channels == 1, EDGE=0, BM=256,
     )  # fmt: skip
     expected = per_member(
         lambda x, w, b: channels_last(F.relu(F.conv2d(x, end_weight(w), b, stride=2, padding=1))),
@@ -254,7 +254,7 @@ def test_first_convolution_backward(channels, operands):
         "conv_ends", "up_first_conv_kernel", programs,
         batch, *rows, gw, gb, found, 2 * 256,
         batch.stride, *(row.stride for row in rows), gw.stride, gb.stride,
-        CHANNELS=channels, BITS=channels == 1, BM=128, TF32=operands == "tf32",
+        CHANNELS=channels, BITS=channels == 1, EDGE=0, BM=128, TF32=operands == "tf32",
     )  # fmt: skip
     for s in range(S):
         x, w = scaled(pixels)[s], end_weight(w1[s])
@@ -282,7 +282,7 @@ def test_loss(channels, scale):
         "conv_ends", "loss_kernel", tiles * channels,
         batch, h_row, w_row, b_row, dl, nll, gb, found, images * 256,
         batch.stride, h_row.stride, w_row.stride, b_row.stride, dl.stride, nll.stride, gb.stride,
-        CHANNELS=channels, BITS=channels == 1, BM=rows,
+        CHANNELS=channels, BITS=channels == 1, EDGE=0, BM=rows,
     )  # fmt: skip
     logits = per_member(
         lambda h, w, b: F.conv_transpose2d(maps(h), end_weight(w), b, stride=2, padding=1), h, w, b
@@ -313,7 +313,7 @@ def test_loss_of_rows_that_do_not_fill_a_tile():
         "conv_ends", "loss_kernel", 2,
         batch, h_row, w_row, b_row, dl, nll, gb, found, rows,
         batch.stride, h_row.stride, w_row.stride, b_row.stride, dl.stride, nll.stride, gb.stride,
-        CHANNELS=1, BITS=True, BM=tile,
+        CHANNELS=1, BITS=True, EDGE=0, BM=tile,
     )  # fmt: skip
     logits = per_member(
         lambda h, w, b: F.conv_transpose2d(maps(h), end_weight(w), b, stride=2, padding=1), h, w, b
@@ -343,7 +343,7 @@ def test_loss_backward(channels):
         "conv_ends", "loss_backward_kernel", programs,
         h_row, w_row, dl_row, g, gw, sums, found,
         h_row.stride, w_row.stride, dl_row.stride, gw.stride, sums.stride,
-        CHANNELS=channels, BM=rows,
+        CHANNELS=channels, EDGE=0, BM=rows,
     )  # fmt: skip
     for s in range(S):
         a, v = h[s].clone().requires_grad_(), w[s].clone().requires_grad_()

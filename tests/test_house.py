@@ -57,8 +57,8 @@ ONLY = {
 ENGINE = {"adam", "bias_activation", "binarise", "controller", "draw", "ledger"}
 """Kernels of the engine's own, each in pyvae/engine under the same name, that of networks in pyvae; they are no ops."""
 FUSED = {
-    *("conv_ends", "conv_pair", "dense", "flat_adam", "kl_weight", "latents", "member_rows"),
-    "weight_gradients",
+    *("conv_ends", "conv_pair", "dense", "descriptor_gradients", "flat_adam", "kl_weight", "latents"),
+    *("member_rows", "weight_gradients"),
 }
 """Kernels of whole networks, whose launches are those of pyvae/engine/fused/plan.py."""
 OPS = sorted({module for module, _ in kernels()} - ENGINE - FUSED)

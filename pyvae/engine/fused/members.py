@@ -12,6 +12,7 @@ from torch import Tensor
 from pyvae.backend import device_of
 from pyvae.control import Control
 from pyvae.engine.batches import BatchOrder
+from pyvae.engine.fused.boxes import Descriptor
 from pyvae.engine.fused.layout import padded
 from pyvae.engine.fused.plan import DTYPES, WINDOW, Argument, Launch, Operands, Plan, Pointer, Size, Stride
 from pyvae.engine.fused.weighting import initial_control, initial_weight, settings_of
@@ -203,9 +204,15 @@ class Members:
         run, arguments, named, _ = known
         run(*arguments, **named)
 
-    def _argument(self, x: Argument) -> Tensor | int | float:
+    def _argument(self, x: Argument) -> Any:
         if isinstance(x, Pointer):
             return self.buffers[x.buffer][0, x.offset :]
+        if isinstance(x, Descriptor):
+            from triton.tools.tensor_descriptor import TensorDescriptor
+
+            row = self.buffers[x.buffer]
+            shape, strides = [len(row), *x.shape], [row.shape[1], *x.strides]
+            return TensorDescriptor(row[0, x.offset :], shape, strides, [1, *x.block])
         if isinstance(x, Stride):
             return self.buffers[x.buffer].shape[1]
         if isinstance(x, Size):

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from pyvae.engine.fused.boxes import SIDES, BoxTile, Descriptor, box_tiles, descriptors, edge, maps
 from pyvae.engine.fused.layout import ALIGNMENT, Layout, padded, z_width
 from pyvae.engine.fused.network import ENDS, SIDE, Dense, Network, Pair
 from pyvae.engine.fused.weighting import Weighting
@@ -44,7 +45,7 @@ class Size(NamedTuple):
     of: str
 
 
-Argument = Pointer | Stride | Size | int | float
+Argument = Pointer | Stride | Size | Descriptor | int | float
 
 
 class Launch(NamedTuple):
@@ -131,6 +132,8 @@ class Tiles:
     positions: int = 1024
     """Of a part of a weight gradient."""
     positions_k: int = 64
+    boxes_k: int = 128
+    """Positions of a box, of operands of 16 bits; half of them of 32."""
     wide: int = 1024
     parts: int = 64
     columns: int = 32
@@ -171,13 +174,17 @@ class Plan:
     """Whether a launch may take its place before the one in front of it has ended (compute capability 9.0 and up)."""
     side_branch: bool = False
     """Whether the decoder's weight gradients are a launch of their own, beside the encoder's backward."""
+    descriptors: bool = False
+    """Whether weight gradients of convolutions read boxes of maps, whose rows then have a column of zeros at either end
+    (compute capability 9.0 and up)."""
 
     def __post_init__(self) -> None:
         p = padded(self.network.latents)
         self.buffers: dict[str, Buffer] = {}
         self.activations: dict[str, int] = {}
         self.gradients: dict[str, Gradient] = {}
-        self.weight_tiles: list[Tile] = []
+        self.weight_tiles: list[Tile | BoxTile] = []
+        self.boxes: list[Descriptor] = []
         self._size = self._gradient_size = 0
         self._lay_activations()
         encode = self._encode("batch", decodes=True)
@@ -244,23 +251,62 @@ class Plan:
     def _lay_activations(self) -> None:
         """Activations by the name of the layer that they leave, and gradients at its product by the same with a "'"."""
         network, pixels = self.network, self.network.channels * 4096
-        self._lay(network.first, 32 * 32 * ENDS)
+        if self.descriptors:
+            self._lay_boxes()
+        self._lay(network.first, self._maps(32, ENDS))
         for pair in network.down:
-            self._lay_both(pair.name, pair.side**2 * pair.small)
+            self._lay_both(pair.name, self._maps(pair.side, pair.small))
         for dense in (*network.encode, *network.decode):
             self._lay_both(dense.name, dense.outputs)
         self._lay("z", z_width(network.latents))
         self._lay(f"{network.head}'", 2 * padded(network.latents))
         self._lay_both(network.decode_first, network.width_out)
         for pair in network.up:
-            self._lay_both(pair.name, (2 * pair.side) ** 2 * pair.big)
+            self._lay_both(pair.name, self._maps(2 * pair.side, pair.big))
         self._lay(f"{network.last}'", pixels)
 
     def _lay_both(self, name: str, size: int) -> None:
         self._lay(name, size)
         self._lay(f"{name}'", size)
 
+    def _lay_boxes(self) -> None:
+        """The maps of an encoder's pair and of its mirror image in the decoder side by side, for their descriptors."""
+        network, block = self.network, self._box_positions
+        for down, up, below, small in zip(
+            network.down,
+            network.up[::-1],
+            (network.first, *self._names(network.down[:-1])),
+            self._below(network.up),
+            strict=True,
+        ):
+            if (down.side, down.big, down.small) != (up.side, up.big, up.small):
+                raise ValueError("descriptors are for decoders whose maps are those of the encoder")
+            big, small_too = (below, f"{up.name}'"), (f"{down.name}'", small)
+            for name in big:
+                self._lay(name, maps(2 * down.side, down.big))
+            for name in small_too:
+                self._lay(name, maps(down.side, down.small))
+            self.boxes += descriptors(
+                down,
+                big=self.activations[big[0]],
+                small=self.activations[small_too[0]],
+                images=self.images,
+                block=block,
+            )
+
+    @property
+    def _box_positions(self) -> int:
+        return self.tiles.boxes_k * 2 // DTYPES[self.operands].itemsize
+
+    def _maps(self, side: int, channels: int) -> int:
+        return maps(side, channels) if self.descriptors else side**2 * channels
+
+    def _edge(self, side: int) -> int:
+        return edge(side) if self.descriptors else 0
+
     def _lay(self, name: str, size: int) -> None:
+        if name in self.activations:
+            return
         self.activations[name] = self._size
         self._size += -(-size * self.images // ALIGNMENT) * ALIGNMENT
 
@@ -334,7 +380,7 @@ class Plan:
                     self._at(network.first),
                     *_strides(batch, "weights", "master", "activations"),
                 ],
-                {**self._image_constants(), "BM": tiles.first_conv},
+                {**self._image_constants(), "EDGE": self._edge(32), "BM": tiles.first_conv},
             )
         ]
         at = network.first
@@ -372,7 +418,7 @@ class Plan:
                     *_strides("batch", "activations", "weights", "master", "activations"),
                     *_strides("nll_parts", "gradients"),
                 ],
-                {**self._image_constants(), "BM": tiles.loss},
+                {**self._image_constants(), "EDGE": self._edge(32), "BM": tiles.loss},
                 stages=self._stages,
             )
         )
@@ -393,7 +439,7 @@ class Plan:
                     *(self._parts(f"{above}.bias", programs), Pointer("flags")),
                     *_strides("activations", "weights", "activations", "gradients", "gradients"),
                 ],
-                {"CHANNELS": network.channels, "BM": tiles.loss_backward},
+                {"CHANNELS": network.channels, "EDGE": self._edge(32), "BM": tiles.loss_backward},
             )
         ]
         for pair, below in zip(reversed(network.up), self._below(network.up), strict=True):
@@ -466,6 +512,7 @@ class Plan:
                 "BK": min(128, pair.taps * pair.big),
                 "GATED": gated,
                 "FEATURES": features,
+                "EDGE": self._edge(2 * pair.side),
             },
             stages=self._stages,
         )
@@ -493,6 +540,7 @@ class Plan:
                 "TAPS": pair.taps,
                 "BM": tile,
                 "GATED": gated,
+                "EDGE": self._edge(2 * pair.side),
             },
         )
 
@@ -510,7 +558,7 @@ class Plan:
                 *(self._parts(f"{first}.bias", programs), Pointer("flags"), self.images * 256),
                 *_strides("batch", "weights", "master", "weights", "activations", "gradients", "gradients"),
             ],
-            {**self._image_constants(), "BM": tile},
+            {**self._image_constants(), "EDGE": self._edge(16), "BM": tile},
         )
 
     def _dense(self, dense: Dense, x: str, y: str, *, gated: bool = False) -> Launch:
@@ -613,6 +661,17 @@ class Plan:
         size = self.layout.parameters[f"{pair.name}.weight"].size
         firsts = range(0, positions, self.tiles.positions)
         out = self._parts(f"{pair.name}.weight", len(firsts)).offset
+        if self.descriptors:
+            for part, first in enumerate(firsts):
+                self.weight_tiles += box_tiles(
+                    pair,
+                    out=out + part * size,
+                    image=0 if pair in self.network.down else self.images,
+                    first=first,
+                    positions=min(self.tiles.positions, positions - first),
+                    block=self._box_positions,
+                )
+            return
         for (part, first), kh in product(enumerate(firsts), range(taps)):
             for row, column in product(range(0, run, 128), range(0, pair.small, 32)):
                 self.weight_tiles.append(
@@ -662,13 +721,15 @@ class Plan:
                     )
                 )
 
-    def _weight_gradients(self, of_decoder: list[Tile], *, at: int, launches: list[Launch]) -> list[Launch]:
+    def _weight_gradients(
+        self, of_decoder: list[Tile | BoxTile], *, at: int, launches: list[Launch]
+    ) -> list[Launch]:
         """The launch before Adam; one for the decoder alone, if there is one, is put into ``launches`` at ``at``."""
         # those of most positions first, so that none of them is the last to begin
         if not self.side_branch:
-            self.weight_tiles = sorted([*of_decoder, *self.weight_tiles], key=lambda tile: -tile.count)
+            self.weight_tiles = sorted([*of_decoder, *self.weight_tiles], key=_order)
             return [self._tiles_launch("weight gradients", 0, len(self.weight_tiles))]
-        both = [sorted(tiles, key=lambda tile: -tile.count) for tiles in (of_decoder, self.weight_tiles)]
+        both = [sorted(tiles, key=_order) for tiles in (of_decoder, self.weight_tiles)]
         self.weight_tiles = [*both[0], *both[1]]
         first = self._tiles_launch("weight gradients of the decoder", 0, len(both[0]))
         # neither of two launches that are followed by the other, nor who waits for both, may begin early
@@ -678,15 +739,23 @@ class Plan:
         return [self._tiles_launch("weight gradients of the encoder", len(both[0]), len(both[1]))]
 
     def _tiles_launch(self, label: str, first: int, count: int) -> Launch:
+        kernel = "descriptor_gradients" if self.descriptors else "weight_gradients"
+        arguments: list[Argument] = [
+            *self.boxes,
+            *(Pointer("activations"), Pointer("tiles"), Pointer("gradients"), Pointer("flags"), first),
+        ]
+        constants = {"BK": self.tiles.positions_k}
+        if self.descriptors:
+            tiles = self.weight_tiles[first : first + count]
+            sides = [tile.side for tile in tiles if isinstance(tile, BoxTile)]
+            arguments += [sum(side >= least for side in sides) for least in SIDES]
+            constants |= {"BOX": self._box_positions, "STAGES": self._stages}
         return self._launch(
             label,
-            ("weight_gradients", "weight_gradients_kernel"),
+            (kernel, f"{kernel}_kernel"),
             count,
-            [
-                *(Pointer("activations"), Pointer("tiles"), Pointer("gradients"), Pointer("flags"), first),
-                *_strides("activations", "gradients"),
-            ],
-            {"BK": self.tiles.positions_k},
+            [*arguments, *_strides("activations", "gradients")],
+            constants,
             stages=self._stages - 1,
         )
 
@@ -783,6 +852,11 @@ class Plan:
                 "BLOCK": 1024,
             },
         )
+
+
+def _order(tile: Tile | BoxTile) -> tuple[int, int]:
+    """Those of most positions first; boxes by their descriptors, whose positions fall with the side."""
+    return (-tile.side, -tile.blocks) if isinstance(tile, BoxTile) else (0, -tile.count)
 
 
 def _serial(launch: Launch) -> Launch:

@@ -332,24 +332,23 @@ def test_a_step_with_the_tiles_meant_for_a_gpu():
     hold_against(members, 0, Step64("burgess", 1, 10, one), 0)
 
 
-@slow
-def test_two_hundred_steps_are_as_far_from_float64_as_torch_in_float32():
+@pytest.mark.parametrize("steps", [10, pytest.param(200, marks=slow)])
+def test_many_steps_stay_as_near_to_float64_as_torch_in_float32(steps):
     """Rounding grows from step to step: torch in float32 says by how much."""
     one = One(100)
     members = members_of(plan_of("burgess"), [one], "burgess")
     exact, plain = Step64("burgess", 1, 10, one), Step64("burgess", 1, 10, one, dtype=torch.float32)
-    first = None
-    for at in range(200):
+    start = {name: p.detach().clone() for name, p in exact.net.named_parameters()}
+    for at in range(steps):
         step(members, at)
         expected, near = exact(at, members.plan.images), plain(at, members.plan.images)
-        first = first or float(expected.nll)
         ours, torchs = (error(nll, expected.nll) for nll in (members.buffers["row"][0, 1], near.nll))
         assert ours < 1e-6 + 10 * torchs + 1e-4 * at / 200, at
-    assert float(expected.nll) < first / 4
     found = members.plan.layout.tensors(members.buffers["master"][0])
-    ours, torchs = (
-        torch.tensor([error(value, p) for value, p in zip(values, exact.net.parameters(), strict=True)])
-        for values in ([found[n] for n, _ in exact.net.named_parameters()], plain.net.parameters())
+    ours, torchs, moved = (
+        torch.tensor([error(values[name], p) for name, p in exact.net.named_parameters()])
+        for values in (found, dict(plain.net.named_parameters()), start)
     )
-    print(ours, torchs)
-    assert ours.median() < 4 * torchs.median()
+    assert moved.median() > 0.1
+    assert ours.median() < 3 * torchs.median() + 1e-7 * steps, (ours, torchs)
+    assert ours.max() < 3 * torchs.max() + 1e-6 * steps, (ours, torchs)

@@ -77,9 +77,7 @@ class Code(NamedTuple):
 
     def wide(self, *operations: str) -> int:
         """Those of 16 bytes a thread."""
-        return sum(
-            i.operation.startswith(operations) and ".128" in i.operation for i in self.instructions
-        )
+        return sum(i.operation.startswith(operations) and ".128" in i.operation for i in self.instructions)
 
 
 def specialised(

@@ -74,8 +74,8 @@ def plan_of(network: str, operands: str, *, pdl: bool, weighting: Weighting | No
     return Plan(net, Layout(net), 64, operands, channels == 1, weighting=weighting, pdl=pdl)
 
 
-def planned_launches(network: str, operands: str, arch: int) -> list[Launch]:
-    """Distinct ones, the weight of the KL in all its kinds included."""
+def planned_launches(network: str, operands: str, arch: int, *, briefly: bool) -> list[Launch]:
+    """Distinct ones, the weight of the KL in all its kinds included; briefly: one of a kind, but for 9.0."""
     found = []
     plan = plan_of(network, operands, pdl=arch >= 90)
     found += [planned(plan, launch) for launch in launches_of(plan)]
@@ -83,7 +83,14 @@ def planned_launches(network: str, operands: str, arch: int) -> list[Launch]:
         for objective in OBJECTIVES:
             plan = plan_of(network, operands, pdl=arch >= 90, weighting=weighting_of(objective))
             found += [planned(plan, launch) for launch in [*plan.weigh, *plan.settle]]
-    return list(dict.fromkeys(distinct(found).values()))
+    found = list(dict.fromkeys(distinct(found).values()))
+    if not briefly or arch == 90:
+        return found
+    kinds = {
+        (launch.kernel, *(dict(launch.constants).get(name) for name in ("GATED", "H"))): launch
+        for launch in found
+    }
+    return list(kinds.values())
 
 
 def figures(job: tuple[str, str, Launch, int]) -> Figures:
@@ -123,7 +130,9 @@ def _waits_first(ptx: str, code: Code) -> bool:
     waits, follows = (operations.index(name) for name in ("ACQBULK", "PREEXIT"))
     # what the assembler has made of it counts
     traffic = (o.startswith(("LDG", "STG", "ATOMG", "RED", "LD.", "ST.", "UTMA", "UBLK")) for o in operations)
-    return wait < follow < first.start() and waits < follows < next(i for i, is_one in enumerate(traffic) if is_one)
+    return wait < follow < first.start() and waits < follows < next(
+        i for i, is_one in enumerate(traffic) if is_one
+    )
 
 
 def main() -> None:
@@ -131,6 +140,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["burgess"])
     parser.add_argument("--operands", nargs="+", choices=OPERANDS, default=["fp16"])
     parser.add_argument("--archs", nargs="+", type=int, choices=ARCHITECTURES, default=ARCHITECTURES)
+    parser.add_argument(
+        "--briefly", action="store_true", help="all launches for 9.0 alone, elsewhere one of a kind"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
@@ -138,7 +150,7 @@ def main() -> None:
     os.environ.pop("TRITON_INTERPRET", None)
     jobs, known = [], set()
     for network, operands, arch in product(args.networks, args.operands, args.archs):
-        for launch in planned_launches(network, operands, arch):
+        for launch in planned_launches(network, operands, arch, briefly=args.briefly):
             same = (launch._replace(label=""), arch)
             if same not in known:
                 known.add(same)
@@ -150,7 +162,9 @@ def main() -> None:
     if args.json:
         json.dump([row._asdict() for row in rows], sys.stdout)
         return
-    print(f"{'launch':60}  arch operands  regs shared (most) spills tensor grouped ld.128 narrow st.128 waits")
+    print(
+        f"{'launch':60}  arch operands  regs shared (most) spills tensor grouped ld.128 narrow st.128 waits"
+    )
     for row in rows:
         print(
             f"{row.label[:60]:60} sm_{row.arch:<4}{row.operands:8}{row.registers:4} {row.shared:6} {SHARED[row.arch]:6} "

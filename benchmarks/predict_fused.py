@@ -94,7 +94,7 @@ def _trips_of_adam(plan: Plan, launch: Launch, code: Code) -> list[list[int]]:
             found.append([0, 0, -(-block.parts // c["PARTS"])])
         else:
             found.append([(block.parts - 1) // 4, (block.parts - 1) % 4 % 2, 0])
-    return found + [[0, 0, 0]] * (launch.programs - len(plan.blocks))
+    return found + [[-1, -1, -1]] * (launch.programs - len(plan.blocks))
 
 
 def work(plan: Plan, launch: Launch) -> Work:
@@ -128,8 +128,11 @@ def work(plan: Plan, launch: Launch) -> Work:
         parts = 4 * launch.programs * (512 * channels + 32)
         return _work(2 * maps * 16 * channels, e * (2 * maps + b * channels * 4096) + parts)
     if launch.kernel[1] == "weight_gradients_kernel":
-        read = e * sum(tile.count * 32 * (tile.units + 1) for tile in plan.weight_tiles)
-        return _work(sum(t.count * 32 * t.units for t in plan.weight_tiles) * 32, read + 4 * 4096 * launch.programs)
+        made = sum(t.count * 32 * t.units for t in plan.weight_tiles) * 32
+        # of tiles that share an operand, one
+        big = {(t.a - t.a % t.a_image, t.first): t.count * t.a_image >> 2 * t.log_side for t in plan.weight_tiles}
+        small = {(t.b - t.b % t.b_row, t.first): t.count * t.b_row for t in plan.weight_tiles}
+        return _work(made, e * (sum(big.values()) + sum(small.values())) + 4 * 4096 * launch.programs)
     if launch.kernel[1] == "flat_adam_kernel":
         return _work(0, 4 * sum(block.parts * block.size for block in plan.blocks) + (24 + e) * width + batch)
     return _work(0, 4 * (plan.buffers["nll_parts"].size + plan.buffers["squares"].size))

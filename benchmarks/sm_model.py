@@ -110,7 +110,7 @@ def loops(code: Code) -> list[Loop]:
 def trace(code: Code, trips: Sequence[int]) -> list[int]:
     """Indices of the instructions of a program whose loops run so often each, none for 0.
 
-    Of branches the one is taken that leads through all of these loops; else, none.
+    Of branches the one is taken that leads through all of these loops; else none, but all where counts are negative.
     """
     known = loops(code)
     if len(known) != len(trips):
@@ -123,7 +123,8 @@ def trace(code: Code, trips: Sequence[int]) -> list[int]:
     for at in reversed(range(end)):
         ahead[at] = max((ahead[to] for to in _next(code, at)), default=0.0)
         if at in heads:
-            ahead[at] = ahead[at] + 1 if heads[at] else float("-inf")
+            ahead[at] = ahead[at] + 1 if heads[at] > 0 else float("-inf")
+    skips = any(count < 0 for count in trips)
     order, left, at = [], {last: count for last, (_, count) in back.items()}, 0
     while True:
         order.append(at)
@@ -133,7 +134,7 @@ def trace(code: Code, trips: Sequence[int]) -> list[int]:
             continue
         if at in back:
             left[at] = back[at][1]
-        following = _next(code, at)
+        following = _next(code, at)[:: -1 if skips else 1]
         if not following:
             return order
         at = max(following, key=lambda to: ahead[to])

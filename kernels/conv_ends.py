@@ -339,15 +339,16 @@ def loss_backward_kernel(
     g = tl.zeros((BM, 32), tl.float32)
     bad = 0
     for channel in tl.static_range(CHANNELS):
-        w = tl.load(w_ptr + member * w_ms + (channel * 16 + k)[:, None] * 32 + c[None, :])
         image = dl_ptr + member * dl_ms + (at // 1024 * CHANNELS + channel)[:, None] * 4096
         dl = tl.load(image + y * 64 + x, mask=inside, other=0.0)
-        g = multiply(dl, w, g, TF32)
         gw = multiply(tl.trans(dl), h, tl.zeros((16, 32), tl.float32), TF32)
-        bad |= tl.max(not_finite(gw))
+        bad |= tl.max(tl.max(not_finite(gw), 1), 0)
         tl.store(
             gw_ptr + member * gw_ms + (pid * CHANNELS + channel) * 512 + k[:, None] * 32 + c[None, :], gw
         )
+        # last, when the registers of the weight gradient are free
+        w = tl.load(w_ptr + member * w_ms + (channel * 16 + k)[:, None] * 32 + c[None, :])
+        g = multiply(dl, w, g, TF32)
     g = tl.where(positive(h), g, 0.0)
     tl.store(g_ptr + member * h_ms + out, rounded(g, g_ptr, TF32))
     tl.store(sums_ptr + member * sums_ms + pid * 32 + c, tl.sum(g, 0))

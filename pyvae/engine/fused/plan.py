@@ -686,8 +686,8 @@ class Plan:
                 *(Pointer("activations"), Pointer("tiles"), Pointer("gradients"), Pointer("flags"), first),
                 *_strides("activations", "gradients"),
             ],
+            # one stage: the loads of a tile of 64 positions are enough in flight, and copies ahead cost instructions
             {"BK": self.tiles.positions_k},
-            stages=self._stages - 1,
         )
 
     def _blocks(self) -> list[Block]:

@@ -1,11 +1,12 @@
 """Predict the kernels of a fused training step on an H100 from their machine code, without having one.
 
-Of each launch: programs a member, registers and shared memory of a program, millions of multiply-adds, megabytes read and
-written once, microseconds for one member (S = 1) and a member's share of them where the device is full of members (many).
+Of each launch: programs a member, registers and shared memory of a program, millions of multiply-adds, megabytes
+read and written once, microseconds for one member (S = 1) and a member's share of them where the device is full of
+members (many).
 
-The times come from sm_model.py, which no chip has calibrated: believe them to +-40 %. They hold neither a launch's own cost,
-which is assumed below, nor that of memory beyond the L2, nor of what the instruction cache does not hold. --out writes what
-is printed, for a measurement to be held against.
+The times come from sm_model.py, which no chip has calibrated: believe them to +-40 %. They hold neither a launch's
+own cost, which is assumed below, nor that of memory beyond the L2, nor of what the instruction cache does not hold.
+--out writes what is printed, for a measurement to be held against.
 """
 
 import argparse
@@ -17,12 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from machine_code import Code, code_of, compiled, distinct, planned
-from sm_model import CLOCK_GHZ, MULTIPROCESSORS, loops, seats, simulate, trace
-
 from pyvae.engine.fused.layout import Layout, padded, z_width
 from pyvae.engine.fused.network import network_of
 from pyvae.engine.fused.plan import DTYPES, Launch, Plan
 from pyvae.nets import build
+from sm_model import CLOCK_GHZ, MULTIPROCESSORS, loops, seats, simulate, trace
 
 ARCH = 90
 IMAGES = 64
@@ -130,7 +130,9 @@ def work(plan: Plan, launch: Launch) -> Work:
     if launch.kernel[1] == "weight_gradients_kernel":
         made = sum(t.count * 32 * t.units for t in plan.weight_tiles) * 32
         # of tiles that share an operand, one
-        big = {(t.a - t.a % t.a_image, t.first): t.count * t.a_image >> 2 * t.log_side for t in plan.weight_tiles}
+        big = {
+            (t.a - t.a % t.a_image, t.first): t.count * t.a_image >> 2 * t.log_side for t in plan.weight_tiles
+        }
         small = {(t.b - t.b % t.b_row, t.first): t.count * t.b_row for t in plan.weight_tiles}
         return _work(made, e * (sum(big.values()) + sum(small.values())) + 4 * 4096 * launch.programs)
     if launch.kernel[1] == "flat_adam_kernel":
@@ -210,16 +212,23 @@ def show(operands: str, predicted: dict[str, Any]) -> None:
         )
     sums = predicted["sums"]
     print(
-        f"{sums['launches']} launches, {sums['mmac']:.0f} MMAC, {sums['megabytes']:.0f} MB; S = 1: {sums['us_alone']:.0f} us, "
-        f"{sums['us_alone_plain']:.0f} with {LAUNCH_US['plain']} a launch in a graph, {sums['us_alone_pdl']:.0f} with "
-        f"{LAUNCH_US['pdl']} a programmatic dependent one; many: {sums['us_many']:.0f} us a member-step\n"
+        f"{sums['launches']} launches, {sums['mmac']:.0f} MMAC, {sums['megabytes']:.0f} MB; "
+        f"S = 1: {sums['us_alone']:.0f} us, {sums['us_alone_plain']:.0f} with {LAUNCH_US['plain']} a launch in a graph, "
+        f"{sums['us_alone_pdl']:.0f} with {LAUNCH_US['pdl']} a programmatic dependent one; "
+        f"many: {sums['us_many']:.0f} us a member-step\n"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--operands", nargs="+", choices=OPERANDS, default=OPERANDS, help="of the products (all)")
-    parser.add_argument("--out", type=Path, help=f"JSON file to write, such as {FILE.name} beside this script")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--operands", nargs="+", choices=OPERANDS, default=OPERANDS, help="of the products (all)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help=f"JSON file to write, such as {FILE.name} beside this script"
+    )
     args = parser.parse_args()
     # interpreted and compiled kernels do not mix in one process
     os.environ.pop("TRITON_INTERPRET", None)

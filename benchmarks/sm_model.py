@@ -1,9 +1,9 @@
 """How long a streaming multiprocessor of an H100 takes for programs, from their machine code, without having one.
 
-Warps issue in order, when the stall counts and scoreboards that the assembler wrote into each instruction say so; units take
-what they take; four schedulers issue one instruction a clock each. Memory always answers from the L2, instructions are
-always there, and L2 and memory have no limit: a lower bound. No chip has calibrated any of it: believe it to +-40 %, and
-differences between variants of one kernel more than that.
+Warps issue in order, when the stall counts and scoreboards that the assembler wrote into each instruction say so;
+units take what they take; four schedulers issue one instruction a clock each. Memory always answers from the L2,
+instructions are always there, and L2 and memory have no limit: a lower bound. No chip has calibrated any of it:
+believe it to +-40 %, and differences between variants of one kernel more than that.
 """
 
 import heapq
@@ -53,6 +53,10 @@ class Time(NamedTuple):
     issued: int
 
 
+_NO_UNIT = (
+    *("U", "BAR", "WARPGROUP", "DEPBAR", "BRA", "EXIT", "NOP", "MEMBAR", "FENCE", "ACQBULK", "PREEXIT"),
+    *("WARPSYNC", "ELECT", "VOTE", "BSYNC", "BSSY", "ERRBAR", "PLOP", "P2R", "R2P"),
+)
 # operations that begin so; unit; clocks for a unit of 4 bytes a thread ("wide") or at all; latency
 _UNITS: tuple[tuple[tuple[str, ...], str, str | float, float], ...] = (
     (("LDGSTS",), "memory", "wide", 20),
@@ -71,8 +75,7 @@ _UNITS: tuple[tuple[tuple[str, ...], str, str | float, float], ...] = (
     (("DADD", "DMUL", "DFMA", "DSETP"), "double", 2, 16),
     (("FADD", "FMUL", "FFMA", "FMNMX", "IMAD", "HFMA", "HADD", "CS2R", "MOV", "FSEL", "FSETP"), "fma", 1, 5),
     (
-        ("U", "BAR", "WARPGROUP", "DEPBAR", "BRA", "EXIT", "NOP", "MEMBAR", "FENCE", "ACQBULK", "PREEXIT", "WARPSYNC")
-        + ("ELECT", "VOTE", "BSYNC", "BSSY", "ERRBAR", "PLOP", "P2R", "R2P"),
+        _NO_UNIT,
         "",
         0,
         20,
@@ -153,7 +156,9 @@ def _target(code: Code, instruction: Instruction) -> int | None:
 def _next(code: Code, at: int) -> list[int]:
     """What may follow an instruction but for going back, first what does if no branch is taken."""
     instruction = code.instructions[at]
-    predicated = instruction.text.startswith("@") or "BRA P" in instruction.text or "BRA !P" in instruction.text
+    predicated = (
+        instruction.text.startswith("@") or "BRA P" in instruction.text or "BRA !P" in instruction.text
+    )
     if instruction.operation == "EXIT" and not predicated:
         return []  # predicated, it ends warps that have nothing more to store, while others have
     to = _target(code, instruction)

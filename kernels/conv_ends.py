@@ -170,7 +170,7 @@ def up_first_conv_kernel(
     TF32: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Data gradient of the second convolution, and with it the weight gradient of the first, which is computed again."""
+    """Data gradient of the second convolution, and the weight gradient of the first, which is computed again."""
     begin(PDL)
     member = tl.program_id(1).to(tl.int64)
     pid = tl.program_id(0)
@@ -184,7 +184,7 @@ def up_first_conv_kernel(
     c = tl.arange(0, 32)
     gw = ()
     for _ in tl.static_range(CHANNELS):
-        gw = gw + (tl.zeros((16, 32), tl.float32),)
+        gw = gw + (tl.zeros((16, 32), tl.float32),)  # noqa: RUF005 - Triton has no other way
     gb = tl.zeros((BM, 32), tl.float32)
     for p in range(4):
         a = p // 2
@@ -202,7 +202,7 @@ def up_first_conv_kernel(
         sums = ()
         for channel in tl.static_range(CHANNELS):
             pixels = patch(batch_ptr, n, Y, X, channel, w1_ptr, CHANNELS, BITS)
-            sums = sums + (multiply(tl.trans(pixels), operand, gw[channel], TF32),)
+            sums = sums + (multiply(tl.trans(pixels), operand, gw[channel], TF32),)  # noqa: RUF005
         gw = sums
     sums_b = tl.sum(gb, 0)
     bad = tl.max(not_finite(sums_b), 0)
@@ -300,7 +300,9 @@ def loss_kernel(
     total = tl.sum(nll)
     tl.store(nll_ptr + member * nll_ms + tile * CHANNELS + channel, total)
     mine = (pixel == channel) | ((pixel >= CHANNELS) & (channel == 0))
-    tl.store(gb_ptr + member * gb_ms + tile * 16 + pixel, tl.where(pixel == channel, tl.sum(d), 0.0), mask=mine)
+    tl.store(
+        gb_ptr + member * gb_ms + tile * 16 + pixel, tl.where(pixel == channel, tl.sum(d), 0.0), mask=mine
+    )
     out = dl_ptr + member * dl_ms + (n * CHANNELS + channel)[:, None] * 4096 + py * 64 + px
     tl.store(out, rounded(d, dl_ptr, TF32), mask=ok[:, None])
     flag(flags_ptr, member, not_finite(total))

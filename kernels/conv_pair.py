@@ -6,8 +6,8 @@ padding of 1, or 2 x 2 with none:
 down   small[i, j] = sum over taps of big[2i - PAD + kh, 2j - PAD + kw] W[kh, kw]
 up     its adjoint: each of the four parities of a pixel of big has its own half of the rows and columns of taps
 
-With channels last, the taps of a row are one run of TAPS * CB numbers: what ``down`` multiplies by W is read as rows of a
-matrix, never made.
+With channels last, the taps of a row are one run of TAPS * CB numbers: what ``down`` multiplies by W is read as rows
+of a matrix, never made.
 """
 
 import triton

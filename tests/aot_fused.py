@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from aot import ARCHITECTURES
 from machine_code import SHARED, TENSOR_CORES, Code, Launch, code_of, compiled, distinct, launches_of, planned
-
 from pyvae.engine.fused.layout import Layout
 from pyvae.engine.fused.network import network_of
 from pyvae.engine.fused.plan import Plan
@@ -167,9 +166,9 @@ def main() -> None:
     )
     for row in rows:
         print(
-            f"{row.label[:60]:60} sm_{row.arch:<4}{row.operands:8}{row.registers:4} {row.shared:6} {SHARED[row.arch]:6} "
-            f"{row.spills:6} {row.tensor_core:6} {row.grouped:7} {row.wide_loads:6} {row.narrow_copies:6} "
-            f"{row.wide_stores:6} {row.waits_first}"
+            f"{row.label[:60]:60} sm_{row.arch:<4}{row.operands:8}{row.registers:4} {row.shared:6} "
+            f"{SHARED[row.arch]:6} {row.spills:6} {row.tensor_core:6} {row.grouped:7} {row.wide_loads:6} "
+            f"{row.narrow_copies:6} {row.wide_stores:6} {row.waits_first}"
         )
 
 

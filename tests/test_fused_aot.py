@@ -1,5 +1,5 @@
-"""The kernels of fused networks compile for every architecture, to code that is meant to be fast: no spills, products on
-tensor cores, 16 bytes a load, and nothing of memory touched before the launches in front have ended."""
+"""The kernels of fused networks compile for every architecture, to code that is meant to be fast: no spills, products
+on tensor cores, 16 bytes a load, and nothing of memory touched before the launches in front have ended."""
 
 import json
 import subprocess

@@ -213,7 +213,8 @@ def show(operands: str, predicted: dict[str, Any]) -> None:
     sums = predicted["sums"]
     print(
         f"{sums['launches']} launches, {sums['mmac']:.0f} MMAC, {sums['megabytes']:.0f} MB; "
-        f"S = 1: {sums['us_alone']:.0f} us, {sums['us_alone_plain']:.0f} with {LAUNCH_US['plain']} a launch in a graph, "
+        f"S = 1: {sums['us_alone']:.0f} us, "
+        f"{sums['us_alone_plain']:.0f} with {LAUNCH_US['plain']} a launch in a graph, "
         f"{sums['us_alone_pdl']:.0f} with {LAUNCH_US['pdl']} a programmatic dependent one; "
         f"many: {sums['us_many']:.0f} us a member-step\n"
     )

@@ -67,19 +67,14 @@ _UNITS: tuple[tuple[tuple[str, ...], str, str | float, float], ...] = (
     (("STS", "STG"), "memory", "wide", 12),
     (("SHFL",), "memory", 1, 24),
     (("ATOM", "RED"), "memory", 2, 700),
-    (("MUFU", "I2F", "F2I"), "special", 8, 24),
+    (("MUFU", "I2F.", "F2I."), "special", 8, 24),
     (("LDC",), "", 0, 60),
     (("S2R", "S2UR"), "", 0, 30),
     (("R2UR",), "", 0, 12),
     (("CCTL",), "", 0, 20),
     (("DADD", "DMUL", "DFMA", "DSETP"), "double", 2, 16),
     (("FADD", "FMUL", "FFMA", "FMNMX", "IMAD", "HFMA", "HADD", "CS2R", "MOV", "FSEL", "FSETP"), "fma", 1, 5),
-    (
-        _NO_UNIT,
-        "",
-        0,
-        20,
-    ),
+    (_NO_UNIT, "", 0, 20),
 )
 _COPY = 310  # from memory into shared memory
 
@@ -212,10 +207,13 @@ class _Warp:
         self.sum_at = self.copied_at = 0.0
 
     def waits_until(self, timing: Timing) -> float:
-        until = max((self.free[b] for b in range(6) if timing.waits >> b & 1), default=0.0)
-        groups = {"wait for wgmma": self.sums, "wait for copies": self.copies}.get(timing.role, [])
-        if len(groups) > timing.keeps:
-            until = max(until, groups[len(groups) - timing.keeps - 1])
+        until = 0.0
+        if timing.waits:
+            until = max(self.free[b] for b in range(6) if timing.waits >> b & 1)
+        if timing.role.startswith("wait"):
+            groups = self.sums if timing.role == "wait for wgmma" else self.copies
+            if len(groups) > timing.keeps:
+                until = max(until, groups[len(groups) - timing.keeps - 1])
         return until
 
 

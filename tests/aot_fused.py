@@ -11,7 +11,7 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aot import ARCHITECTURES
 from machine_code import SHARED, TENSOR_CORES, Code, Launch, code_of, compiled, distinct, launches_of, planned
@@ -61,32 +61,38 @@ class Figures(NamedTuple):
     narrow_copies: int
     """Asynchronous copies of less than 16 bytes a thread."""
     wide_stores: int
+    programmatic: bool
+    """Whether it may be launched before those in front of it have ended."""
     waits_first: bool
     """Whether it waits for the launches before it, and lets the next begin, ahead of all traffic with memory."""
 
 
-def plan_of(network: str, operands: str, *, pdl: bool, weighting: Weighting | None = None) -> Plan:
+def plan_of(network: str, operands: str, **named: Any) -> Plan:
     """Of a batch of 64."""
     arch, channels, latents = NETWORKS[network]
     net = network_of(build(arch, channels, latents))
-    weighting = weighting or Weighting()
-    return Plan(net, Layout(net), 64, operands, channels == 1, weighting=weighting, pdl=pdl)
+    return Plan(net, Layout(net), 64, operands, channels == 1, **named)
 
 
 def planned_launches(network: str, operands: str, arch: int, *, briefly: bool) -> list[Launch]:
-    """Distinct ones, the weight of the KL in all its kinds included; briefly: one of a kind, but for 9.0."""
-    found = []
-    plan = plan_of(network, operands, pdl=arch >= 90)
-    found += [planned(plan, launch) for launch in launches_of(plan)]
+    """Distinct ones; of burgess, those of all kinds of objectives and of a side branch, too; briefly: but for 9.0,
+    one of a kind."""
+    pdl = arch >= 90
+    plan = plan_of(network, operands, pdl=pdl)
+    found = [planned(plan, launch) for launch in launches_of(plan)]
     if network == "burgess":
         for objective in OBJECTIVES:
-            plan = plan_of(network, operands, pdl=arch >= 90, weighting=weighting_of(objective))
+            plan = plan_of(network, operands, pdl=pdl, weighting=weighting_of(objective))
             found += [planned(plan, launch) for launch in [*plan.weigh, *plan.settle]]
+        plan = plan_of(network, operands, pdl=pdl, weighting=Weighting("seam"), before_norm=1, behind_norm=2)
+        found += [planned(plan, launch) for launch in [*launches_of(plan), *plan.second()]]
+        plan = plan_of(network, operands, pdl=pdl, side_branch=True)
+        found += [planned(plan, launch) for launch in plan.backward]
     found = list(dict.fromkeys(distinct(found).values()))
     if not briefly or arch == 90:
         return found
     kinds = {
-        (launch.kernel, *(dict(launch.constants).get(name) for name in ("GATED", "H"))): launch
+        (launch.kernel, *(dict(launch.constants).get(name) for name in ("GATED", "H", "EXTRA"))): launch
         for launch in found
     }
     return list(kinds.values())
@@ -115,6 +121,7 @@ def figures(job: tuple[str, str, Launch, int]) -> Figures:
         wide_loads=code.wide("LDG", "LDGSTS"),
         narrow_copies=copies - code.wide("LDGSTS"),
         wide_stores=code.wide("STG"),
+        programmatic=constants["PDL"],
         waits_first=_waits_first(kernel.asm["ptx"], code),
     )
 

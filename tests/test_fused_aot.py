@@ -83,10 +83,15 @@ def test_nothing_spills_and_nothing_has_a_stack_frame(figures):
 
 
 def test_shared_memory_fits_the_chip(figures):
-    """At half of what there is, two programs are on a multiprocessor, of which one computes while one waits."""
-    assert [
-        f"{named(row)}: {row['shared']}" for row in figures if 2 * row["shared"] > SHARED[row["arch"]]
-    ] == []
+    """At half of what there is, two programs are on a multiprocessor, of which one computes while one waits; of those
+    between encoder and decoder there are only four."""
+    few = ("latents_kernel", "latents_backward_kernel")
+    over = [
+        f"{named(row)}: {row['shared']}"
+        for row in figures
+        if row["shared"] * (1 if row["kernel"] in few else 2) > SHARED[row["arch"]]
+    ]
+    assert over == []
 
 
 def test_a_program_leaves_registers_for_others(figures):

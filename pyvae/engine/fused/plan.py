@@ -127,7 +127,7 @@ class Tiles:
     dense_k: int = 128
     latents: int = 16
     latents_k: int = 256
-    latents_columns: int = 128
+    latents_columns: int = 256
     positions: int = 1024
     """Of a part of a weight gradient."""
     positions_k: int = 64

@@ -91,10 +91,10 @@ def planned_launches(network: str, operands: str, arch: int, *, briefly: bool) -
     found = list(dict.fromkeys(distinct(found).values()))
     if not briefly or arch == 90:
         return found
-    kinds = {
-        (launch.kernel, *(dict(launch.constants).get(name) for name in ("GATED", "H", "EXTRA"))): launch
-        for launch in found
-    }
+    kinds: dict[Any, Launch] = {}
+    for launch in found:
+        constants = dict(launch.constants)
+        kinds.setdefault((launch.kernel, constants.get("GATED"), constants.get("EXTRA")), launch)
     return list(kinds.values())
 
 

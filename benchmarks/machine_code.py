@@ -82,11 +82,10 @@ class Code(NamedTuple):
 
 
 def specialised(
-    kernel: tuple[str, str], label: str, arguments: Sequence[Any], named: dict[str, Any]
+    kernel: tuple[str, str], label: str, names: Sequence[str], arguments: Sequence[Any], named: dict[str, Any]
 ) -> Launch:
-    """What Triton makes of the arguments of a launch: tensors lie at multiples of 16 bytes, integers count if they are
-    one or a multiple of 16."""
-    names = _function(kernel).arg_names
+    """What Triton makes of the arguments of a launch, of a kernel with parameters of these names: tensors lie at
+    multiples of 16 bytes, integers count if they are one or a multiple of 16."""
     constants = {name: value for name, value in named.items() if name in names}
     options = {name: value for name, value in named.items() if name not in names}
     signature: dict[str, Any] = {}
@@ -125,15 +124,14 @@ def compiled(launch: Launch, arch: int) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function = _function(launch.kernel)
+    of = function(launch.kernel)
     signature = dict(launch.signature)
     attrs = {
-        (function.arg_names.index(name), *element): [["tt.divisibility", 16]]
-        for name, *element in launch.divisible
+        (of.arg_names.index(name), *element): [["tt.divisibility", 16]] for name, *element in launch.divisible
     }
     source = ASTSource(
-        function,
-        signature={name: signature[name] for name in function.arg_names},
+        of,
+        signature={name: signature[name] for name in of.arg_names},
         constexprs=dict(launch.constants),
         attrs=attrs,
     )
@@ -179,7 +177,8 @@ def planned(plan: Plan, launch: PlannedLaunch) -> Launch:
     }
     if named["PDL"]:
         named["launch_pdl"] = True
-    return specialised(launch.kernel, launch.label, [_argument(plan, x) for x in launch.arguments], named)
+    names, arguments = function(launch.kernel).arg_names, [_argument(plan, x) for x in launch.arguments]
+    return specialised(launch.kernel, launch.label, names, arguments, named)
 
 
 def distinct(launches: Iterable[Launch]) -> dict[Launch, Launch]:
@@ -211,7 +210,8 @@ def _dtype(plan: Plan, buffer: str) -> torch.dtype:
     return others.get(buffer, torch.float64)
 
 
-def _function(kernel: tuple[str, str]) -> Any:
+def function(kernel: tuple[str, str]) -> Any:
+    """Of a module of kernels and a name."""
     return getattr(import_module(f"pyvae.kernels.{kernel[0]}"), kernel[1])
 
 

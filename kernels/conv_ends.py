@@ -174,7 +174,7 @@ def up_first_conv_kernel(
     TF32: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Data gradient of the second convolution, and with it the weight gradient of the first, which is computed again."""
+    """Data gradient of the second convolution, and the weight gradient of the first, which is computed again."""
     begin(PDL)
     member = tl.program_id(1).to(tl.int64)
     pid = tl.program_id(0)
@@ -188,7 +188,7 @@ def up_first_conv_kernel(
     c = tl.arange(0, 32)
     gw = ()
     for _ in tl.static_range(CHANNELS):
-        gw = gw + (tl.zeros((16, 32), tl.float32),)
+        gw = gw + (tl.zeros((16, 32), tl.float32),)  # noqa: RUF005 - Triton has no other way
     gb = tl.zeros((BM, 32), tl.float32)
     for p in range(4):
         a = p // 2
@@ -206,7 +206,7 @@ def up_first_conv_kernel(
         sums = ()
         for channel in tl.static_range(CHANNELS):
             pixels = patch(batch_ptr, n, Y, X, channel, w1_ptr, CHANNELS, BITS)
-            sums = sums + (multiply(tl.trans(pixels), operand, gw[channel], TF32),)
+            sums = sums + (multiply(tl.trans(pixels), operand, gw[channel], TF32),)  # noqa: RUF005
         gw = sums
     sums_b = tl.sum(gb, 0)
     bad = tl.max(not_finite(sums_b), 0)
@@ -347,15 +347,16 @@ def loss_backward_kernel(
     g = tl.zeros((BM, 32), tl.float32)
     bad = 0
     for channel in tl.static_range(CHANNELS):
-        w = tl.load(w_ptr + member * w_ms + (channel * 16 + k)[:, None] * 32 + c[None, :])
         image = dl_ptr + member * dl_ms + (at // 1024 * CHANNELS + channel)[:, None] * 4096
         dl = tl.load(image + y * 64 + x, mask=inside, other=0.0)
-        g = multiply(dl, w, g, TF32)
         gw = multiply(tl.trans(dl), h, tl.zeros((16, 32), tl.float32), TF32)
-        bad |= tl.max(not_finite(gw))
+        bad |= tl.max(tl.max(not_finite(gw), 1), 0)
         tl.store(
             gw_ptr + member * gw_ms + (pid * CHANNELS + channel) * 512 + k[:, None] * 32 + c[None, :], gw
         )
+        # last, when the registers of the weight gradient are free
+        w = tl.load(w_ptr + member * w_ms + (channel * 16 + k)[:, None] * 32 + c[None, :])
+        g = multiply(dl, w, g, TF32)
     g = tl.where(positive(h), g, 0.0)
     tl.store(g_ptr + member * h_ms + out, rounded(g, g_ptr, TF32))
     tl.store(sums_ptr + member * sums_ms + pid * 32 + c, tl.sum(g, 0))

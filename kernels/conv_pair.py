@@ -9,8 +9,8 @@ up     its adjoint: each of the four parities of a pixel of big has its own half
 With EDGE = 1 rows of maps larger than 4 x 4 have a column of zeros at either end, [H, H + 2, C], which nobody writes:
 of them descriptor_gradients.py reads windows as boxes.
 
-With channels last, the taps of a row are one run of TAPS * CB numbers: what ``down`` multiplies by W is read as rows of a
-matrix, never made.
+With channels last, the taps of a row are one run of TAPS * CB numbers: what ``down`` multiplies by W is read as rows
+of a matrix, never made.
 """
 
 import triton

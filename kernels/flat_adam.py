@@ -1,5 +1,5 @@
-"""Adam over the flat weights of all members: sums the parts of each gradient in a fixed order, moves the weights and rounds
-them for the next step's products; and makes the next step's batch, which nothing else waits for.
+"""Adam over the flat weights of all members: sums the parts of each gradient in a fixed order, moves the weights and
+rounds them for the next step's products; and makes the next step's batch, which nothing else waits for.
 
 A program has a block of one parameter: WIDE of its elements where there are few parts, COLUMNS of them where there are
 many. The squares of the gradient that it has summed are kept, a number for each program, for the norm.

@@ -1,5 +1,6 @@
-"""The weight of the KL in a step, of each member of an ensemble, where it is no constant: of a capacity that rises, of a
-controller, of an annealing schedule. In float64, as pyvae.schedules, but for what those objectives have in float32."""
+"""The weight of the KL in a step, of each member of an ensemble, where it is no constant: of a capacity that rises,
+of a controller, of an annealing schedule. In float64, as pyvae.schedules, but for what those objectives have in
+float32."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,5 @@
-"""Between encoder and decoder of all members: the head, noise and KL, and the decoder's first layer; and their backward.
+"""Between encoder and decoder of all members: the head, noise and KL, and the decoder's first layer; and their
+backward.
 
 Programs have BM rows each. Mean and log-variance are padded from D to P latents, each in its half of the head's 2 P
 outputs; z is padded to Z = max(P, 32), that its weight gradient is made of whole tiles.

@@ -1,5 +1,5 @@
-"""The end of a step of each member of an ensemble: its row, whether all of it is finite, the controller's state, the step
-counter. A row is as pyvae.engine.ledger has it."""
+"""The end of a step of each member of an ensemble: its row, whether all of it is finite, the controller's state, the
+step counter. A row is as pyvae.engine.ledger has it."""
 
 import triton
 import triton.language as tl
@@ -60,7 +60,7 @@ def member_rows_kernel(
     kl = tl.sum(kls, 0)
     kls = kls.to(tl.float64)
     terms_ptr += member * (3 + EXTRA + BEHIND)
-    if CONSTANT:
+    if CONSTANT:  # noqa: SIM108 - terms are not loaded where there are none
         share = (tl.load(weight_ptr + member) * kl).to(tl.float64)
     else:
         share = tl.load(terms_ptr)

@@ -75,7 +75,7 @@ def positive(x):
 
 @triton.jit
 def not_finite(x):
-    """1 where ``x`` is NaN, infinite or on the way there, else 0: int32, of which a maximum is sure, as of NaN it is not."""
+    """1 where ``x`` is NaN, infinite or on the way there, else 0: int32, whose maximum is sure, as NaN's is not."""
     return ((tl.abs(x) < LARGEST) == 0).to(tl.int32)
 
 

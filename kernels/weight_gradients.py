@@ -1,9 +1,9 @@
 """All weight gradients but those of the ends in one launch: a table says where the operands of each tile lie.
 
-A tile [128, 32] is the sum over positions of a row of 128 numbers times a row of 32. Of a convolution pair, the positions
-are those of the small maps and the 128 numbers are some taps of a row of the kernel, side by side in the big maps; of a
-dense layer, positions are images. A tile sums over a *part* of the positions: neither the number of members nor the order
-in which programs run changes any sum.
+A tile [128, 32] is the sum over positions of a row of 128 numbers times a row of 32. Of a convolution pair, the
+positions are those of the small maps and the 128 numbers are some taps of a row of the kernel, side by side in the
+big maps; of a dense layer, positions are images. A tile sums over a *part* of the positions: neither the number of
+members nor the order in which programs run changes any sum.
 """
 
 import triton

@@ -36,7 +36,7 @@ from pyvae.ops import (
 from pyvae.random import Stream
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from machine_code import Launch, code_of, compiled, specialised
+from machine_code import Launch, code_of, compiled, function, specialised
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "kernels"
@@ -80,6 +80,8 @@ class Recorder:
 
     def __init__(self, kernel: tuple[str, str], launches: dict[Launch, None]) -> None:
         self._kernel = kernel
+        # before it stands in for it
+        self._names = function(kernel).arg_names
         self._launches = launches
         self.label = ""
 
@@ -87,7 +89,7 @@ class Recorder:
         return self
 
     def __call__(self, *args: Any, **named: Any) -> None:
-        launch = specialised(self._kernel, self.label, args, named)
+        launch = specialised(self._kernel, self.label, self._names, args, named)
         if all(launch._replace(label=known.label) != known for known in self._launches):
             self._launches[launch] = None
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aot import ARCHITECTURES
 from machine_code import SHARED, TENSOR_CORES, Code, Launch, code_of, compiled, distinct, launches_of, planned
@@ -61,28 +61,41 @@ class Figures(NamedTuple):
     narrow_copies: int
     """Asynchronous copies of less than 16 bytes a thread."""
     wide_stores: int
+    programmatic: bool
+    """Whether it may be launched before those in front of it have ended."""
     waits_first: bool
     """Whether it waits for the launches before it, and lets the next begin, ahead of all traffic with memory."""
 
 
-def plan_of(network: str, operands: str, *, pdl: bool, weighting: Weighting | None = None) -> Plan:
+def plan_of(network: str, operands: str, **named: Any) -> Plan:
     """Of a batch of 64."""
     arch, channels, latents = NETWORKS[network]
     net = network_of(build(arch, channels, latents))
-    weighting = weighting or Weighting()
-    return Plan(net, Layout(net), 64, operands, channels == 1, weighting=weighting, pdl=pdl)
+    return Plan(net, Layout(net), 64, operands, channels == 1, **named)
 
 
-def planned_launches(network: str, operands: str, arch: int) -> list[Launch]:
-    """Distinct ones, the weight of the KL in all its kinds included."""
-    found = []
-    plan = plan_of(network, operands, pdl=arch >= 90)
-    found += [planned(plan, launch) for launch in launches_of(plan)]
+def planned_launches(network: str, operands: str, arch: int, *, briefly: bool) -> list[Launch]:
+    """Distinct ones; of burgess, those of all kinds of objectives and of a side branch, too; briefly: but for 9.0,
+    one of a kind."""
+    pdl = arch >= 90
+    plan = plan_of(network, operands, pdl=pdl)
+    found = [planned(plan, launch) for launch in launches_of(plan)]
     if network == "burgess":
         for objective in OBJECTIVES:
-            plan = plan_of(network, operands, pdl=arch >= 90, weighting=weighting_of(objective))
+            plan = plan_of(network, operands, pdl=pdl, weighting=weighting_of(objective))
             found += [planned(plan, launch) for launch in [*plan.weigh, *plan.settle]]
-    return list(dict.fromkeys(distinct(found).values()))
+        plan = plan_of(network, operands, pdl=pdl, weighting=Weighting("seam"), before_norm=1, behind_norm=2)
+        found += [planned(plan, launch) for launch in [*launches_of(plan), *plan.second()]]
+        plan = plan_of(network, operands, pdl=pdl, side_branch=True)
+        found += [planned(plan, launch) for launch in plan.backward]
+    found = list(dict.fromkeys(distinct(found).values()))
+    if not briefly or arch == 90:
+        return found
+    kinds: dict[Any, Launch] = {}
+    for launch in found:
+        constants = dict(launch.constants)
+        kinds.setdefault((launch.kernel, constants.get("GATED"), constants.get("EXTRA")), launch)
+    return list(kinds.values())
 
 
 def figures(job: tuple[str, str, Launch, int]) -> Figures:
@@ -108,6 +121,7 @@ def figures(job: tuple[str, str, Launch, int]) -> Figures:
         wide_loads=code.wide("LDG", "LDGSTS"),
         narrow_copies=copies - code.wide("LDGSTS"),
         wide_stores=code.wide("STG"),
+        programmatic=constants["PDL"],
         waits_first=waits_first(kernel.asm["ptx"], code),
     )
 
@@ -133,6 +147,9 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=["burgess"])
     parser.add_argument("--operands", nargs="+", choices=OPERANDS, default=["fp16"])
     parser.add_argument("--archs", nargs="+", type=int, choices=ARCHITECTURES, default=ARCHITECTURES)
+    parser.add_argument(
+        "--briefly", action="store_true", help="all launches for 9.0 alone, elsewhere one of a kind"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
@@ -140,7 +157,7 @@ def main() -> None:
     os.environ.pop("TRITON_INTERPRET", None)
     jobs, known = [], set()
     for network, operands, arch in product(args.networks, args.operands, args.archs):
-        for launch in planned_launches(network, operands, arch):
+        for launch in planned_launches(network, operands, arch, briefly=args.briefly):
             same = (launch._replace(label=""), arch)
             if same not in known:
                 known.add(same)
@@ -157,9 +174,9 @@ def main() -> None:
     )
     for row in rows:
         print(
-            f"{row.label[:60]:60} sm_{row.arch:<4}{row.operands:8}{row.registers:4} {row.shared:6} {SHARED[row.arch]:6} "
-            f"{row.spills:6} {row.tensor_core:6} {row.grouped:7} {row.wide_loads:6} {row.narrow_copies:6} "
-            f"{row.wide_stores:6} {row.waits_first}"
+            f"{row.label[:60]:60} sm_{row.arch:<4}{row.operands:8}{row.registers:4} {row.shared:6} "
+            f"{SHARED[row.arch]:6} {row.spills:6} {row.tensor_core:6} {row.grouped:7} {row.wide_loads:6} "
+            f"{row.narrow_copies:6} {row.wide_stores:6} {row.waits_first}"
         )
 
 

@@ -128,7 +128,7 @@ class Tiles:
     dense_k: int = 128
     latents: int = 16
     latents_k: int = 256
-    latents_columns: int = 128
+    latents_columns: int = 256
     positions: int = 1024
     """Of a part of a weight gradient."""
     positions_k: int = 64
@@ -335,6 +335,10 @@ class Plan:
         """Of loops over taps or inputs: what is in flight must fit where operands of 32 bits take twice the room."""
         return 3 if DTYPES[self.operands].itemsize == 2 else 2
 
+    def _rows(self, tile: int, most: int, *, large: bool) -> int:
+        """Of a tile, fewer where its operands of 32 bits would not fit the registers of cards without wgmma."""
+        return min(tile, most) if large and self.operands == "tf32" else tile
+
     def _launch(
         self,
         label: str,
@@ -427,7 +431,8 @@ class Plan:
     def _backward_decoder(self) -> list[Launch]:
         network, tiles = self.network, self.tiles
         above = network.up[-1].name
-        programs = self.images * 1024 // tiles.loss_backward
+        tile = self._rows(tiles.loss_backward, 64, large=network.channels > 1)
+        programs = self.images * 1024 // tile
         launches = [
             self._launch(
                 f"{network.last} backward",
@@ -439,7 +444,7 @@ class Plan:
                     *(self._parts(f"{above}.bias", programs), Pointer("flags")),
                     *_strides("activations", "weights", "activations", "gradients", "gradients"),
                 ],
-                {"CHANNELS": network.channels, "EDGE": self._edge(32), "BM": tiles.loss_backward},
+                {"CHANNELS": network.channels, "EDGE": self._edge(32), "BM": tile},
             )
         ]
         for pair, below in zip(reversed(network.up), self._below(network.up), strict=True):
@@ -521,7 +526,7 @@ class Plan:
         """``gated``: the data gradient of a convolution, at the product whose ReLU is ``big``."""
         tiles = self.tiles
         rows = self.images * pair.side**2
-        tile = tiles.up[pair.side.bit_length() - 3]
+        tile = self._rows(tiles.up[pair.side.bit_length() - 3], 32, large=min(pair.big, pair.small) > 32)
         programs = 4 * -(-rows // tile)
         sums = self._parts(f"{big}.bias", programs) if gated else Pointer("gradients")
         return self._launch(
@@ -756,7 +761,9 @@ class Plan:
             count,
             [*arguments, *_strides("activations", "gradients")],
             constants,
-            stages=self._stages - 1,
+            # one stage of pointers: the loads of a tile of 64 positions are enough in flight, and copies ahead cost
+            # instructions
+            stages=self._stages - 1 if self.descriptors else 1,
         )
 
     def _blocks(self) -> list[Block]:

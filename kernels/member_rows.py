@@ -77,8 +77,10 @@ def member_rows_kernel(
     # a part of a gradient was, if nothing of the row is
     norm = tl.where(((flags & 1) != 0) & (bad == 0), float("inf"), norm)
     bad = bad | ((flags & 1) != 0)
+    # of a frozen member all stays as it was
+    live = (flags & 2) == 0
     bad_before = tl.load(bad_step_ptr + member)
-    first = bad & (bad_before < 0)
+    first = live & bad & (bad_before < 0)
     step = tl.load(key_ptr + member * 2 + 1)
     # the ring's last row is for steps that are not logged
     slot = tl.where(step % every == 0, step // every % capacity, capacity)
@@ -100,16 +102,16 @@ def member_rows_kernel(
             value = norm
         else:
             value = tl.load(terms_ptr + i - 3)
-        tl.store(row + i, value)
-        tl.store(ring + i, value)
+        tl.store(row + i, value, mask=live)
+        tl.store(ring + i, value, mask=live)
         tl.store(bad_row + i, value, mask=first)
-    tl.store(row + FIXED + d, kls, mask=held)
-    tl.store(ring + FIXED + d, kls, mask=held)
+    tl.store(row + FIXED + d, kls, mask=held & live)
+    tl.store(ring + FIXED + d, kls, mask=held & live)
     tl.store(bad_row + FIXED + d, kls, mask=held & first)
     if CONTROLLED:
         for i in tl.static_range(5):
-            tl.store(state_ptr + member * 5 + i, tl.load(moved_ptr + member * 5 + i), mask=bad == 0)
-    tl.store(flags_ptr + member, flags | bad.to(tl.int32))
+            tl.store(state_ptr + member * 5 + i, tl.load(moved_ptr + member * 5 + i), mask=live & (bad == 0))
+    tl.store(flags_ptr + member, flags | bad.to(tl.int32), mask=live)
     tl.store(found_inf_ptr + member, ((flags != 0) | bad).to(tl.float32))
     tl.store(bad_step_ptr + member, step, mask=first)
-    tl.store(key_ptr + member * 2 + 1, step + 1)
+    tl.store(key_ptr + member * 2 + 1, step + 1, mask=live)

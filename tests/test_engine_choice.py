@@ -11,7 +11,8 @@ from pyvae import doctor, reference
 from pyvae.cli import main
 from pyvae.engine import batches
 from pyvae.engine.fused import supports as module
-from pyvae.engine.fused.supports import PROVEN, settled, supports
+from pyvae.engine.fused.plan import Options
+from pyvae.engine.fused.supports import PROVEN, options_on, settled, supports
 from pyvae.engine.recipe import Recipe, differences
 from pyvae.engine.training import training
 from pyvae.errors import RecipeError
@@ -90,7 +91,9 @@ def test_auto_is_torch_where_nothing_has_been_measured(data, triton_backend, mon
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     gpu = torch.device("cuda")
     assert settled(auto, data, gpu).engine == "torch"
-    monkeypatch.setattr(module, "PROVEN", ("a card",))
+    assert options_on(gpu) == options_on(CPU) == Options()
+    monkeypatch.setattr(module, "PROVEN", {"a card": Options(pdl=True)})
+    assert options_on(gpu) == Options(pdl=True)
     assert settled(auto, data, gpu).engine == "fused"
     assert settled(auto, data, gpu, compile=True).engine == "torch"
     assert settled(auto, data, gpu, begun="torch").engine == "torch"

@@ -11,7 +11,7 @@ from pyvae.engine.fused.layout import Layout
 from pyvae.engine.fused.members import Member, Members
 from pyvae.engine.fused.plan import Plan, Tiles
 from pyvae.engine.fused.seam import Seam
-from pyvae.engine.fused.supports import network_for, store_of
+from pyvae.engine.fused.supports import network_for, options_on, store_of
 from pyvae.engine.fused.weighting import weighting_of
 from pyvae.engine.ledger import Ledger
 from pyvae.engine.ranges import named
@@ -63,7 +63,7 @@ class Ensemble:
             weighting=weighting_of(objective),
             before_norm=len(objective.extra_terms),
             behind_norm=len(behind),
-            pdl=device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0),
+            **options_on(device)._asdict(),
         )
         self._second = self.plan.second() if adversarial else []
         self.fields = [*TERMS, *objective.extra_terms, "grad_norm", *behind]

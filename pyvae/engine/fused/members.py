@@ -139,11 +139,12 @@ class Members:
             self.buffers[moment][member].copy_(layout.row(known) if known else torch.zeros(layout.width))
         self.buffers["key"][member, 1] = step
         self.buffers["flags"][member] = 0
+        self.buffers["found_inf"][member] = 0
         self.ledgers[member].bad_step.fill_(-1)
         self._batch_is_ready = False
 
     def freeze(self, member: int) -> None:
-        """Learn nothing any more in this member; what it draws and computes has no effect."""
+        """Leave this member as it is: its weights, row, trace, controller and step counter stay while others go on."""
         self.buffers["flags"][member] |= FROZEN
 
     # steps

@@ -139,6 +139,18 @@ class Tiles:
     columns: int = 32
 
 
+class Options(NamedTuple):
+    """What may pay on a card. The first two change no result, the third the order of sums."""
+
+    pdl: bool = False
+    """Whether a launch may take its place before the one in front of it has ended (compute capability 9.0 and up)."""
+    side_branch: bool = False
+    """Whether the decoder's weight gradients are a launch of their own, beside the encoder's backward."""
+    descriptors: bool = False
+    """Whether weight gradients of convolutions read boxes of maps, whose rows then have a column of zeros at either end
+    (compute capability 9.0 and up; batches of whole eights)."""
+
+
 class Buffer(NamedTuple):
     """What a member has of it: numbers, and of which dtype."""
 
@@ -171,12 +183,9 @@ class Plan:
     """Terms of a row beside those that all objectives have, before the norm of the gradient, and behind it."""
     behind_norm: int = 0
     pdl: bool = False
-    """Whether a launch may take its place before the one in front of it has ended (compute capability 9.0 and up)."""
     side_branch: bool = False
-    """Whether the decoder's weight gradients are a launch of their own, beside the encoder's backward."""
     descriptors: bool = False
-    """Whether weight gradients of convolutions read boxes of maps, whose rows then have a column of zeros at either end
-    (compute capability 9.0 and up)."""
+    """As :class:`Options`."""
 
     def __post_init__(self) -> None:
         p = padded(self.network.latents)

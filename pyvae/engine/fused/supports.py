@@ -10,6 +10,7 @@ from pyvae.backend import takes_triton, wanted_backend
 from pyvae.data.dataset import Dataset
 from pyvae.engine.batches import fitting
 from pyvae.engine.fused.network import Network, UnknownNetworkError, network_of
+from pyvae.engine.fused.plan import Options
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import RecipeError
 from pyvae.nets import ANY_SIDE, build
@@ -19,9 +20,9 @@ MOST_IMAGES = 1024
 MOST_LATENTS = 64
 OLDEST = (8, 0)
 """Compute capability whose tensor cores take all operands."""
-PROVEN: tuple[str, ...] = ()
-"""Names of cards, as torch has them, for which results in benchmarks/results say that this engine agrees with torch and
-is faster: "auto" takes it there."""
+PROVEN: dict[str, Options] = {}
+"""Cards, by the names that torch has for them, for which results in benchmarks/results say that this engine agrees with
+torch and is faster, "auto" takes it there; and the plan's options that agree and pay there."""
 
 
 def supports(recipe: Recipe, dataset: Dataset, device: torch.device) -> str | None:
@@ -53,6 +54,12 @@ def supports(recipe: Recipe, dataset: Dataset, device: torch.device) -> str | No
     if (lacking := lacks(device)) is not None:
         return lacking
     return None if fitting(dataset, device) is not None else "the images do not fit into the device's memory"
+
+
+def options_on(device: torch.device) -> Options:
+    """The plan's options for a device: none that no result there bears out."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return PROVEN.get(name, Options())
 
 
 def lacks(device: torch.device) -> str | None:

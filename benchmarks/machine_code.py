@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 
 from pyvae.engine.fused.boxes import Descriptor
-from pyvae.engine.fused.plan import Launch as PlannedLaunch
-from pyvae.engine.fused.plan import Plan, Pointer, Size, Stride
+from pyvae.engine.fused.launch import Launch as PlannedLaunch
+from pyvae.engine.fused.launch import Pointer, Size, Stride
+from pyvae.engine.fused.plan import Plan
 
 POINTERS = {
     torch.float32: "*fp32",

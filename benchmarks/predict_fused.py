@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from machine_code import Code, code_of, compiled, distinct, planned
+from pyvae.engine.fused.launch import DTYPES, Launch
 from pyvae.engine.fused.layout import Layout, padded, z_width
 from pyvae.engine.fused.network import network_of
-from pyvae.engine.fused.plan import DTYPES, Launch, Plan
+from pyvae.engine.fused.plan import Plan
 from pyvae.nets import build
 from sm_model import CLOCK_GHZ, MULTIPROCESSORS, loops, seats, simulate, trace
 

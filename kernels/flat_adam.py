@@ -54,7 +54,7 @@ def _move(
 @triton.jit
 def flat_adam_kernel(
     gradients_ptr,  # [S, ...] float32: parts of the gradients of the batch's sum
-    blocks_ptr,  # [blocks, 8] int32: pyvae.engine.fused.plan.Block
+    blocks_ptr,  # [blocks, 8] int32: pyvae.engine.fused.tables.Block
     master_ptr,  # [S, P] float32
     exp_avg_ptr,  # [S, P] float32
     exp_avg_sq_ptr,  # [S, P] float32

@@ -60,7 +60,7 @@ def tile_gradient(
 @triton.jit
 def weight_gradients_kernel(
     activations_ptr,  # [S, ...]
-    tiles_ptr,  # [tiles, 16] int32: pyvae.engine.fused.plan.Tile
+    tiles_ptr,  # [tiles, 16] int32: pyvae.engine.fused.tables.Tile
     gradients_ptr,  # [S, ...] float32
     flags_ptr,  # [S] int32
     first_tile,

@@ -14,10 +14,11 @@ from conftest import GPU
 from torch import Tensor, nn
 
 from pyvae.engine.batches import BatchOrder
+from pyvae.engine.fused.launch import Operands, Tiles
 from pyvae.engine.fused.layout import Layout, padded, z_width
 from pyvae.engine.fused.members import Member, Members
 from pyvae.engine.fused.network import network_of
-from pyvae.engine.fused.plan import Operands, Plan, Tiles
+from pyvae.engine.fused.plan import Plan
 from pyvae.engine.fused.weighting import weighting_of
 from pyvae.nets import Autoencoder, build
 from pyvae.objectives import BetaVAE, Objective

@@ -11,7 +11,7 @@ from pyvae import doctor, reference
 from pyvae.cli import main
 from pyvae.engine import batches
 from pyvae.engine.fused import supports as module
-from pyvae.engine.fused.plan import Options
+from pyvae.engine.fused.launch import Options
 from pyvae.engine.fused.supports import PROVEN, options_on, settled, supports
 from pyvae.engine.recipe import Recipe, differences
 from pyvae.engine.training import training

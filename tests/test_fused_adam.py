@@ -17,7 +17,8 @@ from fused import (
     packed,
     quick_interpreter,
 )
-from pyvae.engine.fused.plan import WINDOW, Block
+from pyvae.engine.fused.launch import WINDOW
+from pyvae.engine.fused.tables import Block
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -14,10 +14,11 @@ from aot import ARCHITECTURES
 from machine_code import SHARED
 from pyvae.engine.batches import BatchOrder
 from pyvae.engine.fused.boxes import SIDES, box_tiles, descriptors, edge, maps
+from pyvae.engine.fused.launch import Tiles
 from pyvae.engine.fused.layout import Layout
 from pyvae.engine.fused.members import Member, Members
 from pyvae.engine.fused.network import Pair, network_of
-from pyvae.engine.fused.plan import Plan, Tiles
+from pyvae.engine.fused.plan import Plan
 from pyvae.nets import build
 from pyvae.objectives import BetaVAE
 

@@ -22,8 +22,8 @@ from fused import (
     quick_interpreter,
     rounder,
 )
+from pyvae.engine.fused.launch import WINDOW, Tiles
 from pyvae.engine.fused.layout import padded, z_width
-from pyvae.engine.fused.plan import WINDOW, Tiles
 from pyvae.random import Stream, make_key, normal
 
 

@@ -4,8 +4,8 @@ other's."""
 import pytest
 
 from fused import NAN, One, gradient, members_of, plan_of, quick_interpreter, same, step
+from pyvae.engine.fused.launch import Launch
 from pyvae.engine.fused.members import DIVERGED, Members
-from pyvae.engine.fused.plan import Launch
 from pyvae.objectives import BetaVAE
 
 INF = float("inf")

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fused import ARCHITECTURES, GPU, INTERPRETED, One, members_of, plan_of, quick_interpreter
+from pyvae.engine.fused.launch import Launch, Pointer, Size, Stride, Tiles
 from pyvae.engine.fused.layout import ALIGNMENT
-from pyvae.engine.fused.plan import Launch, Plan, Pointer, Size, Stride, Tiles
+from pyvae.engine.fused.plan import Plan
 from pyvae.objectives import TCVAE, AnnealedVAE, BetaVAE, CapacityVAE, ControlVAE
 
 GRIDS = [

@@ -23,8 +23,9 @@ from fused import (
     step,
 )
 from pyvae.engine.batches import BatchOrder
+from pyvae.engine.fused.launch import WINDOW, Tiles
 from pyvae.engine.fused.members import DIVERGED, Members
-from pyvae.engine.fused.plan import WINDOW, Plan, Tiles
+from pyvae.engine.fused.plan import Plan
 from pyvae.nets import build
 from pyvae.objectives import AnnealedVAE, BetaVAE, CapacityVAE, ControlVAE, Outputs
 from pyvae.random import Stream, make_key, normal

@@ -31,8 +31,8 @@ from gpu_stages.fused_run import (
     store_of,
     unequal,
 )
+from pyvae.engine.fused.launch import Launch, Operands
 from pyvae.engine.fused.members import rounded
-from pyvae.engine.fused.plan import Launch, Operands
 
 # of a gradient's norm. In the interpreter, with 16 images, 4e-3 at worst and typically 3e-4; tensor cores sum less
 # exactly, so that more values fall on the other side of a tie, each by 2^-11 of itself, or 2^-8

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyvae.engine.fused.launch import Operands
 from pyvae.engine.fused.members import rounded
-from pyvae.engine.fused.plan import Operands
 from pyvae.nets import Autoencoder
 from pyvae.random import make_key, normal
 

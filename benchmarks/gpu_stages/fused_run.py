@@ -15,10 +15,11 @@ from pyvae.data import load
 from pyvae.data.dataset import Dataset
 from pyvae.engine.batches import BatchOrder
 from pyvae.engine.capture import Capture
+from pyvae.engine.fused.launch import Launch, Operands, Tiles
 from pyvae.engine.fused.layout import Layout
 from pyvae.engine.fused.members import Member, Members
 from pyvae.engine.fused.network import network_of
-from pyvae.engine.fused.plan import Launch, Operands, Plan, Tiles
+from pyvae.engine.fused.plan import Plan
 from pyvae.engine.fused.weighting import weighting_of
 from pyvae.engine.stepper import BURST
 from pyvae.nets import Autoencoder, build

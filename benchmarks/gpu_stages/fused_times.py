@@ -23,7 +23,7 @@ from gpu_stages.fused_run import (
     unequal,
 )
 from gpu_stages.rates import settle_for
-from pyvae.engine.fused.plan import Operands
+from pyvae.engine.fused.launch import Operands
 from pyvae.engine.stepper import BURST
 
 _NODES = 80

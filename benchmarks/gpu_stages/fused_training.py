@@ -10,7 +10,7 @@ import torch
 from gpu_stages.cases import Cases, Values
 from gpu_stages.fused_run import RECIPE, Run, Way, images_of, plan_of, store_of
 from pyvae.engine.arithmetic import settle_arithmetic
-from pyvae.engine.fused.plan import DTYPES
+from pyvae.engine.fused.launch import DTYPES
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.stepper import BURST
 from pyvae.engine.training import training

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from pyvae.data.dataset import Dataset
 from pyvae.engine.batches import BatchOrder
+from pyvae.engine.fused.launch import Tiles
 from pyvae.engine.fused.layout import Layout
 from pyvae.engine.fused.members import Member, Members
-from pyvae.engine.fused.plan import Plan, Tiles
+from pyvae.engine.fused.plan import Plan
 from pyvae.engine.fused.seam import Seam
 from pyvae.engine.fused.supports import network_for, options_on, store_of
 from pyvae.engine.fused.weighting import weighting_of

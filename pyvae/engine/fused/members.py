@@ -13,8 +13,9 @@ from pyvae.backend import device_of
 from pyvae.control import Control
 from pyvae.engine.batches import BatchOrder
 from pyvae.engine.fused.boxes import Descriptor
+from pyvae.engine.fused.launch import DTYPES, WINDOW, Argument, Launch, Operands, Pointer, Size, Stride
 from pyvae.engine.fused.layout import padded
-from pyvae.engine.fused.plan import DTYPES, WINDOW, Argument, Launch, Operands, Plan, Pointer, Size, Stride
+from pyvae.engine.fused.plan import Plan
 from pyvae.engine.fused.weighting import initial_control, initial_weight, settings_of
 from pyvae.engine.ledger import Ledger
 from pyvae.objectives import Objective

@@ -5,157 +5,30 @@ Nothing in a plan depends on how many members are trained beside each other, so 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import product
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 
 from pyvae.engine.fused.boxes import SIDES, BoxTile, Descriptor, box_tiles, descriptors, edge, maps
+from pyvae.engine.fused.launch import (
+    DTYPES,
+    WINDOW,
+    Argument,
+    Buffer,
+    Launch,
+    Operands,
+    Pointer,
+    Size,
+    Stride,
+    Tiles,
+)
 from pyvae.engine.fused.layout import ALIGNMENT, Layout, padded, z_width
 from pyvae.engine.fused.network import ENDS, SIDE, Dense, Network, Pair
+from pyvae.engine.fused.tables import Gradient, Tile, blocks_of, dense_tiles, pair_tiles
 from pyvae.engine.fused.weighting import Weighting
 from pyvae.random import Stream
 
-Operands = Literal["fp16", "bf16", "tf32", "fp32"]
-"""Of the networks' products; "fp32", without tensor cores, is there to be compared with."""
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
-WINDOW = 2048
-"""Steps whose images are known, in a ring of two halves."""
-_MOST_PARTS = 16
-"""Of a gradient that a program of Adam sums for many elements."""
 _WITHOUT_OPERANDS = ("batch_kernel", "kl_weight_kernel", "member_rows_kernel")
-
-
-class Pointer(NamedTuple):
-    """A place in the row that a member has of a buffer; see :attr:`Plan.buffers`."""
-
-    buffer: str
-    offset: int = 0
-
-
-class Stride(NamedTuple):
-    """From a member's row of a buffer to the next one's, in numbers."""
-
-    buffer: str
-
-
-class Size(NamedTuple):
-    """Of the ring of rows: "every" so many steps one, "capacity" of them."""
-
-    of: str
-
-
-Argument = Pointer | Stride | Size | Descriptor | int | float
-
-
-class Launch(NamedTuple):
-    """A kernel, launched over ``programs`` of each member."""
-
-    label: str
-    kernel: tuple[str, str]
-    """Module in kernels/, name."""
-    programs: int
-    arguments: tuple[Argument, ...]
-    """In the order of the kernel's parameters."""
-    constants: tuple[tuple[str, Any], ...]
-    warps: int = 4
-    stages: int = 1
-    fused_multiply_add: bool = True
-    """False: rounds as Python does, so that a comparison falls as in the reference."""
-    branch: int = 0
-    """1: it may run beside those that follow, until one of them joins."""
-    joins: bool = False
-    """Whether it reads what a branch has written."""
-
-
-class Tile(NamedTuple):
-    """Of a weight gradient; see kernels/weight_gradients.py."""
-
-    a: int
-    b: int
-    out: int
-    first: int
-    count: int  # type: ignore[assignment]
-    log_side: int
-    stride_y: int
-    start_y: int
-    height: int
-    stride_x: int
-    start_x: int
-    width: int
-    units: int
-    a_image: int
-    a_row: int
-    b_row: int
-
-
-class Block(NamedTuple):
-    """Of a parameter; see kernels/flat_adam.py."""
-
-    source: int
-    target: int
-    parts: int
-    stride: int
-    size: int
-    unused_0: int = 0
-    unused_1: int = 0
-    unused_2: int = 0
-
-
-class Gradient(NamedTuple):
-    """Where the parts of a parameter's gradient lie."""
-
-    offset: int
-    parts: int
-    stride: int
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Rows of the tiles of each kernel, and what else it is cut into: one for any number of members, since they decide
-    the order of sums."""
-
-    batch: int = 256
-    first_conv: int = 128
-    down: tuple[int, int, int] = (16, 32, 64)
-    """Of small maps of side 4, 8, 16."""
-    up: tuple[int, int, int] = (64, 64, 128)
-    up_first_conv: int = 64
-    loss: int = 64
-    loss_backward: int = 128
-    dense: int = 64
-    dense_columns: int = 32
-    dense_k: int = 128
-    latents: int = 16
-    latents_k: int = 256
-    latents_columns: int = 256
-    positions: int = 1024
-    """Of a part of a weight gradient."""
-    positions_k: int = 64
-    boxes_k: int = 128
-    """Positions of a box, of operands of 16 bits; half of them of 32."""
-    wide: int = 1024
-    parts: int = 64
-    columns: int = 32
-
-
-class Options(NamedTuple):
-    """What may pay on a card. The first two change no result, the third the order of sums."""
-
-    pdl: bool = False
-    """Whether a launch may take its place before the one in front of it has ended (compute capability 9.0 and up)."""
-    side_branch: bool = False
-    """Whether the decoder's weight gradients are a launch of their own, beside the encoder's backward."""
-    descriptors: bool = False
-    """Whether weight gradients of convolutions read boxes of maps, whose rows then have a column of zeros at either end
-    (compute capability 9.0 and up; batches of whole eights)."""
-
-
-class Buffer(NamedTuple):
-    """What a member has of it: numbers, and of which dtype."""
-
-    size: int
-    dtype: torch.dtype
 
 
 @dataclass
@@ -185,7 +58,7 @@ class Plan:
     pdl: bool = False
     side_branch: bool = False
     descriptors: bool = False
-    """As :class:`Options`."""
+    """As :class:`pyvae.engine.fused.launch.Options`."""
 
     def __post_init__(self) -> None:
         p = padded(self.network.latents)
@@ -207,7 +80,9 @@ class Plan:
         of_decoder, self.weight_tiles = self.weight_tiles, []
         backward += self._backward_encoder()
         backward += self._weight_gradients(of_decoder, at=self.backward_latents, launches=backward)
-        self.blocks = self._blocks()
+        self.blocks = blocks_of(
+            self.layout.parameters, self.gradients, wide=self.tiles.wide, columns=self.tiles.columns
+        )
         adam = self._adam()
         self.backward = [*backward, _serial(adam)._replace(joins=True) if self.side_branch else adam]
         self.first = [self._batch("batch", "ahead")]
@@ -670,70 +545,31 @@ class Plan:
     # weight gradients and Adam
 
     def _pair_gradient(self, pair: Pair, *, big: str, small: str) -> None:
-        side, taps, run, units = pair.side, pair.taps, pair.taps * pair.big, pair.big // 32
-        padding, positions = taps // 2 - 1, self.images * pair.side**2
-        size = self.layout.parameters[f"{pair.name}.weight"].size
-        firsts = range(0, positions, self.tiles.positions)
-        out = self._parts(f"{pair.name}.weight", len(firsts)).offset
-        if self.descriptors:
-            for part, first in enumerate(firsts):
+        positions, name = self.images * pair.side**2, f"{pair.name}.weight"
+        size = self.layout.parameters[name].size
+        for (first, count), out in self._split(name, positions, size):
+            if self.descriptors:
+                image = 0 if pair in self.network.down else self.images
                 self.weight_tiles += box_tiles(
-                    pair,
-                    out=out + part * size,
-                    image=0 if pair in self.network.down else self.images,
-                    first=first,
-                    positions=min(self.tiles.positions, positions - first),
-                    block=self._box_positions,
+                    pair, out=out, image=image, first=first, positions=count, block=self._box_positions
                 )
-            return
-        for (part, first), kh in product(enumerate(firsts), range(taps)):
-            for row, column in product(range(0, run, 128), range(0, pair.small, 32)):
-                self.weight_tiles.append(
-                    Tile(
-                        a=self.activations[big],
-                        b=self.activations[small] + column,
-                        out=out + part * size + (kh * run + row) * pair.small + column,
-                        first=first,
-                        count=min(self.tiles.positions, positions - first),
-                        log_side=side.bit_length() - 1,
-                        stride_y=2,
-                        start_y=kh - padding,
-                        height=2 * side,
-                        stride_x=2 * units,
-                        start_x=row // 32 - padding * units,
-                        width=2 * side * units,
-                        units=min(4, (run - row) // 32),
-                        a_image=4 * side * side * pair.big,
-                        a_row=2 * side * pair.big,
-                        b_row=pair.small,
-                    )
-                )
+                continue
+            a, b = self.activations[big], self.activations[small]
+            self.weight_tiles += pair_tiles(pair, big=a, small=b, out=out, first=first, positions=count)
 
     def _dense_gradient(self, name: str, a: str, b: str, inputs: int, outputs: int) -> None:
-        firsts = range(0, self.images, self.tiles.positions)
-        out = self._parts(f"{name}.weight", len(firsts)).offset
-        for part, first in enumerate(firsts):
-            for row, column in product(range(0, inputs, 128), range(0, outputs, 32)):
-                self.weight_tiles.append(
-                    Tile(
-                        a=self.activations[a] + row,
-                        b=self.activations[b] + column,
-                        out=out + (part * inputs + row) * outputs + column,
-                        first=first,
-                        count=min(self.tiles.positions, self.images - first),
-                        log_side=0,
-                        stride_y=0,
-                        start_y=0,
-                        height=1,
-                        stride_x=0,
-                        start_x=0,
-                        width=4,
-                        units=4,
-                        a_image=inputs,
-                        a_row=0,
-                        b_row=outputs,
-                    )
-                )
+        at = {"a": self.activations[a], "b": self.activations[b]}
+        for (first, count), out in self._split(f"{name}.weight", self.images, inputs * outputs):
+            self.weight_tiles += dense_tiles(inputs, outputs, **at, out=out, first=first, images=count)
+
+    def _split(self, name: str, positions: int, size: int) -> list[tuple[tuple[int, int], int]]:
+        """Positions of each part of a weight gradient, first and how many, and where the part begins."""
+        most = self.tiles.positions
+        firsts = range(0, positions, most)
+        out = self._parts(name, len(firsts)).offset
+        return [
+            ((first, min(most, positions - first)), out + part * size) for part, first in enumerate(firsts)
+        ]
 
     def _weight_gradients(
         self, of_decoder: list[Tile | BoxTile], *, at: int, launches: list[Launch]
@@ -774,17 +610,6 @@ class Plan:
             # instructions
             stages=self._stages - 1 if self.descriptors else 1,
         )
-
-    def _blocks(self) -> list[Block]:
-        blocks = []
-        for name, parameter in self.layout.parameters.items():
-            offset, parts, stride = self.gradients[name]
-            width = self.tiles.wide if parts <= _MOST_PARTS else self.tiles.columns
-            for at in range(0, parameter.size, width):
-                # in whole units of 16, for loads as wide as can be: what is behind a parameter is zero and stays so
-                size = min(width, -(-(parameter.size - at) // 16) * 16)
-                blocks.append(Block(offset + at, parameter.offset + at, parts, stride, size))
-        return blocks
 
     def _adam(self) -> Launch:
         tiles = self.tiles

@@ -9,8 +9,8 @@ from torch import Tensor
 from pyvae.backend import takes_triton, wanted_backend
 from pyvae.data.dataset import Dataset
 from pyvae.engine.batches import fitting
+from pyvae.engine.fused.launch import Options
 from pyvae.engine.fused.network import Network, UnknownNetworkError, network_of
-from pyvae.engine.fused.plan import Options
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import RecipeError
 from pyvae.nets import ANY_SIDE, build

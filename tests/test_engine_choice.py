@@ -100,6 +100,19 @@ def test_auto_is_torch_where_nothing_has_been_measured(data, triton_backend, mon
     assert settled(replace(auto, engine="torch"), data, gpu).engine == "torch"
 
 
+def test_auto_says_once_why_it_is_torch_on_a_card_that_is_measured(data, monkeypatch, caplog):
+    monkeypatch.setattr(module, "PROVEN", {"a card": Options()})
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    caplog.set_level("INFO", "pyvae")
+    for _ in range(2):
+        assert settled(Recipe(), data, torch.device("cuda")).engine == "torch"
+    told = [r.getMessage() for r in caplog.records]
+    assert told == [
+        "engine torch, since the fused one cannot train this: precision fp32 is torch's: --precision fp16 errs as "
+        "little as tf32"
+    ]
+
+
 def test_auto_goes_on_with_what_has_begun(data, triton_backend):
     assert settled(Recipe(precision="tf32"), data, CPU, begun="fused").engine == "fused"
 

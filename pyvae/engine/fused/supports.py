@@ -1,6 +1,8 @@
 """Which training the fused engine takes, and why not."""
 
+import logging
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -16,6 +18,7 @@ from pyvae.errors import RecipeError
 from pyvae.nets import ANY_SIDE, build
 from pyvae.objectives import ImportanceWeighted, InfoGAN
 
+_LOG = logging.getLogger(__name__)
 MOST_IMAGES = 1024
 MOST_LATENTS = 64
 OLDEST = (8, 0)
@@ -124,5 +127,14 @@ def settled(
 def _chosen(recipe: Recipe, device: torch.device, reason: str | None) -> Literal["torch", "fused"]:
     if recipe.precision == "fp16":  # of the fused engine alone
         return "fused"
-    proven = device.type == "cuda" and torch.cuda.get_device_name(device) in PROVEN
-    return "fused" if proven and reason is None else "torch"
+    if device.type != "cuda" or torch.cuda.get_device_name(device) not in PROVEN:
+        return "torch"
+    if reason is not None:
+        _say(reason)
+        return "torch"
+    return "fused"
+
+
+@lru_cache(maxsize=64)
+def _say(reason: str) -> None:
+    _LOG.info("engine torch, since the fused one cannot train this: %s", reason)

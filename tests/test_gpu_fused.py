@@ -42,7 +42,7 @@ class TestAStep:
         agree = stage("fused_agree")
         given, judge = [], agree.judged_step
         with mock.patch.object(agree, "judged_step", lambda *x: given.extend(x) or judge(*x)):
-            found = agree.one_step(case_of(), "fp16")
+            found = agree.one_step(case_of(), stage("fused_run").Way())
         return found, given
 
     def judged(self, given):

@@ -17,6 +17,7 @@ from torch import Tensor
 from gpu_stages.cases import Cases
 from gpu_stages.fused_reference import Reference, rounded_step
 from gpu_stages.fused_run import (
+    ALL,
     OPERANDS,
     RECIPE,
     STAGES,
@@ -92,6 +93,7 @@ def _tasks(case: Cases) -> Iterator[_Task]:
     ways = [Way(operands) for operands in OPERANDS]
     if has_pdl(case.device):
         ways += [Way(o, pdl=True, side_branch=branch) for o in OPERANDS for branch in (False, True)]
+        ways += [Way("fp16", descriptors=True), ALL]
     variants = [(way, None) for way in ways]
     variants += [(Way(), one._replace(stages=stages)) for one in VARIED for stages in STAGES]  # type: ignore[list-item]
     for way, varied in variants[:1] if case.dry else variants:
@@ -139,7 +141,7 @@ def _run(device: str, dry: bool, task: _Task) -> str:
 def fused_agree(case: Cases) -> None:
     """A step against float64; members alone and among others, runs, and ways of launching, bit for bit."""
     for operands in OPERANDS[:1] if case.dry else OPERANDS:
-        case(f"a step against float64, {operands}", lambda o=operands: one_step(case, o), _SECONDS)
+        case(f"a step against float64, {operands}", lambda o=operands: one_step(case, Way(o)), _SECONDS)
     for operands in OPERANDS[:1] if case.dry else OPERANDS:
         case(
             f"50 steps of a member alone and of the last of {len(SEEDS)}, {operands}",
@@ -159,6 +161,7 @@ def fused_agree(case: Cases) -> None:
         partial(advanced, case, 64, capture=False),
     )
     if has_pdl(case.device):
+        case("a step against float64, fp16, descriptors", lambda: one_step(case, ALL), _SECONDS)
         for branch, operands in product((False, True), OPERANDS):
             early = Way(operands, pdl=True, side_branch=branch)
             compare(
@@ -168,9 +171,10 @@ def fused_agree(case: Cases) -> None:
             )
 
 
-def one_step(case: Cases, operands: Operands) -> dict[str, Any]:
+def one_step(case: Cases, way: Way) -> dict[str, Any]:
     """Loss, gradients and moved weights of the first step, against float64 with the same roundings."""
-    run = Run(plan_of(Way(operands), dry=case.dry), store_of(case.device, case.dry))
+    operands = way.operands
+    run = Run(plan_of(way, dry=case.dry), store_of(case.device, case.dry))
     net = net_of(RECIPE.seed)
     which = run.orders[0].draw(0, 1)[0]
     images = images_of(case.dry).images(which.cpu()).to(case.device, torch.float64)

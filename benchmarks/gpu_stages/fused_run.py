@@ -53,10 +53,15 @@ class Way(NamedTuple):
     operands: Operands = "fp16"
     pdl: bool = False
     side_branch: bool = False
+    descriptors: bool = False
 
     def __str__(self) -> str:
-        how = ["PDL"] * self.pdl + ["side branch"] * self.side_branch
+        how = ["PDL"] * self.pdl + ["side branch"] * self.side_branch + ["descriptors"] * self.descriptors
         return f"{self.operands}, {' + '.join(how) or 'plain graph'}"
+
+
+ALL = Way("fp16", pdl=True, side_branch=True, descriptors=True)
+"""Whatever may pay."""
 
 
 class Varied(NamedTuple):
@@ -85,7 +90,7 @@ OPERANDS: tuple[Operands, ...] = ("fp16", "bf16", "tf32")
 
 
 def has_pdl(device: torch.device) -> bool:
-    """Whether kernels can be launched early."""
+    """Whether kernels can be launched early, and read boxes by tensor descriptors."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
@@ -129,6 +134,7 @@ def plan_of(
         weighting=weighting_of(objective),
         pdl=way.pdl,
         side_branch=way.side_branch,
+        descriptors=way.descriptors,
     )
     if varied:
         plan.forward = [*map(varied.of, plan.forward)]

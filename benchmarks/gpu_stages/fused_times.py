@@ -9,6 +9,7 @@ from gpu_stages import predictions
 from gpu_stages.cases import Cases, Values
 from gpu_stages.clock import Clock
 from gpu_stages.fused_run import (
+    ALL,
     OPERANDS,
     STAGES,
     STATE,
@@ -95,6 +96,7 @@ def fused_rates(case: Cases) -> None:
         case(f"torch engine, {precision}", torch_engine, _LIMIT_SECONDS)
     if has_pdl(case.device):
         fused(*(Way(o, pdl=True, side_branch=branch) for branch in (False, True) for o in OPERANDS))
+        fused(Way("fp16", descriptors=True), ALL)
 
 
 def _rate(case: Cases, way: Way, members: int = 1) -> Values:
@@ -126,6 +128,7 @@ def fused_members(case: Cases) -> None:
     runs = [(members, Way("fp16")) for members in MEMBERS] + [(16, Way("tf32"))]
     if has_pdl(case.device):
         runs += [(members, Way("fp16", pdl=True, side_branch=True)) for members in (2, 4, 16)]
+        runs += [(16, Way("fp16", descriptors=True))]
     for members, way in runs[1:2] if case.dry else runs:
         case(f"{count_of(members)}, {way}", lambda m=members, w=way: _rate(case, w, m), _LIMIT_SECONDS)
 

@@ -82,6 +82,8 @@ def member_rows_kernel(
     bad_before = tl.load(bad_step_ptr + member)
     first = live & bad & (bad_before < 0)
     step = tl.load(key_ptr + member * 2 + 1)
+    # no warp counts the step while another has yet to read it: each has its own columns of the rows
+    tl.debug_barrier()
     # the ring's last row is for steps that are not logged
     slot = tl.where(step % every == 0, step // every % capacity, capacity)
     FIXED: tl.constexpr = 6 + EXTRA + BEHIND

@@ -37,7 +37,9 @@ def rounded(x, like, TF32: tl.constexpr):
     if like.dtype.element_ty == tl.float32:
         if TF32:  # to nearest, ties away from zero
             bits = x.to(tl.int32, bitcast=True)
-            return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+            nearest = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+            # the NaN that GPUs make, 0x7FFFFFFF, would become -0
+            return tl.where(x == x, nearest, x)
         return x
     if INTERPRETED and like.dtype.element_ty == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)

@@ -2,6 +2,7 @@
 on tensor cores, 16 bytes a load, and nothing of memory touched before the launches in front have ended."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -145,3 +146,28 @@ def test_launches_wait_for_those_before_them_ahead_of_all_traffic(figures):
     assert {row["arch"] for row in programmatic} == {90, 100, 120}
     assert {row["kernel"] for row in programmatic} == {row["kernel"] for row in figures}
     assert [named(row) for row in figures if row["waits_first"] != row["programmatic"]] == []
+
+
+ROWS = """
+import aot_fused, machine_code
+from pyvae.engine.fused.layout import Layout
+from pyvae.engine.fused.network import network_of
+from pyvae.engine.fused.plan import Plan
+from pyvae.nets import build
+
+net = network_of(build("burgess", 1, 64))
+plan = Plan(net, Layout(net), 64, "fp16", True)
+print(machine_code.compiled(machine_code.planned(plan, plan.settle[0]), 90).asm["ptx"])
+"""
+
+
+def test_no_warp_counts_a_step_that_another_has_yet_to_read():
+    """Of 64 latents, two warps have columns of the rows, whose place is by the step."""
+    paths = [str(SCRIPT.parent), str(SCRIPT.parents[1] / "benchmarks")]
+    script = f"import sys; sys.path[:0] = {paths}\n{ROWS}"
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    names = ("ld.global", "bar.sync", "st.global")
+    kinds = [name for line in done.stdout.splitlines() for name in names if name in line]
+    assert kinds[kinds.index("st.global") - 1] == "bar.sync"

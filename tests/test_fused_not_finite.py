@@ -2,10 +2,11 @@
 other's."""
 
 import pytest
+import torch
 
 from fused import NAN, One, gradient, members_of, plan_of, quick_interpreter, same, step
 from pyvae.engine.fused.launch import Launch
-from pyvae.engine.fused.members import DIVERGED, Members
+from pyvae.engine.fused.members import DIVERGED, Members, rounded
 from pyvae.objectives import BetaVAE
 
 INF = float("inf")
@@ -126,3 +127,16 @@ def test_in_a_bias_alone():
     members.launch([launch_of(label)])
     assert (gradient(members, 1, "encoder.trunk.0.weight") == 0).all()
     assert flags(members) == [0, DIVERGED]
+
+
+def test_the_nan_that_gpus_make_in_tf32():
+    """0x7FFFFFFF, whose last bit carries into its sign where it is rounded as a number; numpy's NaN has zeros there."""
+    nan = torch.tensor([0x7FFFFFFF, -1], dtype=torch.int32)
+    assert rounded(nan.view(torch.float32), "tf32").isnan().all()
+    plan = plan_of("burgess", operands="tf32")
+    members = members_of(plan, [One(0), One(1)], "burgess")
+    at = plan.layout.parameters["encoder.trunk.0.bias"].offset
+    members.buffers["master"].view(torch.int32)[0, at] = int(nan[0])
+    members.prepare(0)
+    members.launch(plan.forward)
+    assert flags(members) == [DIVERGED, 0]

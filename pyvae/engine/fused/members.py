@@ -247,5 +247,6 @@ def rounded(x: Tensor, operands: Operands) -> Tensor:
     """float32 ``x`` as the kernels round it to an operand."""
     if operands == "tf32":
         bits = x.contiguous().view(torch.int32)
-        return ((bits + 0x1000) & -0x2000).view(torch.float32)
+        # the NaN that GPUs make, 0x7FFFFFFF, would become -0
+        return torch.where(x == x, ((bits + 0x1000) & -0x2000).view(torch.float32), x)
     return x.to(DTYPES[operands])

@@ -96,7 +96,7 @@ def _engine(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this device"
     if name in PROVEN:
         return f"yes, and --engine auto takes it for precision fp16, bf16 and tf32: measured on {name}"
-    return f"yes (--engine fused); --engine auto takes torch: nothing has been measured on {name}"
+    return f"yes, but --engine auto takes it for precision fp16 alone: nothing has been measured on {name}"
 
 
 def _cache() -> list[str]:

@@ -93,9 +93,11 @@ def reproduce(
     }
     for path, recipe in runs.values():
         _check_length(path, recipe)
-        Run.create_or_resume(path, recipe)
+        run = Run.create_or_resume(path, recipe)
         check_data(recipe, dataset)
-        settled(recipe, dataset, device)
+        if not _is_finished(run, dataset):  # which any device may evaluate
+            saved = checkpoint.load_newest(run.checkpoints)
+            settled(recipe, dataset, device, begun=None if saved is None else checkpoint.engine_of(saved))
     measured: dict[str, list[Measured]] = {arm.name: [] for arm in study.arms}
     page = None
     for seed in seeds:

@@ -117,6 +117,16 @@ def test_auto_goes_on_with_what_has_begun(data, triton_backend):
     assert settled(Recipe(precision="tf32"), data, CPU, begun="fused").engine == "fused"
 
 
+@pytest.mark.parametrize("engine", ["auto", "fused"])
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+def test_what_cannot_be_gone_on_with_here_is_not_sent_to_torch(engine, precision, data, monkeypatch):
+    """Which would refuse a run of the fused engine."""
+    monkeypatch.delenv("PYVAE_BACKEND", raising=False)
+    begun = Recipe(engine=engine, precision=precision)
+    with pytest.raises(RecipeError, match=r"^the fused engine began this run, .*: it needs an NVIDIA GPU and Triton$"):
+        settled(begun, data, CPU, begun="fused")
+
+
 def test_cards_that_auto_takes_have_results():
     """A name may stand there when a file of results says that card, that engine and that it agreed."""
     results = Path(__file__).resolve().parents[1] / "benchmarks/results"

@@ -314,3 +314,15 @@ def test_data_without_factors_has_no_such_metric():
     data.__class__ = type("Plain", (Dataset,), {"images": TinyData.images})
     with pytest.raises(PyvaeError, match="the factors of tiny are not known, which mig need"):
         run_study(None, dataset=data)
+
+
+def test_finished_runs_are_evaluated_where_their_engine_is_not(finished, tmp_path, monkeypatch):
+    out = shutil.copytree(finished[1], tmp_path / "study")
+
+    def refuse(*_, **__):
+        raise PyvaeError("it needs an NVIDIA GPU and Triton")
+
+    monkeypatch.setattr(module, "settled", refuse)
+    assert run_study(out) == out / "report.html"
+    with pytest.raises(PyvaeError, match="it needs an NVIDIA GPU"):
+        run_study(out, seeds=(1, 2, 3))

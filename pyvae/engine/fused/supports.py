@@ -118,6 +118,8 @@ def settled(
     if engine == "auto":
         engine = _chosen(recipe, device, reason)
     if engine == "fused" and reason is not None:
+        if begun == "fused":  # no other engine may go on with it
+            raise RecipeError(f"the fused engine began this run, and cannot go on with it here: {reason}")
         told = "precision fp16" if recipe.engine != "fused" else "engine fused"
         remedy = "--engine torch" + (" --precision tf32" if recipe.precision == "fp16" else "")
         raise RecipeError(f"{told}: {reason}: {remedy}")

@@ -3,6 +3,7 @@
 A process of its own, since interpreted and compiled kernels do not mix in one.
 """
 
+import argparse
 import json
 import os
 import sys
@@ -19,6 +20,9 @@ ARCHITECTURES = (90, 100, 120)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--archs", nargs="+", type=int, choices=ARCHITECTURES, default=ARCHITECTURES)
+    args = parser.parse_args()
     os.environ.pop("TRITON_INTERPRET", None)
     network = network_of(build("burgess", 1, 10))
     plan = Plan(network, Layout(network), 64, "fp16", True, pdl=True, descriptors=True)
@@ -26,7 +30,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-        for arch in ARCHITECTURES:
+        for arch in args.archs:
             kernel = compiled(planned(plan, launch), arch)
             code = code_of(kernel)
             rows.append(

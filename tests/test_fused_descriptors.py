@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from aot import ARCHITECTURES
+from fused import quick_interpreter
 from machine_code import SHARED
 from pyvae.engine.batches import BatchOrder
 from pyvae.engine.fused.boxes import SIDES, box_tiles, descriptors, edge, maps
@@ -40,6 +41,12 @@ WIDE = Tiles(
     wide=16384,
     columns=512,
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    with quick_interpreter():
+        yield
 
 
 def lay(x: Tensor) -> Tensor:
@@ -224,36 +231,39 @@ def test_a_decoder_that_is_no_mirror_image_is_refused():
 # as compiled code
 
 
-@pytest.fixture(scope="module")
-def figures() -> dict[int, dict]:
+@pytest.fixture(
+    scope="module",
+    # those that have tensor descriptors; the first is what it is meant for
+    params=[
+        pytest.param(arch, marks=[pytest.mark.slow] * (arch > 90)) for arch in ARCHITECTURES if arch >= 90
+    ],
+    ids="sm_{}".format,
+)
+def figures(request) -> dict:
     script = Path(__file__).with_name("aot_descriptors.py")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    command = [sys.executable, str(script), "--archs", str(request.param)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    return {row["arch"]: row for row in json.loads(done.stdout)}
+    (row,) = json.loads(done.stdout)
+    return row
 
 
 def test_it_compiles_without_spilling_within_shared_memory(figures):
-    # those that have tensor descriptors
-    assert figures.keys() == {arch for arch in ARCHITECTURES if arch >= 90}
-    for arch, row in figures.items():
-        assert row["spills"] == row["stack"] == 0
-        assert row["shared"] <= SHARED[arch]
-        # for three programs, of which shared memory holds one or two
-        assert row["registers"] <= 168
-    # where it is meant for, two
-    assert 2 * figures[90]["shared"] <= SHARED[90]
-    assert figures[90]["registers"] <= 128
+    assert figures["spills"] == figures["stack"] == 0
+    # two programs on a multiprocessor of 9.0; elsewhere registers for three, of which shared memory holds one or two
+    programs, registers = (2, 128) if figures["arch"] == 90 else (1, 168)
+    assert programs * figures["shared"] <= SHARED[figures["arch"]]
+    assert figures["registers"] <= registers
 
 
 def test_maps_come_as_boxes_to_tensor_cores(figures):
     # three kinds of pairs, three boxes a block of positions of each
-    assert all(row["boxes"] >= 9 for row in figures.values())
+    assert figures["boxes"] >= 9
     # a pair's two products of [64, BOX] and [BOX, 32], and the dense layers', which take 16 rows of a box at a time
-    assert figures[90]["HGMMA"] >= 3 * 2 * 8
-    assert figures[90]["HMMA"] == 0
-    assert figures[100]["UTCHMMA"] >= 3 * 2 * 8
-    assert figures[120]["HMMA"] >= 3 * 2 * 8
+    product = {90: "HGMMA", 100: "UTCHMMA", 120: "HMMA"}[figures["arch"]]
+    assert figures[product] >= 3 * 2 * 8
+    assert figures["arch"] != 90 or figures["HMMA"] == 0
 
 
 def test_it_waits_for_the_launches_before_it_ahead_of_all_traffic(figures):
-    assert all(row["waits_first"] for row in figures.values())
+    assert figures["waits_first"]

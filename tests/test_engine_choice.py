@@ -123,7 +123,9 @@ def test_what_cannot_be_gone_on_with_here_is_not_sent_to_torch(engine, precision
     """Which would refuse a run of the fused engine."""
     monkeypatch.delenv("PYVAE_BACKEND", raising=False)
     begun = Recipe(engine=engine, precision=precision)
-    with pytest.raises(RecipeError, match=r"^the fused engine began this run, .*: it needs an NVIDIA GPU and Triton$"):
+    with pytest.raises(
+        RecipeError, match=r"^the fused engine began this run, .*: it needs an NVIDIA GPU and Triton$"
+    ):
         settled(begun, data, CPU, begun="fused")
 
 

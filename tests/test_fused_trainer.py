@@ -9,6 +9,7 @@ from fused import INTERPRETED, quick_interpreter
 from pyvae import reference
 from pyvae.engine.fused import ensemble
 from pyvae.engine.fused.ensemble import Ensemble
+from pyvae.engine.fused.launch import Options
 from pyvae.engine.fused.trainer import FusedTrainer
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
@@ -207,3 +208,27 @@ def test_members_share_the_options_of_a_controller(data, device):
     recipes = [recipe(ControlVAE(schedule=schedule)) for schedule in ("linear", "adaptive")]
     with pytest.raises(ValueError, match=r"^schedule: members share it, got linear and adaptive"):
         Ensemble(recipes, data, device, rows=8, log_every=1)
+
+
+def test_members_are_at_one_step(data, device):
+    both = Ensemble([recipe(seed=s) for s in (3, 8)], data, device, rows=8, log_every=1)
+    both.restore(2, both.tensors(1), member=1)
+    with pytest.raises(ValueError, match=r"members stand at steps \[0, 2\]: load all of them at one"):
+        both.prepare(0)
+    both.restore(2, both.tensors(0), member=0)
+    both.prepare(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "lacks"),
+    [
+        ({"batch_size": 8}, set()),
+        ({"batch_size": 8, "lr_stage_steps": 1}, {"pdl"}),
+        ({"batch_size": 8, "objective": DIPVAE()}, {"pdl"}),
+        ({"batch_size": 6}, {"descriptors"}),
+    ],
+)
+def test_what_pays_on_a_card_is_left_out_where_it_has_no_use(changes, lacks, data, device, monkeypatch):
+    monkeypatch.setattr(ensemble, "options_on", lambda device: Options(True, True, True))
+    plan = Ensemble([recipe(**changes)], data, device, rows=8, log_every=1).plan
+    assert {name for name in Options._fields if not getattr(plan, name)} == lacks

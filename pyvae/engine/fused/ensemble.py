@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyvae.data.dataset import Dataset
 from pyvae.engine.batches import BatchOrder
-from pyvae.engine.fused.launch import Tiles
+from pyvae.engine.fused.launch import Options, Tiles
 from pyvae.engine.fused.layout import Layout
 from pyvae.engine.fused.members import Member, Members
 from pyvae.engine.fused.plan import Plan
@@ -64,7 +64,7 @@ class Ensemble:
             weighting=weighting_of(objective),
             before_norm=len(objective.extra_terms),
             behind_norm=len(behind),
-            **options_on(device)._asdict(),
+            **self._options(device)._asdict(),
         )
         self._second = self.plan.second() if adversarial else []
         self.fields = [*TERMS, *objective.extra_terms, "grad_norm", *behind]
@@ -86,6 +86,17 @@ class Ensemble:
             net = build(recipe.architecture, channels, recipe.latents, init=recipe.init, seed=recipe.seed)
             self.members.load(n, 0, dict(net.named_parameters()))
         self.prepare = self.members.prepare
+
+    def _options(self, device: torch.device) -> Options:
+        """What pays on the device, but for what these recipes have no use for."""
+        options, first = options_on(device), self.recipes[0]
+        if first.batch_size % 8:  # boxes are of whole eights
+            options = options._replace(descriptors=False)
+        # edges of a graph that let a launch begin early lead from kernel to kernel, not from torch's copies
+        copies = any(recipe.lr_stage_steps for recipe in self.recipes)
+        if copies or weighting_of(_objective(first)).kind == "seam":
+            options = options._replace(pdl=False)
+        return options
 
     @property
     def ledgers(self) -> list[Ledger]:
@@ -139,7 +150,6 @@ class Ensemble:
 
 def _shared(recipe: Recipe, first: Recipe) -> Objective:
     """The objective of a recipe whose members may stand beside each other."""
-    objective: Objective = recipe.objective  # type: ignore[assignment]  # others are refused
     for name in _SHARED:
         if getattr(recipe, name) != getattr(first, name):
             raise ValueError(
@@ -148,11 +158,15 @@ def _shared(recipe: Recipe, first: Recipe) -> Objective:
     kinds = [type(each.objective).__name__ for each in (first, recipe)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"objective: members share it, got {' and '.join(kinds)}")
-    options = [weighting_of(each.objective).options for each in (first, recipe)]  # type: ignore[arg-type]
+    options = [weighting_of(_objective(each)).options for each in (first, recipe)]
     for name, mine, other in zip(options[0]._fields, *options, strict=True):
         if mine != other:
             raise ValueError(f"{name.lower()}: members share it, got {mine} and {other}")
-    return objective
+    return _objective(recipe)
+
+
+def _objective(recipe: Recipe) -> Objective:
+    return recipe.objective  # type: ignore[return-value]  # others are refused
 
 
 def _order(recipe: Recipe, dataset: Dataset, device: torch.device, stream: Stream) -> BatchOrder:

@@ -90,6 +90,7 @@ class Members:
         self._launches: dict[int, tuple[Any, ...]] = {}
         self._side = torch.cuda.Stream(device) if plan.side_branch and device.type == "cuda" else None
         self._batch_is_ready = False
+        self._steps = [0] * count
 
     def _ledger(self, member: Member, fields: list[str], rows: int, log_every: int) -> Ledger:
         control = None
@@ -142,6 +143,7 @@ class Members:
         self.buffers["flags"][member] = 0
         self.buffers["found_inf"][member] = 0
         self.ledgers[member].bad_step.fill_(-1)
+        self._steps[member] = step
         self._batch_is_ready = False
 
     def freeze(self, member: int) -> None:
@@ -157,7 +159,11 @@ class Members:
 
     def prepare(self, step: int) -> None:
         """See to it that the device knows the images of ``step`` and of a window of steps behind it, and, before the
-        first step, that its batch is there."""
+        first step, that its batch is there.
+
+        Raises:
+            ValueError: members have been loaded at different steps.
+        """
         base = step - step % _HALF
         for ahead, held in self._ahead_of.items():
             ring = self.buffers[ahead].view(len(self.members), WINDOW, -1)
@@ -168,6 +174,8 @@ class Members:
                         row[half * _HALF : (half + 1) * _HALF].copy_(order.draw(first, _HALF))
                     held[half] = first
         if not self._batch_is_ready:
+            if len(set(self._steps)) > 1:
+                raise ValueError(f"members stand at steps {self._steps}: load all of them at one")
             self.launch(self.plan.first)
             self._batch_is_ready = True
 

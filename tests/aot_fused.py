@@ -75,8 +75,7 @@ def plan_of(network: str, operands: str, **named: Any) -> Plan:
 
 
 def planned_launches(network: str, operands: str, arch: int, *, briefly: bool) -> list[Launch]:
-    """Distinct ones; of burgess, those of all kinds of objectives and of a side branch, too; briefly: but for 9.0,
-    one of a kind."""
+    """Distinct ones; of burgess, those of all kinds of objectives and of a side branch, too; briefly: few."""
     pdl = arch >= 90
     plan = plan_of(network, operands, pdl=pdl)
     found = [planned(plan, launch) for launch in launches_of(plan)]
@@ -89,12 +88,15 @@ def planned_launches(network: str, operands: str, arch: int, *, briefly: bool) -
         plan = plan_of(network, operands, pdl=pdl, side_branch=True)
         found += [planned(plan, launch) for launch in plan.backward]
     found = list(dict.fromkeys(distinct(found).values()))
-    if not briefly or arch == 90:
-        return found
+    return _few(found, arch) if briefly else found
+
+
+def _few(launches: list[Launch], arch: int) -> list[Launch]:
+    """For 9.0 all but those that differ in sizes alone; elsewhere one of each kernel, with a mask where it has one."""
     kinds: dict[Any, Launch] = {}
-    for launch in found:
-        constants = dict(launch.constants)
-        kinds.setdefault((launch.kernel, constants.get("GATED"), constants.get("EXTRA")), launch)
+    for launch in sorted(launches, key=lambda x: not dict(x.constants).get("GATED")):
+        rest = {name: x for name, x in launch.constants if name not in ("H", "K", "N", "PERIOD")}
+        kinds.setdefault((launch.kernel, *(rest.items() if arch == 90 else ())), launch)
     return list(kinds.values())
 
 
@@ -148,7 +150,9 @@ def main() -> None:
     parser.add_argument("--operands", nargs="+", choices=OPERANDS, default=["fp16"])
     parser.add_argument("--archs", nargs="+", type=int, choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument(
-        "--briefly", action="store_true", help="all launches for 9.0 alone, elsewhere one of a kind"
+        "--briefly",
+        action="store_true",
+        help="no launches that differ in sizes alone, and but for 9.0 one a kernel",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--processes", type=int, default=2)

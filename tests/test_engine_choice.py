@@ -17,6 +17,8 @@ from pyvae.engine.recipe import Recipe, differences
 from pyvae.engine.training import training
 from pyvae.errors import RecipeError
 from pyvae.objectives import IWAE, InfoGAN, InfoWGANGP
+from scripts import module as module_of
+from scripts import scripts  # noqa: F401
 from tiny import GreyData, TinyData
 
 CPU = torch.device("cpu")
@@ -129,11 +131,30 @@ def test_what_cannot_be_gone_on_with_here_is_not_sent_to_torch(engine, precision
         settled(begun, data, CPU, begun="fused")
 
 
+def bears_out(lines, card):
+    """Whether the newest results of a card say that the fused engine agreed, in full."""
+    results = module_of("gpu_stages.results")
+    mine = results.newest(line for line in lines if line.get("gpu") == card)
+    agreed = {case: line for (stage, case), line in mine.items() if stage == "fused_agree"}
+    return "all" in agreed and all(map(results.is_good, agreed.values()))
+
+
 def test_cards_that_auto_takes_have_results():
-    """A name may stand there when a file of results says that card, that engine and that it agreed."""
-    results = Path(__file__).resolve().parents[1] / "benchmarks/results"
-    held = "".join(path.read_text() for path in results.rglob("*.json*"))
-    assert [card for card in PROVEN if card not in held] == []
+    """A name may stand there when results of `make gpu` say of that card that this engine agreed."""
+    held = module_of("gpu_stages.results").known(Path(__file__).resolve().parents[1] / "benchmarks/results")
+    assert [card for card in PROVEN if not bears_out(held, card)] == []
+
+
+def test_a_card_is_borne_out_by_its_own_whole_agreement():
+    lines = [
+        {"stage": "fused_agree", "case": case, "gpu": "a card", "time": "1", **said}
+        for case, said in {"a step": {"ok": True}, "runs": {"ok": True}, "all": {}}.items()
+    ]
+    assert bears_out(lines, "a card")
+    assert not bears_out(lines, "another")
+    assert not bears_out(lines[:-1], "a card")
+    assert not bears_out([*lines, {**lines[0], "ok": False}], "a card")
+    assert not bears_out([{**line, "stage": "fused_rates"} for line in lines], "a card")
 
 
 def test_fp16_is_of_the_fused_engine_alone(data, triton_backend, monkeypatch):

@@ -62,7 +62,14 @@ def fused(data, device, **changes):
     return FusedTrainer(recipe(**{"precision": "fp32", **changes}), data, device)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective",
+    # weights that kernels move by themselves are held against float64 in test_fused_steps.py
+    [
+        pytest.param(objective, id=name, marks=[pytest.mark.slow] * (name in ("capacity-vae", "cyclical")))
+        for name, objective in OBJECTIVES.items()
+    ],
+)
 def test_steps_are_those_of_torch(objective, data, device, monkeypatch):
     """Rows, weights, moments and what a controller or an adversary carries, to the rounding of float32."""
     mine = fused(data, device, objective=objective, lr_stage_steps=2)

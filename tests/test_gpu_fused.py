@@ -171,10 +171,18 @@ class TestPredictions:
         rows = [
             {"label": "a", "us_alone": 2, "us_many": 1.5},
             {"label": "b", "us_alone": 1.0, "us_many": None},
+            # of 320 MB for sixteen, which come from memory, and of 16, which do not
+            {"label": "c", "us_alone": 6.0, "us_many": 2.9, "megabytes": 20.0},
+            {"label": "d", "us_alone": 1.0, "us_many": 0.1, "megabytes": 1.0},
         ]
         held = {"clock_ghz": 1.98, "operands": {"fp16": {"kernels": rows}}}
         predictions.FILE.write_text(json.dumps(held))
-        assert predictions.kernels("fp16") == {"a": (2.0, 1.5), "b": (1.0, None)}
+        assert predictions.kernels("fp16") == {
+            "a": (2.0, 1.5),
+            "b": (1.0, None),
+            "c": (6.0, 5.97),
+            "d": (1.0, 0.1),
+        }
         assert predictions.kernels("tf32") == {}
         predictions.FILE.write_text("{")
         assert predictions.kernels("fp16") == {}

@@ -17,6 +17,11 @@ LEAST_SAVED_US = 0.3
 """That early launches must save of each kernel, to pay for what hangs on them."""
 SLOW = 1.6
 """What a kernel takes of its prediction before it is the next to be looked at."""
+_MEMORY_TB_S = 3.35
+"""Of an H100, the least of those predicted for; the model answers from an L2 that has no limit."""
+_L2_MB = 50
+_MANY = 16
+"""Members that kernels are timed with."""
 _OF_ONE = {
     Way("fp16"): (7_000, 10_000, 13_000),
     Way("bf16"): (7_000, 10_000, 13_000),
@@ -48,9 +53,16 @@ def kernels(operands: str) -> dict[str, Predicted]:
     """By the label of the launch; of none where nothing was predicted."""
     try:
         rows = json.loads(FILE.read_text())["operands"][operands]["kernels"]
-        return {row["label"]: Predicted(_number(row["us_alone"]), _number(row["us_many"])) for row in rows}
+        return {row["label"]: Predicted(_number(row["us_alone"]), _of_many(row)) for row in rows}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def _of_many(row: dict[str, Any]) -> float | None:
+    """At least the time of what does not stay in the L2."""
+    us, megabytes = _number(row["us_many"]), _number(row.get("megabytes")) or 0.0
+    beyond = megabytes / _MEMORY_TB_S if _MANY * megabytes > _L2_MB else 0.0
+    return us and round(max(us, beyond), 3)
 
 
 def _number(x: Any) -> float | None:

@@ -30,6 +30,7 @@ from pyvae.engine.training import training
 from pyvae.errors import RunError
 
 _DRAIN_SECONDS = 0.5
+_WIDER = ", or --precision tf32, whose range is that of float32"
 _SHOWN = ("loss", "recon", "kl", "discriminator_loss", "information")
 # how long a GPU's work handed over at once should take: Ctrl-C waits for two such portions
 _PORTION_SECONDS = (0.05, 0.2)
@@ -204,7 +205,7 @@ class _Loop:
             first = next(name for name, value in values.items() if not math.isfinite(value))
             raise RunError(
                 f"{first} is not finite in step {bad}, so nothing was learnt from it on; {self._intact()}: "
-                "try a lower --lr"
+                f"try a lower --lr{_WIDER if self._run.recipe.precision == 'fp16' else ''}"
             )
         self._trace.append(rows)
         if rows:

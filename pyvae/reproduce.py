@@ -97,7 +97,9 @@ def reproduce(
         check_data(recipe, dataset)
         if not _is_finished(run, dataset):  # which any device may evaluate
             saved = checkpoint.load_newest(run.checkpoints)
-            settled(recipe, dataset, device, begun=None if saved is None else checkpoint.engine_of(saved))
+            settled(
+                recipe, dataset, device, begun=None if saved is None else checkpoint.engine_of(saved.metadata)
+            )
     measured: dict[str, list[Measured]] = {arm.name: [] for arm in study.arms}
     page = None
     for seed in seeds:

@@ -191,6 +191,7 @@ class TestVerdict:
 def test_a_finished_study(finished):
     page, out = finished
     found = numbers(out)
+    assert {r["engine"] for r in found["runs"]} == {"torch"}
     assert [(r["arm"], r["seed"], r["steps"]) for r in found["runs"]] == [
         ("plain", 1, 4),
         ("plain", 2, 4),

@@ -268,9 +268,9 @@ def _description(path: Path, text: str) -> dict[str, Any]:
     return metadata
 
 
-def engine_of(saved: Checkpoint) -> str:
-    """The engine that trained it; versions that did not say had torch's alone."""
-    return str(saved.metadata.get("engine", "torch"))
+def engine_of(metadata: Mapping[str, Any]) -> str:
+    """The engine that trained a checkpoint; versions that did not say had torch's alone."""
+    return str(metadata.get("engine", "torch"))
 
 
 def check_fit(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:

@@ -79,7 +79,7 @@ def train(
         run.check_recipe()  # again, now that nobody else changes it
         run.clear_leftovers()
         saved = run.resumable(repair=True)
-        begun = None if saved is None else engine_of(saved)
+        begun = None if saved is None else engine_of(saved.metadata)
         recipe = settled(run.recipe, dataset, device, compile=compile, begun=begun)
         if begun is not None and recipe.engine != begun:
             raise RunError(

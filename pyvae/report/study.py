@@ -14,6 +14,7 @@ import numpy as np
 
 from pyvae.data.dataset import Dataset
 from pyvae.data.mnist import is_test_set, is_training_set
+from pyvae.engine.checkpoint import engine_of
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
 from pyvae.objectives import ControlVAE
@@ -129,7 +130,8 @@ def write_report(findings: Findings, out: Path) -> Path:
     body = _BODY.substitute(
         subtitle=html.escape(
             f"{findings.name}: {len(study.arms)} arms, {finished} of {findings.seeds} seeds, on "
-            f"{findings.dataset.fingerprint}, precision {runs[0].run.recipe.precision}"
+            f"{findings.dataset.fingerprint}, precision {runs[0].run.recipe.precision}, engine "
+            f"{' and '.join(sorted({engine_of(m.trained.metadata) for m in runs}))}"
         ),
         notices="".join(f'<p class="notice">{html.escape(text)}</p>' for text in findings.obstacles),
         results=_results(findings),
@@ -181,6 +183,7 @@ def _to_json(findings: Findings) -> dict[str, Any]:
                 "arm": arm.name,
                 "seed": m.run.recipe.seed,
                 "steps": m.trained.steps,
+                "engine": engine_of(m.trained.metadata),
                 "values": m.values,
                 "seconds": m.trained.metadata.get("seconds"),
                 "steps_per_second": m.trained.steps_per_second,

@@ -19,6 +19,7 @@ from pyvae.nets import ANY_SIDE, build
 from pyvae.objectives import ImportanceWeighted, InfoGAN
 
 _LOG = logging.getLogger(__name__)
+_REMEDIES = {"fp32": "--precision fp16, or --engine torch", "fp16": "--engine torch --precision tf32"}
 MOST_IMAGES = 1024
 MOST_LATENTS = 64
 OLDEST = (8, 0)
@@ -30,12 +31,14 @@ torch and is faster, "auto" takes it there; and the plan's options that agree an
 
 def supports(recipe: Recipe, dataset: Dataset, device: torch.device) -> str | None:
     """Why the fused engine cannot train a recipe on this data and device; None if it can."""
+    if (lacking := lacks(device)) is not None:
+        return lacking
     if isinstance(recipe.objective, InfoGAN):
         return "a generator and its critic have no kernels of their own"
     if isinstance(recipe.objective, ImportanceWeighted):
         return "importance-weighted objectives have no kernels of their own"
     if recipe.precision == "fp32":
-        return "precision fp32 is torch's: --precision fp16 errs as little as tf32"
+        return "precision fp32 is torch's"
     for name, only in (
         ("code", "encoder"),
         ("likelihood", "bernoulli"),
@@ -54,8 +57,6 @@ def supports(recipe: Recipe, dataset: Dataset, device: torch.device) -> str | No
         return f"architecture {recipe.architecture}: {error}"
     if dataset.bits is None and (dataset.pixels is None or dataset.pixels.dtype != torch.uint8):
         return "its images are neither bits nor bytes in memory"
-    if (lacking := lacks(device)) is not None:
-        return lacking
     return None if fitting(dataset, device) is not None else "the images do not fit into the device's memory"
 
 
@@ -121,8 +122,7 @@ def settled(
         if begun == "fused":  # no other engine may go on with it
             raise RecipeError(f"the fused engine began this run, and cannot go on with it here: {reason}")
         told = "precision fp16" if recipe.engine != "fused" else "engine fused"
-        remedy = "--engine torch" + (" --precision tf32" if recipe.precision == "fp16" else "")
-        raise RecipeError(f"{told}: {reason}: {remedy}")
+        raise RecipeError(f"{told}: {reason}: {_REMEDIES.get(recipe.precision, '--engine torch')}")
     return replace(recipe, engine=engine)
 
 

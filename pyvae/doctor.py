@@ -89,8 +89,8 @@ def _fused() -> list[str]:
 def _engine(device: torch.device) -> str:
     try:
         lacking = lacks(device)
-    except BackendError as error:
-        return f"no ({error})"
+    except BackendError:
+        return "no (see ops)"
     if lacking is not None:
         return f"no ({lacking})"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this device"

@@ -355,6 +355,7 @@ def test_every_error_of_ours_is_one_of_the_users():
         "TooFewCodes",
         "DamagedError",
         "NotRegularError",
+        "UnknownNetworkError",
     }  # caught
 
 

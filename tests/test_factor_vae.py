@@ -107,10 +107,8 @@ def test_the_second_batch_is_another_one():
     trainer.advance()
     for step in range(1, 20):
         trainer._batches.prepare(step)
-        trainer._adversary.batches.prepare(step)
-        first, second = (
-            b.batch(torch.tensor(step)).images for b in (trainer._batches, trainer._adversary.batches)
-        )
+        trainer._second.prepare(step)
+        first, second = (b.batch(torch.tensor(step)).images for b in (trainer._batches, trainer._second))
         assert not torch.equal(first, second)
 
 

@@ -269,7 +269,7 @@ class TestStochasticBinarisation:
         data = GreyData()
         data.pixels = torch.full_like(data.pixels, 128)
         trainer = Trainer(recipe, data, CPU)
-        both = (trainer._batches, trainer._adversary.batches)
+        both = (trainer._batches, trainer._second)
         for batches in both:
             batches.prepare(0)
         first, second = (batches.batch(torch.tensor(0)).images for batches in both)

@@ -80,7 +80,7 @@ def train(monkeypatch, tmp_path):
         trainer = Timed(recipe, Gpu(monkeypatch, captured), monkeypatch, log_every)
         run = Run.create_or_resume(tmp_path / "run", recipe)
         with run.locked():
-            looped = loop._Loop(run, TinyData(), trainer, 1.0)
+            looped = loop._Loop(run, TinyData(), trainer, run.resumable(), 1.0)
             outcome = looped.train()
         assert outcome.step == trainer.step == recipe.steps
         trainer.pace = looped._pace

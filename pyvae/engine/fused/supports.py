@@ -19,7 +19,7 @@ from pyvae.nets import ANY_SIDE, build
 from pyvae.objectives import ImportanceWeighted, InfoGAN
 
 _LOG = logging.getLogger(__name__)
-_REMEDIES = {"fp32": "--precision fp16, or --engine torch", "fp16": "--engine torch --precision tf32"}
+_OF_TORCH = "precision fp32 is torch's"
 MOST_IMAGES = 1024
 MOST_LATENTS = 64
 OLDEST = (8, 0)
@@ -38,7 +38,7 @@ def supports(recipe: Recipe, dataset: Dataset, device: torch.device) -> str | No
     if isinstance(recipe.objective, ImportanceWeighted):
         return "importance-weighted objectives have no kernels of their own"
     if recipe.precision == "fp32":
-        return "precision fp32 is torch's"
+        return _OF_TORCH
     for name, only in (
         ("code", "encoder"),
         ("likelihood", "bernoulli"),
@@ -122,7 +122,10 @@ def settled(
         if begun == "fused":  # no other engine may go on with it
             raise RecipeError(f"the fused engine began this run, and cannot go on with it here: {reason}")
         told = "precision fp16" if recipe.engine != "fused" else "engine fused"
-        raise RecipeError(f"{told}: {reason}: {_REMEDIES.get(recipe.precision, '--engine torch')}")
+        remedy = "--precision fp16, or --engine torch" if reason == _OF_TORCH else "--engine torch"
+        if recipe.precision == "fp16":
+            remedy += " --precision tf32"
+        raise RecipeError(f"{told}: {reason}: {remedy}")
     return replace(recipe, engine=engine)
 
 

@@ -219,10 +219,6 @@ class Plan:
         """Of loops over taps or inputs: what is in flight must fit where operands of 32 bits take twice the room."""
         return 3 if DTYPES[self.operands].itemsize == 2 else 2
 
-    def _rows(self, tile: int, most: int, *, large: bool) -> int:
-        """Of a tile, fewer where its operands of 32 bits would not fit the registers of cards without wgmma."""
-        return min(tile, most) if large and self.operands == "tf32" else tile
-
     def _launch(
         self,
         label: str,
@@ -315,7 +311,11 @@ class Plan:
     def _backward_decoder(self) -> list[Launch]:
         network, tiles = self.network, self.tiles
         above = network.up[-1].name
-        tile = self._rows(tiles.loss_backward, 64, large=network.channels > 1)
+        tile = tiles.loss_backward
+        if (
+            network.channels > 1 and self.operands == "tf32"
+        ):  # more rows would not fit the registers of cards without wgmma
+            tile = min(tile, 64)
         programs = self.images * 1024 // tile
         launches = [
             self._launch(
@@ -410,7 +410,9 @@ class Plan:
         """``gated``: the data gradient of a convolution, at the product whose ReLU is ``big``."""
         tiles = self.tiles
         rows = self.images * pair.side**2
-        tile = self._rows(tiles.up[pair.side.bit_length() - 3], 32, large=min(pair.big, pair.small) > 32)
+        tile = tiles.up[pair.side.bit_length() - 3]
+        if min(pair.big, pair.small) > 32:  # more rows would not fit the registers of cards without wgmma
+            tile = min(tile, 32)
         programs = 4 * -(-rows // tile)
         sums = self._parts(f"{big}.bias", programs) if gated else Pointer("gradients")
         return self._launch(

@@ -88,9 +88,7 @@ class Plan:
         self.first = [self._batch("batch", "ahead")]
         self.weigh = self._weigh()
         self.settle = [self._settle(loss_parts)]
-        blocks = self._latent_blocks
         half = DTYPES[self.operands]
-        words = 1024 if self.bits else self.network.channels * 4096
         self.buffers |= {
             "weights": Buffer(self.layout.width, half),
             "master": Buffer(self.layout.width, torch.float32),
@@ -98,11 +96,11 @@ class Plan:
             "exp_avg_sq": Buffer(self.layout.width, torch.float32),
             "activations": Buffer(self._size, half),
             "gradients": Buffer(self._gradient_size, torch.float32),
-            "batch": Buffer(self.images * words, torch.int16 if self.bits else torch.uint8),
+            "batch": Buffer(self._batch_width, torch.int16 if self.bits else torch.uint8),
             "ahead": Buffer(WINDOW * self.images, torch.int64),
             "stats": Buffer(3 * self.images * p, torch.float32),
             "extra": Buffer(3 * self.images * p, torch.float32),
-            "kl_parts": Buffer(blocks * p, torch.float32),
+            "kl_parts": Buffer(self._latent_blocks * p, torch.float32),
             "nll_parts": Buffer(loss_parts, torch.float32),
             "squares": Buffer(len(self.blocks), torch.float32),
             "hyper": Buffer(8, torch.float32),
@@ -118,9 +116,8 @@ class Plan:
 
     def second(self) -> list[Launch]:
         """The latents of a second, independent batch, through the weights as they are: FactorVAE's."""
-        words = self.buffers["batch"]
         self.buffers |= {
-            "second_batch": words,
+            "second_batch": self.buffers["batch"],
             "second_ahead": self.buffers["ahead"],
             "second_stats": self.buffers["stats"],
             "second_kl_parts": self.buffers["kl_parts"],
@@ -312,9 +309,8 @@ class Plan:
         network, tiles = self.network, self.tiles
         above = network.up[-1].name
         tile = tiles.loss_backward
-        if (
-            network.channels > 1 and self.operands == "tf32"
-        ):  # more rows would not fit the registers of cards without wgmma
+        # more rows would not fit the registers of cards without wgmma
+        if network.channels > 1 and self.operands == "tf32":
             tile = min(tile, 64)
         programs = self.images * 1024 // tile
         launches = [
@@ -487,14 +483,13 @@ class Plan:
         )
 
     def _latents(self, x: str, batch: str, *, decodes: bool) -> Launch:
-        network, tiles = self.network, self.tiles
+        network = self.network
         head, first = network.head, network.decode_first
         prefix = batch.removesuffix("batch")
-        blocks = -(-self.images // tiles.latents)
         return self._launch(
             f"{head} forward, latents" + (f", {first} forward" if decodes else ""),
             ("latents", "latents_kernel"),
-            blocks,
+            self._latent_blocks,
             [
                 *(self._at(x), self._weight(head), self._bias(head), self._weight(first), self._bias(first)),
                 *(Pointer("key"), Pointer(f"{prefix}stats"), self._at("z"), Pointer(f"{prefix}kl_parts")),
@@ -510,9 +505,8 @@ class Plan:
         )
 
     def _latents_backward(self, x: str) -> Launch:
-        network, tiles = self.network, self.tiles
+        network, blocks = self.network, self._latent_blocks
         head, first = network.head, network.decode_first
-        blocks = -(-self.images // tiles.latents)
         return self._launch(
             f"{first} data gradient, latents backward, {head} data gradient",
             ("latents", "latents_backward_kernel"),

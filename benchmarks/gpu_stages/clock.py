@@ -26,6 +26,10 @@ class Clock:
         if self._gpu:
             torch.cuda.synchronize()
 
+    def bytes(self) -> int:
+        """Held on the device; zero on a CPU."""
+        return torch.cuda.memory_reserved() if self._gpu else 0
+
     def microseconds(self, call: Callable[[], object]) -> float:
         """Median time of a call, many in a row between two synchronisations."""
         for _ in range(self._warm_up):

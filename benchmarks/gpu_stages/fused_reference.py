@@ -30,6 +30,14 @@ class Reference(NamedTuple):
     gradients: dict[str, Tensor]
     """By name of the parameter."""
 
+    def to(self, device: torch.device) -> "Reference":
+        """The same on a device."""
+        return Reference(
+            self.nll.to(device),
+            self.kl.to(device),
+            {name: gradient.to(device) for name, gradient in self.gradients.items()},
+        )
+
 
 def rounded_step(
     net: Autoencoder, seed: int, images: Tensor, weight: float, operands: Operands, step: int = 0

@@ -100,6 +100,8 @@ def fused_rates(case: Cases) -> None:
 
 
 def _rate(case: Cases, way: Way, members: int = 1) -> Values:
+    clock = Clock(case)
+    before = clock.bytes()
     run = Run(plan_of(way, dry=case.dry), store_of(case.device, case.dry), range(members), whole=not case.dry)
     steps = 1 if case.dry else _BURSTS * BURST
     of_each = timed(lambda: run.advance(steps), steps, _seconds(case))
@@ -109,6 +111,7 @@ def _rate(case: Cases, way: Way, members: int = 1) -> Values:
         "steps_per_second": [float(f"{members * x:.5g}") for x in of_each],
         "predicted": predictions.rate(way, members),
         "launches": len(run.launches),
+        "mib": round((clock.bytes() - before) / 2**20, 1),
         "ok": not bool(flags.any()),
     }
 

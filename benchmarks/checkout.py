@@ -8,10 +8,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def commit_of(checkout: Path) -> str:
-    """Short name of the commit, "-dirty" behind it where files differ.
+    """Short name of the commit, "-dirty" behind it where files differ; empty for a folder that is no git checkout.
 
-    Empty for a folder that is no git checkout, but for a copy of pyvae's own, whose commit PYVAE_COMMIT may say.
+    Of pyvae itself, what PYVAE_COMMIT says where it is set: a copy may have no history, or an older one.
     """
+    if checkout == ROOT and "PYVAE_COMMIT" in os.environ:
+        return os.environ["PYVAE_COMMIT"]
 
     def git(*arguments: str) -> str:
         command = ["git", *arguments]
@@ -24,6 +26,6 @@ def commit_of(checkout: Path) -> str:
 
     name = git("rev-parse", "--short", "HEAD")
     if not name:
-        return os.environ.get("PYVAE_COMMIT", "") if checkout == ROOT else ""
+        return ""
     # results that are being written are no change of what is measured
     return name + ("-dirty" if git("status", "--porcelain", "--", ".", ":!benchmarks/results") else "")

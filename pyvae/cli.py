@@ -276,7 +276,7 @@ class Reproduce:
 
     def __call__(self) -> int:
         from pyvae.reproduce import describe, reproduce, study_of
-        from pyvae.studies import STUDIES, parse_scale
+        from pyvae.studies.published import STUDIES, parse_scale
         from pyvae.toys import TOYS, reproduce_toy
 
         if self.list:

@@ -22,7 +22,7 @@ from pyvae.marginal_likelihood import GROUP
 from pyvae.report.evaluation import evaluate
 from pyvae.report.study import Findings, Measured, write_report
 from pyvae.report.trained import load_trained
-from pyvae.studies import LIKELIHOODS, QUANTITIES, STUDIES, Quantity, Study, shorten
+from pyvae.studies.published import LIKELIHOODS, QUANTITIES, STUDIES, Quantity, Study, shorten
 
 _ROWS = 10_000
 _SAMPLES = 5_000

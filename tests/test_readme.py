@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pyvae.recipes import RECIPES
-from pyvae.studies import STUDIES
+from pyvae.studies.published import STUDIES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

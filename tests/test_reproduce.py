@@ -19,7 +19,16 @@ from pyvae.objectives import AnnealedVAE, BetaVAE, CapacityVAE, ControlVAE
 from pyvae.report import study as page_module
 from pyvae.report.verdict import average, judge
 from pyvae.reproduce import describe, reproduce, study_of
-from pyvae.studies import CERTAINTIES, QUANTITIES, STUDIES, Arm, Published, Study, parse_scale, shorten
+from pyvae.studies.published import (
+    CERTAINTIES,
+    QUANTITIES,
+    STUDIES,
+    Arm,
+    Published,
+    Study,
+    parse_scale,
+    shorten,
+)
 from tiny import TinyData
 
 RECIPE = Recipe(architecture="kim", batch_size=8, steps=40, latents=3, lr=1e-3)

@@ -32,8 +32,8 @@ FUSED_TIMES = (*FUSED, *_files("benchmarks/gpu_stages", "barriers clock rates"),
 CONSTANTS = _files("benchmarks/gpu_stages", "barriers clock")
 TIMED = (*OPS, "benchmarks/bench_*.py", "benchmarks/interleaved.py")
 TABLES = (
-    *(*STEP, "pyvae/metrics/*.py"),
-    *_files("pyvae", "recipes studies reproduce evaluation marginal_likelihood"),
+    *(*STEP, "pyvae/metrics/*.py", "pyvae/studies/*.py"),
+    *_files("pyvae", "recipes reproduce evaluation marginal_likelihood"),
 )
 TOYS = _files("pyvae", "signal_to_noise toys")
 EVERYTHING = (*DEVICE_CODE, "setup.py", "pyvae/**/*.py", "tests/*.py")

@@ -26,7 +26,7 @@ from pyvae.data import load
 from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
 from pyvae.reproduce import reproduce, study_of
-from pyvae.studies import Arm, Study
+from pyvae.studies.published import Arm, Study
 from pyvae.toys import reproduce_toy
 
 RESULTS = ROOT / "benchmarks/results"

@@ -23,7 +23,7 @@ from pyvae.report.figures import save, smooth
 from pyvae.report.markup import document, duration, figure
 from pyvae.report.trained import Trained
 from pyvae.report.verdict import Verdict, average, judge, plain
-from pyvae.studies import CERTAINTIES, QUANTITIES, Published, Quantity, Study
+from pyvae.studies.published import CERTAINTIES, QUANTITIES, Published, Quantity, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

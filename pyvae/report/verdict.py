@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from pyvae.studies import LIKELIHOODS, Published, Quantity
+from pyvae.studies.published import LIKELIHOODS, Published, Quantity
 
 CONFIDENCE = 0.95
 _NATS = ("recon", "kl", *LIKELIHOODS)

@@ -1,0 +1,1 @@
+"""Studies: many models, the published tables among them."""

@@ -25,31 +25,36 @@ from gpu_stages.tiny_data import packed_data
 from pyvae.data import load
 from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
+from pyvae.engine.recipe import Precision
 from pyvae.reproduce import reproduce, study_of
 from pyvae.studies.published import Arm, Study
 from pyvae.toys import reproduce_toy
 
 RESULTS = ROOT / "benchmarks/results"
 RUNS = ROOT / "runs/gpu"
-PRECISION = "tf32"
 PACKED_BYTES = 15 << 20
 """Of the largest pack; a 1200-unit MLP's would be 170 MB."""
 _HOURS = 3600.0
 _CLOSING_SECONDS = 20.0
 """To finish the steps under way, save and pack."""
 _PACKED_SECONDS = 60.0
-# study, seeds
-STUDIES = (("tc-vae", 5), ("beta-vae", 1), ("control-vae-capacity", 1))
+STUDIES: tuple[tuple[str, int, Precision], ...] = (
+    ("control-vae-capacity", 1, "fp16"),
+    ("beta-vae", 1, "fp16"),
+    ("tc-vae", 5, "tf32"),
+)
+"""With their seeds, and a precision; fp16 is that of the fused engine, which has no kernels of the last one's MLP."""
 
 
 def published_tables(case: Cases) -> None:
     """Scored as `pyvae reproduce` scores them; every arm and seed is a case."""
     dataset = packed_data() if case.dry else load("dsprites", progress=False)
-    for name, seeds in STUDIES[1:2] if case.dry else STUDIES:
+    # the interpreter would take minutes for a step of the fused engine
+    for name, seeds, precision in (("beta-vae", 1, "tf32"),) if case.dry else STUDIES:
         study = study_of(name)
         for arm in study.arms[:1] if case.dry else study.arms:
             for seed in range(seeds):
-                one = _OneRun(name, study, arm, seed, case)
+                one = _OneRun(name, study, arm, seed, precision, case)
                 case(one.title, lambda one=one: one.bring_on(dataset), _HOURS)
 
 
@@ -68,12 +73,15 @@ def toys(case: Cases) -> None:
 class _OneRun:
     """A seed of an arm of a study."""
 
-    def __init__(self, name: str, study: Study, arm: Arm, seed: int, case: Cases) -> None:
+    def __init__(
+        self, name: str, study: Study, arm: Arm, seed: int, precision: Precision, case: Cases
+    ) -> None:
         self.title = f"{name}, {arm.name}, seed {seed}"
         self._name = name
         self._study = replace(study, arms=(arm,))
         self._arm = arm
         self._seed = seed
+        self._precision = precision
         self._case = case
         label = f"{name}--{arm.name}--seed-{seed}"
         self._out = RUNS / ("dry" if case.dry else "") / label
@@ -97,7 +105,7 @@ class _OneRun:
                 seeds=(self._seed,),
                 scale=Fraction(2, self._arm.recipe.steps) if case.dry else Fraction(1),
                 data="tiny" if case.dry else "dsprites",
-                precision=PRECISION,
+                precision=self._precision,
             )
         if page is None:
             self._save()
@@ -107,7 +115,7 @@ class _OneRun:
             "study": self._name,
             "arm": self._arm.name,
             "seed": self._seed,
-            "precision": PRECISION,
+            "precision": self._precision,
             "results": json.loads((self._out / "results.json").read_text()),
         }
 
@@ -129,7 +137,9 @@ class _OneRun:
 
     def _unpack(self) -> None:
         """The newest pack of this very recipe, where it is ahead of what lies there."""
-        recipe = replace(self._study.recipe(self._arm, "dsprites"), precision=PRECISION, seed=self._seed)
+        recipe = replace(
+            self._study.recipe(self._arm, "dsprites"), precision=self._precision, seed=self._seed
+        )
         written = json.loads(json.dumps(recipe.to_json()))
         there = checkpoint.paths(self._run / "checkpoints")
         best, steps = None, checkpoint.step_of(there[-1]) if there else 0

@@ -14,7 +14,7 @@ read was stored by kernels before this one; what a kernel itself has stored they
 import triton
 import triton.language as tl
 
-from .operands import begin, flag, multiply, not_finite
+from .operands import begin, flag, multiply_transposed, not_finite
 from .weight_gradients import tile_gradient
 
 
@@ -57,8 +57,8 @@ def box_gradient(
         g = small.load([s, n, i, 0, channel]).reshape(BOX, 32)
         a = big.load([s, n, i + row, column_0, channel_0]).reshape(BOX, 64)
         b = big.load([s, n, i + row, column_1, channel_1]).reshape(BOX, 64)
-        acc_0 = multiply(tl.trans(a), g, acc_0, TF32)
-        acc_1 = multiply(tl.trans(b), g, acc_1, TF32)
+        acc_0 = multiply_transposed(a, g, acc_0, TF32)
+        acc_1 = multiply_transposed(b, g, acc_1, TF32)
     k = tl.arange(0, 64)
     unit = (k // 32)[:, None]
     out = out_ptr + k[:, None] * out_row + tl.arange(0, 32)[None, :]

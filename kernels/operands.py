@@ -24,11 +24,38 @@ def begin(PDL: tl.constexpr):
 
 
 @triton.jit
+def halves(x):
+    """float32 ``x`` as the sum of two bf16, which is exact where ``x`` is rounded to TF32."""
+    high = (x.to(tl.int32, bitcast=True) & -0x10000).to(tl.float32, bitcast=True)
+    return high.to(tl.bfloat16), (x - high).to(tl.bfloat16)
+
+
+@triton.jit
 def multiply(a, b, acc, TF32: tl.constexpr):
-    """acc + a b."""
+    """acc + a b; with TF32 = 2 by tensor cores for bf16, which take operands however they lie, but for 2^-16 of it."""
     if INTERPRETED:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-    return tl.dot(a, b, acc, input_precision="tf32" if TF32 else "ieee")
+    elif TF32 == 2:  # noqa: RET505
+        a_high, a_low = halves(a)
+        b_high, b_low = halves(b)
+        acc = tl.dot(a_low, b_high, acc)
+        acc = tl.dot(a_high, b_low, acc)
+        return tl.dot(a_high, b_high, acc)
+    else:
+        return tl.dot(a, b, acc, input_precision="tf32" if TF32 else "ieee")
+
+
+@triton.jit
+def multiply_transposed(a, b, acc, TF32: tl.constexpr):
+    """acc + transposed a b."""
+    if INTERPRETED or TF32 != 2:
+        return multiply(tl.trans(a), b, acc, TF32)
+    else:  # noqa: RET505
+        a_high, a_low = halves(a)
+        b_high, b_low = halves(b)
+        acc = tl.dot(tl.trans(a_low), b_high, acc)
+        acc = tl.dot(tl.trans(a_high), b_low, acc)
+        return tl.dot(tl.trans(a_high), b_high, acc)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ members nor the order in which programs run changes any sum.
 import triton
 import triton.language as tl
 
-from .operands import begin, flag, multiply, not_finite
+from .operands import begin, flag, multiply_transposed, not_finite
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def tile_gradient(
         start = (p >> (2 * log_side)) * a_image + y * a_row + x * 32
         a = tl.load(a_ptr + start[:, None] + k[None, :], mask=inside, other=0.0)
         b = tl.load(b_ptr + p[:, None] * b_row + c[None, :], mask=ok[:, None], other=0.0)
-        acc = multiply(tl.trans(a), b, acc, TF32)
+        acc = multiply_transposed(a, b, acc, TF32)
     out = out_ptr + k[:, None] * b_row + c[None, :]
     tl.store(out, acc, mask=(k // 32 < units)[:, None])
     flag(flags_ptr, member, tl.max(not_finite(acc)))

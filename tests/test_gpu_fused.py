@@ -54,7 +54,7 @@ class TestAStep:
         # an interpreter sums as float64 does but for 1e-7: what is not rounded alike shows
         assert found["median_gradient"] < 1e-4
         assert found["worst_gradient"][1] < 1e-3
-        assert self.judged(given) == found
+        assert self.judged(given) | {"reference_seconds": found["reference_seconds"]} == found
 
     @pytest.mark.parametrize("place", ["gradient", "master", "weights", "nll", "kl", "flags"])
     @pytest.mark.parametrize("factor", [1.1, float("nan")])
@@ -286,3 +286,33 @@ class TestSanitizer:
         assert case.said == {
             "compute-sanitizer": {"skipped": "compute-sanitizer is not on the path", "ok": True}
         }
+
+
+def test_what_is_tried_of_a_launch():
+    tiles = stage("fused_tiles")
+    one = [(("rows", 32),), (("rows", 64),), (("warps", 8),)]
+    two = [(("rows", 32), ("warps", 2)), (("rows", 32), ("warps", 8))]
+    assert tiles.cuts_of("rows=32,64 warps=8 | rows=32 warps=2,8 | warps=8") == one + two
+    for cuts in tiles.sweep(torch.device("cpu")).values():
+        today, *others = cuts
+        launches = [cut.launch(cut.plan(dry=False)) for cut in others]
+        assert today.launch(today.plan(dry=False)) not in launches or today.label == "Adam, next batch"
+
+
+def test_a_cut_that_changes_a_result_is_named(monkeypatch):
+    tiles = stage("fused_tiles")
+    label = "decoder.2 forward"
+    cuts = [tiles.Cut(stage("fused_run").Way(), label, changes) for changes in [(), (("dense_columns", 64),)]]
+    compiled = {cut: SimpleNamespace(result=lambda timeout: "") for cut in cuts}
+    case = SimpleNamespace(device=torch.device("cpu"), dry=True, left=60.0)
+    assert tiles._measure(case, tiles._Beds(case), cuts, compiled)["ok"]
+    launch = tiles.Cut.launch
+
+    def spoilt(cut, plan):
+        # half of its outputs
+        found = launch(cut, plan)
+        return found._replace(programs=found.programs // 2) if cut.changes else found
+
+    monkeypatch.setattr(tiles.Cut, "launch", spoilt)
+    found = tiles._measure(case, tiles._Beds(case), cuts, compiled)
+    assert found["error"] == "dense_columns=64: at decoder.2 (not finite)"

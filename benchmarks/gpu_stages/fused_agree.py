@@ -1,7 +1,6 @@
 """The fused engine's kernels compiled, and its steps against float64 and against each other."""
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gpu_stages.beside import end_with_the_parent
 from gpu_stages.cases import Cases
 from gpu_stages.fused_reference import Reference, rounded_step
 from gpu_stages.fused_run import (
@@ -66,7 +66,7 @@ def _compile(case: Cases) -> dict[str, Any]:
     tasks = list(_tasks(case))
     count = 1 if case.dry else min(_PROCESSES, os.cpu_count() or 1)
     wrong, too_large = [], []
-    with ProcessPoolExecutor(count, get_context("spawn"), _end_with_the_parent, (os.getpid(),)) as pool:
+    with ProcessPoolExecutor(count, get_context("spawn"), end_with_the_parent, (os.getpid(),)) as pool:
         for task, error in zip(
             tasks, pool.map(partial(_run, case.device.type, case.dry), tasks), strict=True
         ):
@@ -76,15 +76,6 @@ def _compile(case: Cases) -> dict[str, Any]:
                 wrong.append(f"{task.way}: {error}")
     found = {"launches": len(tasks), "processes": count, "too_large": too_large, "ok": not wrong}
     return {**found, "error": "; ".join(wrong)[:600]} if wrong else found
-
-
-def _end_with_the_parent(parent: int) -> None:
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _tasks(case: Cases) -> Iterator[_Task]:
@@ -180,10 +171,12 @@ def one_step(case: Cases, way: Way) -> dict[str, Any]:
     images = images_of(case.dry).images(which.cpu()).double()
     weight = float(run.members.buffers["kl_weight"][0, 0])
     # half a second on a core, ten on an H100, whose library has only slow convolutions of float64
+    start = time.perf_counter()
     right = rounded_step(net.double(), RECIPE.seed, images, weight, operands).to(case.device)
+    seconds = round(time.perf_counter() - start, 2)
     before = run.members.buffers["master"][0].clone()
     run.advance(1)
-    return judged_step(run, before, right, operands)
+    return {**judged_step(run, before, right, operands), "reference_seconds": seconds}
 
 
 def judged_step(run: Run, before: Tensor, right: Reference, operands: Operands) -> dict[str, Any]:

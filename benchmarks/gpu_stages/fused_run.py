@@ -29,7 +29,7 @@ RECIPE = replace(bench_train.RECIPE, batch_size=64)
 _WARM_UP = 3
 _ROWS = 4096
 _DRY_IMAGES = 2
-_DRY_TILES = Tiles(
+DRY_TILES = Tiles(
     batch=1024,
     first_conv=1024,
     down=(64, 256, 512),
@@ -121,6 +121,7 @@ def plan_of(
     images: int = RECIPE.batch_size,
     objective: Objective = RECIPE.objective,
     varied: Varied | None = None,
+    tiles: Tiles | None = None,
 ) -> Plan:
     """The plan of a step of the benchmarks' network."""
     network = network_of(net_of(0))
@@ -130,7 +131,7 @@ def plan_of(
         _DRY_IMAGES if dry else images,
         way.operands,
         bits=True,
-        tiles=_DRY_TILES if dry else Tiles(),
+        tiles=tiles or (DRY_TILES if dry else Tiles()),
         weighting=weighting_of(objective),
         pdl=way.pdl,
         side_branch=way.side_branch,

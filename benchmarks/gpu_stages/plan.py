@@ -26,7 +26,7 @@ STEPS_OF_TESTS = (*STEP, "tests/test_trainer.py", *SMALL_DATA)
 TRAINING = (*STEP, "benchmarks/bench_train.py", "pyvae/recipes.py")
 FUSED = (
     *(*TRAINING, *SMALL_DATA),
-    *_files("benchmarks/gpu_stages", "fused_reference fused_run"),
+    *_files("benchmarks/gpu_stages", "beside fused_reference fused_run"),
 )
 FUSED_TIMES = (*FUSED, *_files("benchmarks/gpu_stages", "barriers clock rates"), "benchmarks/**/predict*")
 CONSTANTS = _files("benchmarks/gpu_stages", "barriers clock")
@@ -72,6 +72,7 @@ STAGES = (
     Stage("early_launches", "gpu_stages.fused_times", 20, FUSED_TIMES, per_card=True),
     Stage("fused_rates", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
     Stage("fused_kernels", "gpu_stages.fused_times", 35, FUSED_TIMES, per_card=True),
+    Stage("fused_tiles", "gpu_stages.fused_tiles", 120, FUSED_TIMES, per_card=True),
     Stage("fused_num_stages", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
     Stage("fused_members", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
     Stage("fused_training", "gpu_stages.fused_training", 50, FUSED, per_card=True),

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from math import log
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from pyvae.backend import device_of
 from pyvae.control import Control
 from pyvae.engine.batches import BatchOrder
 from pyvae.engine.fused.boxes import Descriptor
+from pyvae.engine.fused.kernels import kernel_of
 from pyvae.engine.fused.launch import DTYPES, WINDOW, Argument, Launch, Operands, Pointer, Size, Stride
 from pyvae.engine.fused.layout import padded
 from pyvae.engine.fused.plan import Plan
@@ -193,23 +193,21 @@ class Members:
                     self._join()
                 self._run(launch)
 
+    def call_of(self, launch: Launch) -> tuple[Any, list[Any], dict[str, Any]]:
+        """The kernel of a launch, its arguments, and its constants and options by name."""
+        options: dict[str, Any] = {"num_warps": launch.warps, "num_stages": launch.stages}
+        if not launch.fused_multiply_add:
+            options["enable_fp_fusion"] = False
+        if dict(launch.constants)["PDL"]:
+            options["launch_pdl"] = True
+        arguments = [self._argument(x) for x in launch.arguments]
+        return kernel_of(*launch.kernel), arguments, dict(launch.constants) | options
+
     def _run(self, launch: Launch) -> None:
         known = self._launches.get(id(launch))
         if known is None:
-            module, name = launch.kernel
-            kernel = getattr(import_module(f"pyvae.kernels.{module}"), name)
-            arguments = [self._argument(x) for x in launch.arguments]
-            options: dict[str, Any] = {"num_warps": launch.warps, "num_stages": launch.stages}
-            if not launch.fused_multiply_add:
-                options["enable_fp_fusion"] = False
-            if dict(launch.constants)["PDL"]:
-                options["launch_pdl"] = True
-            known = (
-                kernel[(launch.programs, len(self.members))],
-                arguments,
-                dict(launch.constants) | options,
-                launch,
-            )
+            kernel, arguments, named = self.call_of(launch)
+            known = kernel[(launch.programs, len(self.members))], arguments, named, launch
             self._launches[id(launch)] = known
         run, arguments, named, _ = known
         run(*arguments, **named)

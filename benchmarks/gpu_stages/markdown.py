@@ -10,6 +10,7 @@ from gpu_stages.summary import Newest, minutes, of_card, why
 
 CHECKS = {
     "fused_agree": "the fused engine against float64, alone and among others, early and in graphs",
+    "ensembles": "runs together and alone, bit for bit, a NaN among them, and rates through run directories",
     "fused_training": "its 20,000 steps beside those of torch's engine",
     "fused_sanitized": "its step under compute-sanitizer",
     "ops_agree": "every op against float64, three dtypes, forward and gradient",
@@ -58,6 +59,11 @@ def _parts(found: Newest, ops_table: OpsTable) -> Iterator[str]:
         _fused(found),
         "| fused engine, burgess, batch 64 | steps/s of all members | predicted | 1.5M steps of each, minutes |",
         "|---|---:|---:|---:|",
+    )
+    yield from _table(
+        _ensembles(found),
+        "| runs side by side, fp16, with traces and checkpoints | model-steps/s | MiB |",
+        "|---|---:|---:|",
     )
     rows = [
         r
@@ -120,6 +126,12 @@ def _fused(found: Newest) -> Iterator[str]:
                 )
                 alone = minutes(rate / line.get("members", 1))
                 yield f"| {case} | {rate:,.0f} | {low_high or '-'} | {alone:.1f} |"
+
+
+def _ensembles(found: Newest) -> Iterator[str]:
+    for (stage, _), line in found.items():
+        if stage == "ensembles" and "model_steps_per_second" in line:
+            yield f"| {line['members']} | {line['model_steps_per_second']:,.0f} | {line['mib']:,.0f} |"
 
 
 def _metrics(found: Newest) -> Iterator[str]:

@@ -75,6 +75,7 @@ STAGES = (
     Stage("fused_tiles", "gpu_stages.fused_tiles", 120, FUSED_TIMES, per_card=True),
     Stage("fused_num_stages", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
     Stage("fused_members", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
+    Stage("ensembles", "gpu_stages.ensembles", 60, FUSED, per_card=True),
     Stage("fused_training", "gpu_stages.fused_training", 50, FUSED, per_card=True),
     Stage("fused_sanitized", "gpu_stages.fused_sanitized", 60, FUSED),
     # torch's engine: how fast, then what is right

@@ -101,8 +101,10 @@ def fused_rates(case: Cases) -> None:
 
 def _rate(case: Cases, way: Way, members: int = 1) -> Values:
     clock = Clock(case)
+    store = store_of(case.device, case.dry)
+    # of what the members have; the images are there for all
     before = clock.bytes()
-    run = Run(plan_of(way, dry=case.dry), store_of(case.device, case.dry), range(members), whole=not case.dry)
+    run = Run(plan_of(way, dry=case.dry), store, range(members), whole=not case.dry)
     steps = 1 if case.dry else _BURSTS * BURST
     of_each = timed(lambda: run.advance(steps), steps, _seconds(case))
     flags = run.members.buffers["flags"]

@@ -18,7 +18,6 @@ _RANGE = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
 _WORDS = {"none": None, "true": True, "false": False}
 _NO_AXES = {
     "seed": "give it as seeds, as 0-7",
-    "objective": "name another recipe",
     "keep_at": "it is a list of steps, one for all",
     **dict.fromkeys(
         ("data", "image_size", "channels", "crop", "corrupt"), "all of these runs train on one data set"

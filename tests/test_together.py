@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from abreast import CPU, OBJECTIVES, RECIPE, Abreast, eight, put_abreast, runs_of
-from pyvae.engine import checkpoint
+from pyvae.engine import checkpoint, loop
 from pyvae.engine.loop import train, train_together
 from pyvae.engine.run import Run
 from pyvae.engine.together import shape_of
@@ -91,6 +91,17 @@ def test_groups_are_of_one_shape_and_not_too_large(tmp_path):
     recipes[1], recipes[6] = (replace(recipes[n], batch_size=3) for n in (1, 6))
     together(tmp_path, recipes, at_once=4)
     assert Abreast.made == [[0, 2, 3, 4], [5, 7], [1, 6]]
+
+
+@pytest.mark.parametrize(("free", "size"), [(4_000_000, 8), (1_000_000, 4), (10_000, 1), (0, 1)])
+def test_an_ensemble_fits_into_the_memory_of_its_card(free, size, monkeypatch):
+    """Half of what the data leaves."""
+    data = Corner()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free + 1000, 80 << 30))
+    monkeypatch.setattr(loop, "fitting", lambda dataset, device: torch.zeros(1000, dtype=torch.uint8))
+    monkeypatch.setattr(loop, "bytes_of", lambda recipe, dataset, device: 120_000)
+    assert loop._size(8, RECIPE, data, torch.device("cuda")) == size
+    assert loop._size(8, RECIPE, data, CPU) == 8
 
 
 def test_what_is_of_one_shape():

@@ -13,10 +13,13 @@ import torch
 from pyvae.allocator import keep_large_buffers
 from pyvae.data.dataset import Dataset
 from pyvae.engine.arithmetic import settle_arithmetic
+from pyvae.engine.batches import fitting
 from pyvae.engine.checkpoint import engine_of
 from pyvae.engine.course import Course, Outcome
+from pyvae.engine.fused.ensemble import bytes_of
 from pyvae.engine.fused.supports import settled
 from pyvae.engine.fused.trainer import FusedTrainer
+from pyvae.engine.recipe import Recipe
 from pyvae.engine.recorder import Begun, Recorder
 from pyvae.engine.run import Run
 from pyvae.engine.together import shape_of
@@ -25,6 +28,8 @@ from pyvae.engine.training import training
 from pyvae.errors import RunError
 
 _LOG = logging.getLogger(__name__)
+# the rest is for copies of what is saved, for adversaries, and for others
+_SHARE_OF_FREE_MEMORY = 0.5
 AT_ONCE = 64
 """Members of an ensemble, which fill an H100; more would cost memory and open files."""
 
@@ -89,7 +94,7 @@ def train_together(
         checkpoint_seconds: time between checkpoints, which are of one step for all of an ensemble.
         capture: on a GPU, run several steps of all members as one CUDA graph; the results are the same.
         compile: the networks through torch.compile, which rounds otherwise.
-        at_once: the most members of an ensemble.
+        at_once: the most members of an ensemble, where the device's memory has room for them.
 
     Returns:
         how each ended, in the order of ``runs``.
@@ -107,7 +112,10 @@ def train_together(
         if not each.finished:
             groups.setdefault(each.shape or n, []).append(n)
     outcomes = {n: Outcome(each.step, False, 0.0) for n, each in enumerate(standing) if each.finished}
-    portions = [whole[i : i + at_once] for whole in groups.values() for i in range(0, len(whole), at_once)]
+    portions = []
+    for whole in groups.values():
+        size = _size(at_once, runs[whole[0]].recipe, dataset, device) if len(whole) > 1 else 1
+        portions += [whole[i : i + size] for i in range(0, len(whole), size)]
     with _signals() as signals:
         for members in portions:
             if signals:
@@ -195,6 +203,17 @@ def _standing(runs: Sequence[Run], dataset: Dataset, device: torch.device, compi
         together = begun.recipe.engine == "fused" and begun.step < run.recipe.steps
         found.append(_Standing(begun.step, finished, shape_of(begun.recipe) if together else None))
     return found
+
+
+def _size(at_once: int, recipe: Recipe, dataset: Dataset, device: torch.device) -> int:
+    """Of an ensemble: ``at_once`` members, or as many as the device's memory has room for."""
+    if device.type != "cuda":
+        return at_once
+    free, _ = torch.cuda.mem_get_info(device)
+    store = fitting(dataset, device)
+    free -= 0 if store is None else store.nbytes
+    room = int(_SHARE_OF_FREE_MEMORY * free) // bytes_of(recipe, dataset, device)
+    return max(min(at_once, room), 1)
 
 
 def _say_which(runs: Sequence[Run], before: int, total: int) -> None:

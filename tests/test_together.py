@@ -347,15 +347,20 @@ def test_a_full_disk_is_one_line_and_all_go_on(tmp_path, straight, monkeypatch):
         assert_same(tmp_path / f"seed-{n}", straight / f"seed-{n}")
 
 
-def test_few_threads_write_for_many(tmp_path, monkeypatch):
-    step, most = Abreast._step, []
+def test_all_are_held_and_few_threads_write_for_many(tmp_path, monkeypatch):
+    recipes, step, most = eight("beta-vae", steps=10), Abreast._step, []
 
-    def counting(self):
+    def looking(self):
         step(self)
-        most.append(sum(thread.name.startswith("pyvae-") for thread in threading.enumerate()))
+        names = [thread.name for thread in threading.enumerate()]
+        most.append(sum(name.startswith(("pyvae-save", "pyvae-events")) for name in names))
+        for run in runs_of(tmp_path, recipes):
+            with pytest.raises(RunError, match="being trained by another process"), run.locked():
+                pass
 
-    monkeypatch.setattr(Abreast, "_step", counting)
-    together(tmp_path, eight("beta-vae", steps=10), checkpoint_seconds=0)
+    monkeypatch.setattr(Abreast, "_step", looking)
+    together(tmp_path, recipes, checkpoint_seconds=0)
+    assert len(most) == 10
     assert 2 <= max(most) <= 5
 
 

@@ -75,11 +75,21 @@ class Checked:
     """
 
     def __post_init__(self) -> None:
-        for name, kind in _kinds(type(self)).items():  # type: ignore[arg-type]
-            value = _admitted(getattr(self, name), kind)
-            if isinstance(value, _Refused):
-                raise refusal(f"{name} must be {value.expected}, got {show(getattr(self, name))}")
-            object.__setattr__(self, name, value)
+        for field in fields(self):  # type: ignore[arg-type]
+            value = admitted(type(self), field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+
+
+def admitted(cls: type, name: str, value: Any) -> Any:
+    """A value as the field ``name`` of a :class:`Checked` class keeps it.
+
+    Raises:
+        RecipeError: the field cannot be this; see :func:`refusal`.
+    """
+    kept = _admitted(value, _kinds(cls)[name])
+    if isinstance(kept, _Refused):
+        raise refusal(f"{name} must be {kept.expected}, got {show(value)}")
+    return kept
 
 
 def show(value: object) -> str:

@@ -59,7 +59,7 @@ def recipe(objective=BetaVAE(), **changes):  # noqa: B008  # frozen
 
 def fused(data, device, **changes):
     """In plain float32, unless something else is asked for."""
-    return FusedTrainer(recipe(**{"precision": "fp32", **changes}), data, device)
+    return FusedTrainer([recipe(**{"precision": "fp32", **changes})], data, device)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +217,12 @@ def test_members_share_the_options_of_a_controller(data, device):
         Ensemble(recipes, data, device, rows=8, log_every=1)
 
 
+def test_a_member_takes_the_bytes_that_are_said(data, device):
+    both = Ensemble([recipe(seed=s) for s in (3, 8)], data, device, rows=8, log_every=1)
+    held = sum(both.members.buffers[name].nbytes for name in both.plan.buffers)
+    assert held == 2 * ensemble.bytes_of(recipe(), data, device)
+
+
 def test_members_are_at_one_step(data, device):
     both = Ensemble([recipe(seed=s) for s in (3, 8)], data, device, rows=8, log_every=1)
     both.restore(2, both.tensors(1), member=1)
@@ -237,5 +243,5 @@ def test_members_are_at_one_step(data, device):
 )
 def test_what_pays_on_a_card_is_left_out_where_it_has_no_use(changes, lacks, data, device, monkeypatch):
     monkeypatch.setattr(ensemble, "options_on", lambda device: Options(True, True, True))
-    plan = Ensemble([recipe(**changes)], data, device, rows=8, log_every=1).plan
+    plan = ensemble.plan_for([recipe(**changes)], data, device)
     assert {name for name in Options._fields if not getattr(plan, name)} == lacks

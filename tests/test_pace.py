@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pyvae.engine import loop, stepper
+from pyvae.engine import course, loop, pace, recorder, stepper
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.engine.stepper import Stepper
@@ -24,8 +24,9 @@ class Gpu:
         self.recorded = []
         monkeypatch.setattr(torch.cuda, "Event", lambda **_: Event(self))
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
-        monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: self.host))
-        monkeypatch.setattr(loop, "_device_name", str)
+        for module in (course, pace):
+            monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.host))
+        monkeypatch.setattr(course, "_device_name", str)
 
     def work(self, host, device):
         self.host += host
@@ -80,8 +81,9 @@ def train(monkeypatch, tmp_path):
         trainer = Timed(recipe, Gpu(monkeypatch, captured), monkeypatch, log_every)
         run = Run.create_or_resume(tmp_path / "run", recipe)
         with run.locked():
-            looped = loop._Loop(run, TinyData(), trainer, run.resumable(), 1.0)
-            outcome = looped.train()
+            begun = recorder.Begun(run, recipe, run.resumable())
+            looped = course.Course([begun], TinyData(), trainer, 1.0, recipe.steps, loop._refuse)
+            (outcome,) = looped.train([])
         assert outcome.step == trainer.step == recipe.steps
         trainer.pace = looped._pace
         return trainer
@@ -117,5 +119,5 @@ def test_portions_cut_short_do_not_make_longer_ones(train):
 
 def test_the_pace_is_that_of_the_gpu_it_trains_on(monkeypatch):
     gpu = Gpu(monkeypatch)
-    loop._Pace(Timed(Recipe(), gpu, monkeypatch)).advance(16)
+    pace.Pace(Timed(Recipe(), gpu, monkeypatch)).advance(16)
     assert gpu.recorded == ["stream of cuda:1"]

@@ -1,50 +1,37 @@
-"""Run a recipe in a run directory, from wherever it stands to its end."""
+"""Run recipes in run directories, from wherever they stand to their ends."""
 
-import math
+import logging
 import os
-import platform
 import signal
-import sys
-import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from tqdm import tqdm
 
-import pyvae
 from pyvae.allocator import keep_large_buffers
 from pyvae.data.dataset import Dataset
-from pyvae.engine import checkpoint
 from pyvae.engine.arithmetic import settle_arithmetic
-from pyvae.engine.checkpoint import Checkpoint, engine_of
-from pyvae.engine.events import Events
+from pyvae.engine.batches import fitting
+from pyvae.engine.checkpoint import engine_of
+from pyvae.engine.course import Course, Outcome
+from pyvae.engine.fused.ensemble import bytes_of
 from pyvae.engine.fused.supports import settled
+from pyvae.engine.fused.trainer import FusedTrainer
+from pyvae.engine.recipe import Recipe
+from pyvae.engine.recorder import Begun, Recorder
 from pyvae.engine.run import Run
-from pyvae.engine.stepper import BURST, Stepper
-from pyvae.engine.trace import HostCopy, Rows, TraceFile, to_host
+from pyvae.engine.together import shape_of
+from pyvae.engine.trainer import check_data
 from pyvae.engine.training import training
 from pyvae.errors import RunError
 
-_DRAIN_SECONDS = 0.5
-_WIDER = ", or --precision tf32, whose range is that of float32"
-_SHOWN = ("loss", "recon", "kl", "discriminator_loss", "information")
-# how long a GPU's work handed over at once should take: Ctrl-C waits for two such portions
-_PORTION_SECONDS = (0.05, 0.2)
-
-
-class Outcome(NamedTuple):
-    """How a call of :func:`train` ended."""
-
-    step: int
-    """Steps made in the whole life of the run."""
-    interrupted: bool
-    """Whether a signal ended it before its last step."""
-    steps_per_second: float
-    """Of this call."""
+_LOG = logging.getLogger(__name__)
+# the rest is for copies of what is saved, for adversaries, and for others
+_SHARE_OF_FREE_MEMORY = 0.5
+AT_ONCE = 64
+"""Members of an ensemble, which fill an H100; more would cost memory and open files."""
 
 
 def train(
@@ -74,214 +61,227 @@ def train(
         RecipeError: the recipe cannot be trained on this data.
     """
     keep_large_buffers()
-    settle_arithmetic(run.recipe.precision)
-    with run.locked():
-        run.check_recipe()  # again, now that nobody else changes it
-        run.clear_leftovers()
-        saved = run.resumable(repair=True)
-        begun = None if saved is None else engine_of(saved.metadata)
-        recipe = settled(run.recipe, dataset, device, compile=compile, begun=begun)
-        if begun is not None and recipe.engine != begun:
-            raise RunError(
-                f"{run.path} was trained by the {begun} engine, and the {recipe.engine} one rounds otherwise: "
-                f"--engine {begun}, or name another --out"
-            )
-        trainer = training(recipe, dataset, device, log_every=log_every, capture=capture, compile=compile)
-        return _Loop(run, dataset, trainer, saved, checkpoint_seconds).train()
+    options = _Options(log_every, checkpoint_seconds, capture, compile)
+    with _held([run]):
+        begun = _begun(run, dataset, device, compile, repair=True)
+        course = _course([begun], dataset, device, options, run.recipe.steps, _refuse)
+        with _signals() as signals:
+            return course.train(signals)[0]
 
 
-class _Loop:
-    def __init__(
-        self,
-        run: Run,
-        dataset: Dataset,
-        trainer: Stepper,
-        saved: Checkpoint | None,
-        checkpoint_seconds: float,
-    ) -> None:
-        self._run = run
-        self._checkpoint_seconds = checkpoint_seconds
-        self._trainer = trainer
-        self._seconds_before = 0.0
-        self._rows_before = 0
-        self._metadata: dict[str, Any] = {
-            "recipe": run.recipe.to_json(),
-            "data": dataset.fingerprint,
-            "image_shape": list(dataset.image_shape),
-            "device": _device_name(trainer.device),
-            "engine": trainer.recipe.engine,
-            "versions": {"pyvae": pyvae.__version__, "torch": torch.__version__},
-        }
-        if saved is not None:
-            self._resume(saved)
-        run.write_recipe()
-        self._first_step = self._saved_step = trainer.step
-        self._pace = _Pace(trainer)
-        self._drained_step = trainer.step
-        self._copying: tuple[Rows, HostCopy, HostCopy] | None = None
-        self._trace = TraceFile(run.path / "trace.csv", trainer.fields, trainer.step, self._rows_before)
+def train_together(
+    runs: Sequence[Run],
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    log_every: int = 100,
+    checkpoint_seconds: float = 60.0,
+    capture: bool = True,
+    compile: bool = False,
+    at_once: int = AT_ONCE,
+) -> list[Outcome]:
+    """Train runs on one data set until the last step of each, or until SIGINT or SIGTERM, which saves first.
 
-    def _resume(self, saved: Checkpoint) -> None:
-        if saved.metadata["data"] != self._metadata["data"]:
-            raise RunError(
-                f"{self._run.path} was trained on {saved.metadata['data']}, but the data now is "
-                f"{self._metadata['data']}: give the same data, or name another --out"
-            )
-        if saved.step > self._run.recipe.steps:
-            raise RunError(
-                f"{self._run.path} has made {saved.step:,} steps, more than --steps {self._run.recipe.steps}: give "
-                f"--steps {saved.step} or more, or name another --out"
-            )
-        what = f"the checkpoint of step {saved.step:,} in {self._run.path}"
-        checkpoint.check_fit(saved.tensors, self._trainer.tensors(), what)
-        self._trainer.restore(saved.step, saved.tensors)
-        self._seconds_before = saved.metadata.get("seconds", 0.0)
-        # earlier versions did not say; the first step is always logged
-        self._rows_before = saved.metadata.get("trace_rows", min(saved.step, 1))
+    Those of one shape that the fused engine trains make their steps together, as one ensemble; the others are trained
+    one after another. Each becomes what it would have become alone, bit for bit; those that are finished are left
+    alone. A run with a value that is not finite stands still and is named, while the others go on.
 
-    def train(self) -> Outcome:
-        trainer, total = self._trainer, self._run.recipe.steps
-        self._started = self._last_save = last_drain = time.monotonic()
-        with (
-            Events(self._run.events, trainer.fields, trainer.step) as events,
-            checkpoint.Saver(self._run.checkpoints, (self._trace.sync, events.sync)) as self._saver,
-            _signals() as signals,
-            _progress(trainer.step, total) as bar,
-        ):
-            self._keep(events, bar)
-            while trainer.step < total and not signals:
-                self._pace.advance(min(self._next_stop() - trainer.step, self._most_steps()))
-                self._keep(events, bar)
-                now = time.monotonic()
-                if self._most_steps() == 0 or now - last_drain >= _DRAIN_SECONDS:
-                    self._drain(events, bar)
-                    last_drain = now
-                if now - self._last_save >= self._checkpoint_seconds:
-                    self._save(events, bar)
-            self._save(events, bar)
-            self._saver.wait()
-            self._trace.close()
-            return Outcome(
-                trainer.step, trainer.step < total, (trainer.step - self._first_step) / self._elapsed()
-            )
+    Args:
+        runs: new, or begun, each perhaps at another step: those behind catch up first.
+        dataset: that of all recipes.
+        device: to train on.
+        log_every: steps between rows of the traces.
+        checkpoint_seconds: time between checkpoints, which are of one step for all of an ensemble.
+        capture: on a GPU, run several steps of all members as one CUDA graph; the results are the same.
+        compile: the networks through torch.compile, which rounds otherwise.
+        at_once: the most members of an ensemble, where the device's memory has room for them.
 
-    def _next_stop(self) -> int:
-        recipe = self._run.recipe
-        return min(step for step in (*recipe.keep_at, recipe.steps) if step > self._trainer.step)
+    Returns:
+        how each ended, in the order of ``runs``.
 
-    def _keep(self, events: "Events", bar: "tqdm[None]") -> None:
-        run, step = self._run, self._trainer.step
-        # one that was there before this step was made is of an earlier run
-        made = step > self._first_step or not checkpoint.path_of(run.snapshots, step).exists()
-        if step in run.recipe.keep_at and made:
-            self._save(events, bar)
-            self._saver.wait()
-            saved = checkpoint.load(checkpoint.path_of(run.checkpoints, step))
-            checkpoint.save(run.snapshots, saved, keep=None)
-
-    def _elapsed(self) -> float:
-        return max(time.monotonic() - self._started, 1e-9)
-
-    def _most_steps(self) -> int:
-        """Steps to the last burst that the ring holds before it must be copied out."""
-        full = self._drained_step + self._trainer.ledger.ring.steps
-        return full - full % BURST - self._trainer.step
-
-    def _drain(self, events: "Events", bar: "tqdm[None]") -> None:
-        """Write the rows that have been copied out, and start copying those of the steps since."""
-        self._write_rows(events, bar)
-        trainer = self._trainer
-        rows = trainer.ledger.ring.copy(self._drained_step, trainer.step)
-        self._copying = rows, to_host(trainer.ledger.bad_step), to_host(trainer.ledger.bad_row)
-        self._drained_step = trainer.step
-
-    def _write_rows(self, events: "Events", bar: "tqdm[None]") -> None:
-        if self._copying is None:
-            return
-        (copied, bad_step, bad_row), self._copying = self._copying, None
-        rows, bad = copied.wait(), int(bad_step.wait())
-        if bad >= 0:
-            values = dict(zip(self._trainer.fields, bad_row.wait().tolist(), strict=True))
-            first = next(name for name, value in values.items() if not math.isfinite(value))
-            raise RunError(
-                f"{first} is not finite in step {bad}, so nothing was learnt from it on; {self._intact()}: "
-                f"try a lower --lr{_WIDER if self._run.recipe.precision == 'fp16' else ''}"
-            )
-        self._trace.append(rows)
-        if rows:
-            events.write(rows)
-            named = dict(zip(self._trainer.fields, rows[-1][1], strict=True))
-            bar.set_postfix({name: f"{named[name]:.2f}" for name in _SHOWN if name in named}, refresh=False)
-        bar.update(self._drained_step - bar.n)
-
-    def _intact(self) -> str:
-        self._saver.wait()
-        if not checkpoint.paths(self._run.checkpoints):
-            return "nothing had been saved yet"
-        return f"the checkpoint of step {self._saved_step} is intact, and another --out leaves it so"
-
-    def _save(self, events: "Events", bar: "tqdm[None]") -> None:
-        # only what is known to be finite is saved, and no checkpoint is ahead of its trace
-        self._drain(events, bar)
-        self._write_rows(events, bar)
-        step = self._trainer.step
-        if step > self._saved_step or not checkpoint.paths(self._run.checkpoints):
-            seconds = self._seconds_before + self._elapsed()
-            metadata = {**self._metadata, "seconds": seconds, "trace_rows": self._trace.rows}
-            self._saver.save(Checkpoint(step, self._trainer.tensors(), metadata))
-            self._saved_step = step
-        self._last_save = time.monotonic()
+    Raises:
+        RunError: as :func:`train`, but for a loss that is not finite; or two of the runs have one path. What is known
+            before the first step is refused before anything is written.
+        RecipeError: a recipe cannot be trained on this data.
+    """
+    keep_large_buffers()
+    options = _Options(log_every, checkpoint_seconds, capture, compile)
+    standing = _standing(runs, dataset, device, compile)
+    groups: dict[object, list[int]] = {}
+    for n, each in enumerate(standing):
+        if not each.finished:
+            groups.setdefault(each.shape or n, []).append(n)
+    outcomes = {n: Outcome(each.step, False, 0.0) for n, each in enumerate(standing) if each.finished}
+    portions = []
+    for whole in groups.values():
+        size = _size(at_once, runs[whole[0]].recipe, dataset, device) if len(whole) > 1 else 1
+        portions += [whole[i : i + size] for i in range(0, len(whole), size)]
+    with _signals() as signals:
+        for members in portions:
+            if signals:
+                break
+            if len(portions) > 1:
+                _say_which([runs[n] for n in members], len(outcomes), len(runs))
+            found = _train_group([runs[n] for n in members], dataset, device, options, signals)
+            outcomes |= zip(members, found, strict=True)
+    return [outcomes.get(n) or Outcome(each.step, True, 0.0) for n, each in enumerate(standing)]
 
 
-class _Pace:
-    """Hands a GPU portions of steps, and runs at most two of them ahead of it; a CPU makes one step at a time."""
-
-    def __init__(self, trainer: Stepper) -> None:
-        self._trainer = trainer
-        self._portion = BURST
-        self._ends: deque[tuple[torch.cuda.Event, int]] = deque()
-        self._last_end = time.monotonic()
-
-    def advance(self, most: int) -> None:
-        """Make some steps, at most ``most``."""
-        if self._trainer.device.type != "cuda":
-            self._trainer.advance()
-            return
-        # to where a burst may begin: steps before that are made one by one
-        steps = min(most, self._portion - self._trainer.step % BURST)
-        self._trainer.advance(steps)
-        end = torch.cuda.Event(blocking=True)
-        # not the current stream, which is that of the first GPU
-        end.record(torch.cuda.current_stream(self._trainer.device))
-        self._ends.append((end, steps))
-        if len(self._ends) > 2:
-            end, steps = self._ends.popleft()
-            end.synchronize()
-            self._adapt(steps)
-
-    def _adapt(self, steps: int) -> None:
-        """Learn from how long ``steps`` took, which may be fewer than a whole portion."""
-        now = time.monotonic()
-        seconds, self._last_end = (now - self._last_end) * self._portion / steps, now
-        shortest, longest = _PORTION_SECONDS
-        if seconds < shortest:
-            self._portion *= 2
-        elif seconds > longest and self._portion > BURST:
-            self._portion //= 2
+class _Options(NamedTuple):
+    log_every: int
+    checkpoint_seconds: float
+    capture: bool
+    compile: bool
 
 
 @contextmanager
-def _progress(step: int, total: int) -> Iterator["tqdm[None]"]:
-    interactive = sys.stderr.isatty()
-    with tqdm(
-        total=total,
-        initial=step,
-        unit="step",
-        dynamic_ncols=True,
-        mininterval=0.2 if interactive else 10,
-        maxinterval=10 if interactive else 60,
-    ) as bar:
-        yield bar
+def _held(runs: Sequence[Run]) -> Iterator[None]:
+    """Hold runs for training; their recipes are those of their directories, or may become so."""
+    with ExitStack() as held:
+        for run in runs:
+            held.enter_context(run.locked())
+        for run in runs:
+            run.check_recipe()  # again, now that nobody else changes it
+            run.clear_leftovers()
+        yield
+
+
+def _begun(run: Run, dataset: Dataset, device: torch.device, compile: bool, *, repair: bool) -> Begun:
+    """From where a run goes on.
+
+    Raises:
+        RunError: it cannot, with this recipe, data or engine.
+    """
+    saved = run.resumable(repair=repair)
+    begun = None if saved is None else engine_of(saved.metadata)
+    recipe = settled(run.recipe, dataset, device, compile=compile, begun=begun)
+    if begun is not None and recipe.engine != begun:
+        raise RunError(
+            f"{run.path} was trained by the {begun} engine, and the {recipe.engine} one rounds otherwise: "
+            f"--engine {begun}, or name another --out"
+        )
+    check_data(recipe, dataset)
+    if saved is not None and saved.metadata["data"] != dataset.fingerprint:
+        raise RunError(
+            f"{run.path} was trained on {saved.metadata['data']}, but the data now is {dataset.fingerprint}: give the "
+            "same data, or name another --out"
+        )
+    if saved is not None and saved.step > recipe.steps:
+        raise RunError(
+            f"{run.path} has made {saved.step:,} steps, more than --steps {recipe.steps}: give --steps {saved.step} or "
+            "more, or name another --out"
+        )
+    return Begun(run, recipe, saved)
+
+
+class _Standing(NamedTuple):
+    """Where a run is before training."""
+
+    step: int
+    finished: bool
+    shape: tuple[object, ...] | None
+    """Of those who may share its steps; None where nobody can."""
+
+
+def _standing(runs: Sequence[Run], dataset: Dataset, device: torch.device, compile: bool) -> list[_Standing]:
+    """Of every run, while nothing is written and nobody holds any.
+
+    Raises:
+        RunError, RecipeError: one of them cannot be trained.
+    """
+    known: dict[str, Run] = {}
+    found = []
+    for run in runs:
+        if known.setdefault(os.path.realpath(run.path), run) is not run:
+            raise RunError(f"{run.path} is named twice: each run needs a directory of its own")
+        if run.path.exists():
+            with run.locked():
+                pass
+        begun = _begun(run, dataset, device, compile, repair=False)
+        # its recipe.json may be of a length, or of a place of the data, that is no longer asked for
+        finished = begun.step == run.recipe.steps and run.is_written()
+        together = begun.recipe.engine == "fused" and begun.step < run.recipe.steps
+        found.append(_Standing(begun.step, finished, shape_of(begun.recipe) if together else None))
+    return found
+
+
+def _size(at_once: int, recipe: Recipe, dataset: Dataset, device: torch.device) -> int:
+    """Of an ensemble: ``at_once`` members, or as many as the device's memory has room for."""
+    if device.type != "cuda":
+        return at_once
+    free, _ = torch.cuda.mem_get_info(device)
+    store = fitting(dataset, device)
+    free -= 0 if store is None else store.nbytes
+    room = int(_SHARE_OF_FREE_MEMORY * free) // bytes_of(recipe, dataset, device)
+    return max(min(at_once, room), 1)
+
+
+def _say_which(runs: Sequence[Run], before: int, total: int) -> None:
+    others = f" and {len(runs) - 1:,} others" if len(runs) > 1 else ""
+    reached = f"{before + len(runs):,} of {total:,}"
+    _LOG.info("%s%s: model %s", runs[0].path, others, f"{before + 1:,} to {reached}" if others else reached)
+
+
+def _train_group(
+    runs: Sequence[Run], dataset: Dataset, device: torch.device, options: _Options, signals: list[int]
+) -> list[Outcome]:
+    """Train runs that make their steps together, from wherever each of them stands."""
+    total = runs[0].recipe.steps
+    made = dict.fromkeys(range(len(runs)), 0)
+    ended: dict[int, Outcome] = {}
+    seconds, going = 0.0, list(range(len(runs)))
+    with _held(runs):
+        while going:
+            begun = {n: _begun(runs[n], dataset, device, options.compile, repair=True) for n in going}
+            ended |= {n: Outcome(each.step, True, 0.0) for n, each in begun.items()}
+            lowest, *above = sorted({each.step for each in begun.values()})
+            # a member's bits do not depend on who is beside it: those behind go alone until they have caught up
+            behind = [n for n in going if begun[n].step == lowest]
+            stop = above[0] if above else total
+            course = _course([begun[n] for n in behind], dataset, device, options, stop, _say_failed)
+            begun.clear()
+            for n, outcome in zip(behind, course.train(signals), strict=True):
+                ended[n] = outcome
+                made[n] += outcome.made
+            seconds += course.elapsed()
+            going = [n for n in going if ended[n].failure is None]
+            if signals or not above:
+                break
+    return [
+        each._replace(
+            interrupted=each.failure is None and each.step < total,
+            steps_per_second=made[n] / seconds,
+            made=made[n],
+        )
+        for n, each in sorted(ended.items())
+    ]
+
+
+def _refuse(recorder: Recorder) -> None:
+    raise RunError(recorder.failure or "")
+
+
+def _say_failed(recorder: Recorder) -> None:
+    _LOG.warning("%s: %s", recorder.run.path, recorder.failure)
+
+
+def _course(
+    begun: Sequence[Begun],
+    dataset: Dataset,
+    device: torch.device,
+    options: _Options,
+    stop: int,
+    failed: Callable[[Recorder], None],
+) -> Course:
+    """That of runs which stand at one step."""
+    log_every, seconds, capture, compile = options
+    recipes = [each.recipe for each in begun]
+    settle_arithmetic(recipes[0].precision)
+    if len(begun) == 1:
+        trainer = training(recipes[0], dataset, device, log_every=log_every, capture=capture, compile=compile)
+    else:
+        trainer = FusedTrainer(recipes, dataset, device, log_every=log_every, capture=capture)
+    return Course(begun, dataset, trainer, seconds, stop, failed)
 
 
 @contextmanager
@@ -305,9 +305,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -51,23 +51,9 @@ class Ensemble:
         self.recipes = list(recipes)
         objectives = [_shared(recipe, self.recipes[0]) for recipe in self.recipes]
         first, objective = self.recipes[0], objectives[0]
-        adversarial = isinstance(objective, FactorVAE)
-        behind = ("discriminator_loss", "discriminator_grad_norm") if adversarial else ()
-        network = network_for(first, dataset.image_shape[0])
-        self.plan = Plan(
-            network,
-            Layout(network),
-            first.batch_size,
-            first.precision,
-            dataset.bits is not None,
-            tiles=tiles or Tiles(),
-            weighting=weighting_of(objective),
-            before_norm=len(objective.extra_terms),
-            behind_norm=len(behind),
-            **self._options(device)._asdict(),
-        )
-        self._second = self.plan.second() if adversarial else []
-        self.fields = [*TERMS, *objective.extra_terms, "grad_norm", *behind]
+        self.plan = plan_for(self.recipes, dataset, device, tiles)
+        self._second = self.plan.second() if isinstance(objective, FactorVAE) else []
+        self.fields = [*TERMS, *objective.extra_terms, "grad_norm", *_behind_norm(objective)]
         self.fields += [f"kl_{j}" for j in range(first.latents)]
         self._seam: Seam | None = None
         if self.plan.weighting.kind == "seam":
@@ -86,17 +72,6 @@ class Ensemble:
             net = build(recipe.architecture, channels, recipe.latents, init=recipe.init, seed=recipe.seed)
             self.members.load(n, 0, dict(net.named_parameters()))
         self.prepare = self.members.prepare
-
-    def _options(self, device: torch.device) -> Options:
-        """What pays on the device, but for what these recipes have no use for."""
-        options, first = options_on(device), self.recipes[0]
-        if first.batch_size % 8:  # boxes are of whole eights
-            options = options._replace(descriptors=False)
-        # edges of a graph that let a launch begin early lead from kernel to kernel, not from torch's copies
-        copies = any(recipe.lr_stage_steps for recipe in self.recipes)
-        if copies or weighting_of(_objective(first)).kind == "seam":
-            options = options._replace(pdl=False)
-        return options
 
     @property
     def ledgers(self) -> list[Ledger]:
@@ -146,6 +121,50 @@ class Ensemble:
             seam.oppose(members)
             members.launch(plan.settle)
             seam.step(members)
+
+
+def plan_for(
+    recipes: Sequence[Recipe], dataset: Dataset, device: torch.device, tiles: Tiles | None = None
+) -> Plan:
+    """The plan that runs of these recipes share; see :class:`Ensemble`."""
+    first, objective = recipes[0], _objective(recipes[0])
+    network = network_for(first, dataset.image_shape[0])
+    return Plan(
+        network,
+        Layout(network),
+        first.batch_size,
+        first.precision,
+        dataset.bits is not None,
+        tiles=tiles or Tiles(),
+        weighting=weighting_of(objective),
+        before_norm=len(objective.extra_terms),
+        behind_norm=len(_behind_norm(objective)),
+        **_options(recipes, device)._asdict(),
+    )
+
+
+def bytes_of(recipe: Recipe, dataset: Dataset, device: torch.device) -> int:
+    """Bytes on the device that a member takes, beside the data and an adversary."""
+    buffers = plan_for([recipe], dataset, device).buffers.values()
+    return sum(size * dtype.itemsize for size, dtype in buffers)
+
+
+def _options(recipes: Sequence[Recipe], device: torch.device) -> Options:
+    """What pays on the device, but for what these recipes have no use for."""
+    options, first = options_on(device), recipes[0]
+    if first.batch_size % 8:  # boxes are of whole eights
+        options = options._replace(descriptors=False)
+    # edges of a graph that let a launch begin early lead from kernel to kernel, not from torch's copies
+    copies = any(recipe.lr_stage_steps for recipe in recipes)
+    if copies or weighting_of(_objective(first)).kind == "seam":
+        options = options._replace(pdl=False)
+    return options
+
+
+def _behind_norm(objective: Objective) -> tuple[str, ...]:
+    """Values of a row behind the norm of the gradient, but for the KL of each latent."""
+    adversarial = isinstance(objective, FactorVAE)
+    return ("discriminator_loss", "discriminator_grad_norm") if adversarial else ()
 
 
 def _shared(recipe: Recipe, first: Recipe) -> Objective:

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -45,6 +45,8 @@ class Outcome(NamedTuple):
     """Whether a signal ended it before its last step."""
     steps_per_second: float
     """Of this call."""
+    failure: str | None = None
+    """Why it stands still before its last step, where a value was not finite."""
 
 
 def train(
@@ -88,6 +90,28 @@ def train(
             )
         trainer = training(recipe, dataset, device, log_every=log_every, capture=capture, compile=compile)
         return _Loop(run, dataset, trainer, saved, checkpoint_seconds).train()
+
+
+def train_together(
+    runs: Sequence[Run], dataset: Dataset, device: torch.device, **options: Any
+) -> list[Outcome]:
+    """Stands in for that of the engine's branch."""
+    outcomes = []
+    for run in runs:
+        saved = run.resumable()
+        if saved is not None and saved.step == run.recipe.steps:
+            outcomes.append(Outcome(saved.step, False, 0.0))
+        elif outcomes and outcomes[-1].interrupted:
+            outcomes.append(Outcome(0, True, 0.0))
+        else:
+            try:
+                outcomes.append(train(run, dataset, device, **options))
+            except RunError as error:
+                if "not finite" not in str(error):
+                    raise
+                saved = run.resumable()
+                outcomes.append(Outcome(saved.step if saved else 0, False, 0.0, str(error)))
+    return outcomes
 
 
 class _Loop:

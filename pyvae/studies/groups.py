@@ -2,7 +2,7 @@
 
 import copy
 import heapq
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ def groups_of(
 
     Args:
         models: in the order of the study.
-        load: the data of a recipe; asked once for each data set, of which one is held at a time.
+        load: the data of a recipe.
         device: that trains them, or one like those that do.
         places: devices, or parts of them, that work at the same time.
 
@@ -54,14 +54,25 @@ def groups_of(
         RecipeError: a recipe cannot be trained on its data or on this device.
         DataError: data cannot be read.
     """
-    fits = {shape: fit_on(recipe, dataset, device) for shape, recipe, dataset in each_shape(models, load)}
-    return pack(models, lambda recipe: fits[shape_of(recipe)].most, places=places)
+    return pack(models, fits_of(models, load, device), places=places)
+
+
+def fits_of(
+    models: Sequence[Model], load: Callable[[Recipe], Dataset], device: torch.device
+) -> dict[Shape, Fit]:
+    """How a device trains the models of each shape. It may be asked of one process, and used in another.
+
+    Raises:
+        RecipeError: a recipe cannot be trained on its data or on this device.
+        DataError: data cannot be read.
+    """
+    return {shape: fit_on(recipe, dataset, device) for shape, recipe, dataset in each_shape(models, load)}
 
 
 def each_shape(
     models: Sequence[Model], load: Callable[[Recipe], Dataset]
 ) -> Iterable[tuple[Shape, Recipe, Dataset]]:
-    """One recipe of each shape with its data, data set by data set."""
+    """One recipe of each shape with its data; data set by data set, of which one is held at a time."""
     shapes: dict[Shape, Recipe] = {}
     for model in models:
         shapes.setdefault(shape_of(model.recipe), model.recipe)
@@ -99,7 +110,7 @@ def in_memory(dataset: Dataset) -> Dataset:
     return full
 
 
-def pack(models: Sequence[Model], most: Callable[[Recipe], int], *, places: int = 1) -> list[Group]:
+def pack(models: Sequence[Model], fits: Mapping[Shape, Fit], *, places: int = 1) -> list[Group]:
     """Models of one shape in groups as large as pays.
 
     Groups hold all settings of their methods with a few seeds each, and stand in the order of these seeds: a study
@@ -107,15 +118,15 @@ def pack(models: Sequence[Model], most: Callable[[Recipe], int], *, places: int 
 
     Args:
         models: of a study, in its order.
-        most: members that a device takes of a recipe; asked once for each shape.
+        fits: of each shape, as :func:`fits_of` finds them.
         places: devices, or parts of them, that work at the same time. Groups are made smaller where some of them
             would else have nothing to do.
     """
-    shapes: dict[object, list[int]] = {}
+    shapes: dict[Shape, list[int]] = {}
     repeats = _repeats(models)
     for at, model in enumerate(models):
         shapes.setdefault(shape_of(model.recipe), []).append(at)
-    limits = [min(most(models[ats[0]].recipe), MOST) for ats in shapes.values()]
+    limits = [min(fits[shape].most, MOST) for shape in shapes]
     members = [sorted(ats, key=lambda at: (repeats[at], at)) for ats in shapes.values()]
     sizes = [1 << power for power in range(MOST.bit_length())]
     times = [

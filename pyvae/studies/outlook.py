@@ -17,7 +17,7 @@ from pyvae.engine.trainer import check_data
 from pyvae.errors import RecipeError, printable
 from pyvae.studies import card
 from pyvae.studies.footprint import Images, disk_bytes, member_bytes
-from pyvae.studies.groups import Fit, Group, Shape, each_shape, fit_on, most_members, pack
+from pyvae.studies.groups import Fit, Group, Shape, each_shape, fits_of, most_members, pack
 from pyvae.studies.plan import StudyPlan
 from pyvae.studies.rates import rate_of
 
@@ -52,17 +52,16 @@ def describe(
         RecipeError: a recipe can be trained neither here nor on the card.
         DataError: data cannot be read.
     """
-    shapes = each_shape(plan.models, load)
     why_not = None
     try:
-        fits = {shape: fit_on(recipe, dataset, device) for shape, recipe, dataset in shapes}
+        fits = fits_of(plan.models, load, device)
     except RecipeError as error:
         why_not = error
         fits = {
             shape: _fit_on_card(recipe, dataset, error)
             for shape, recipe, dataset in each_shape(plan.models, load)
         }
-    groups = pack(plan.models, lambda recipe: fits[shape_of(recipe)].most, places=places)
+    groups = pack(plan.models, fits, places=places)
     largest: dict[Shape, int] = {}
     for group in groups:
         shape = shape_of(group[0].recipe)
@@ -131,7 +130,6 @@ def _rows(
 ) -> tuple[list[_Row], list[float]]:
     """A row for each method in the study's order, and the seconds of each group."""
     rows: dict[str, _Row] = {}
-    disks = {shape: disk_bytes(fit.recipe, fit.images, log_every) for shape, fit in fits.items()}
     seconds = []
     for group in groups:
         shape = shape_of(group[0].recipe)
@@ -144,7 +142,8 @@ def _rows(
         for n, model in enumerate(group):
             # a group of several methods counts where its first model is
             row = rows.setdefault(model.method, _Row(model.method))
-            row.join(_Row("", 1, n == 0, model.recipe.steps, each, disks[shape], memory))
+            disk = disk_bytes(model.recipe, fit.images, log_every)
+            row.join(_Row("", 1, n == 0, model.recipe.steps, each, disk, memory))
     return list(rows.values()), seconds
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypedDict
 
@@ -98,22 +98,16 @@ class DamagedError(RunError):
 
 
 class Saver:
-    """Writes checkpoints on a thread of its own: the device stops for no longer than a copy in its own memory."""
+    """Writes checkpoints on another thread: the device stops for no longer than a copy in its own memory."""
 
-    def __init__(self, directory: Path, rest_on: Sequence[Callable[[], None]] = ()) -> None:
-        """Into ``directory``; before a checkpoint takes its name, ``rest_on`` brings to the disk what it stands on."""
+    def __init__(self, directory: Path, writer: Executor, rest_on: Sequence[Callable[[], None]] = ()) -> None:
+        """Into ``directory``, by ``writer``, which others may share; before a checkpoint takes its name, ``rest_on``
+        brings to the disk what it stands on."""
         self._directory = directory
         self._rest_on = rest_on
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="pyvae-save")
+        self._writer = writer
         self._writing: tuple[int, Future[Path]] | None = None
         self._reached = False
-
-    def __enter__(self) -> "Saver":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """What is being written is not lost, whatever else has failed."""
-        self._writer.shutdown()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Start writing the tensors as they are now.

@@ -119,6 +119,10 @@ class Run:
         content = json.dumps(self.recipe.to_json(), indent=2) + "\n"
         write_atomically(self.path / "recipe.json", content.encode())
 
+    def is_written(self) -> bool:
+        """Whether ``recipe.json`` is there, and is this recipe in all."""
+        return os.path.lexists(self.path / "recipe.json") and Run.open(self.path).recipe == self.recipe
+
     @property
     def adversarial(self) -> bool:
         """Whether a generator and a critic are trained, instead of an encoder and a decoder."""

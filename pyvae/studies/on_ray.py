@@ -192,6 +192,7 @@ def _drive(
     if cluster.address == "local":
         options |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
+        _check_address(cluster.address)
         ray.init(address=cluster.address, **options)
     except Exception as error:
         send(
@@ -217,6 +218,13 @@ def _drive(
         with contextlib.suppress(OSError):
             token.unlink()
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise OSError where nobody listens: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), 10).close()
 
 
 def _watch_head(send: Callable[[Any], None], cluster: _Cluster, out: Path) -> None:

@@ -69,6 +69,8 @@ WRONG = {
     f"[scores]\nmetrics = ['mig']\nwithout = ['shape', 'scale', 'orientation', 'posX', 'posY']\n{METHOD}": (
         "scores.without: all factors of a data set are left out"
     ),
+    f"[scores]\nmetrics = ['mig']\nimages = 5\n{METHOD}": "scores.images: must be an integer of at least 100, got 5",
+    f"[scores]\nmetrics = ['factor-vae']\nimages = 500\n{METHOD}": "scores.images: factor-vae needs all images",
     "methods = 3\n": "methods: write it as [[methods]]",
     "methods = [3]\n": "methods[1]: must be a table",
     "[[methods]]\nname = 'a'\n": "methods[1]: no recipe; name one of demo, vae, beta-vae",
@@ -134,6 +136,7 @@ def test_axes_are_multiplied_in_the_order_of_the_file(study):
             [scores]
             metrics = ["mig", "sap"]
             without = ["shape"]
+            images = 5000
             [[methods]]
             recipe = "dip-vae-i"
             sweep = { lr = [1e-4, 5e-4], lambda_od = [1, 2] }
@@ -157,7 +160,7 @@ def test_axes_are_multiplied_in_the_order_of_the_file(study):
     assert (last.recipe.objective.lambda_d, last.recipe.lr, last.recipe.seed) == (20.0, 5e-4, 5)
     assert (last.recipe.steps, last.recipe.keep_at, last.recipe.data) == (7, (2, 3), "/no/3dshapes.h5")
     assert plan.models[-1].recipe.steps == 9
-    assert (plan.title, plan.metrics, plan.without) == ("t", ("mig", "sap"), ("shape",))
+    assert (plan.title, plan.metrics, plan.without, plan.images) == ("t", ("mig", "sap"), ("shape",), 5000)
     assert isinstance(plan.models[0].settings["lambda_od"], float)
 
 

@@ -30,6 +30,7 @@ from pyvae.recipes import RECIPES
 if TYPE_CHECKING:
     from pyvae.data import Dataset
     from pyvae.engine.run import Run
+    from pyvae.studies.runner import Place
 
 _LOG = logging.getLogger(__name__)
 _DESCRIPTION = (
@@ -275,6 +276,12 @@ class Reproduce:
     """Seconds between checkpoints."""
     capture: bool = True
     """On a GPU, run several steps as one CUDA graph: faster, and the same results."""
+    ray: str | None = None
+    """Train on a Ray cluster: its ADDRESS, or "local" for one on this machine. `pip install 'pyvae[ray]'`."""
+    num_gpus: float | None = None
+    """On Ray, GPUs of a group of runs that train together, 0.5 for two groups on each."""
+    num_cpus: float | None = None
+    """On Ray, CPU cores of a group."""
 
     def __call__(self) -> int:
         from pyvae.reproduce import describe, reproduce, study_of
@@ -296,14 +303,18 @@ class Reproduce:
                 f"--first-seed must not be negative, nor a seed above 2^64 - 1, got {self.first_seed}"
             )
         seeds = range(self.first_seed, self.first_seed + self.seeds)
+        place = self._place()
+        if place is not None and study is None:
+            raise PyvaeError(f"{self.name} takes no cluster: leave --ray out")
         name = self.name if scale == 1 else f"{self.name}-{self.scale:g}"
         out = _path(self.out) if self.out else Path("runs") / name
         try:
             if study is None:
                 page: Path | None = reproduce_toy(self.name, out, seeds=seeds, scale=self.scale)
             else:
-                dataset = _load(study.recipe(study.arms[0], self.data))
-                held_out = _test_images(study.recipe(study.arms[0], self.data)) if study.likelihoods else None
+                first = study.recipe(study.arms[0], self.data)
+                dataset = _load(first)
+                test = _test_file(self.data) if study.likelihoods else None
                 page = reproduce(
                     self.name,
                     study,
@@ -313,11 +324,13 @@ class Reproduce:
                     seeds=seeds,
                     scale=scale,
                     data=self.data,
-                    held_out=held_out,
+                    held_out=_load(replace(first, data=test)) if test else None,
+                    held_out_data=test,
                     precision=self.precision,
                     engine=self.engine,
                     checkpoint_seconds=self.checkpoint_seconds,
                     capture=self.capture,
+                    place=place,
                 )
         except KeyboardInterrupt:
             page = None
@@ -325,6 +338,16 @@ class Reproduce:
             return _interrupted()
         _say(printable(str(page)))
         return 0
+
+    def _place(self) -> "Place | None":
+        if self.ray is None:
+            for name, value in (("--num-gpus", self.num_gpus), ("--num-cpus", self.num_cpus)):
+                if value is not None:
+                    raise PyvaeError(f"{name} is of Ray: give --ray local, or --ray ADDRESS")
+            return None
+        from pyvae.studies.on_ray import RayPlace
+
+        return RayPlace(self.ray, num_gpus=self.num_gpus, num_cpus=self.num_cpus)
 
 
 @dataclass(frozen=True)
@@ -411,12 +434,13 @@ def _load(recipe: Recipe) -> "Dataset":
     )
 
 
-def _test_images(recipe: Recipe) -> "Dataset | None":
-    """MNIST's test images, where they lie beside its training images."""
+def _test_file(data: str) -> str | None:
+    """Where MNIST's test images lie, if they are beside its training images."""
     from pyvae.data.mnist import test_file
+    from pyvae.data.paths import absolute
 
-    test = test_file(Path(recipe.data).expanduser())
-    return _load(replace(recipe, data=str(test))) if test else None
+    test = test_file(Path(data).expanduser())
+    return absolute(str(test)) if test else None
 
 
 def _open(path: Path, data: str | None) -> tuple["Run", "Dataset"]:

@@ -1,5 +1,6 @@
 """``pyvae study``: many models from one file."""
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from pyvae.invocation import device_named, interrupted, say, whole_path
 
 if TYPE_CHECKING:
     from pyvae.studies.plan import StudyPlan
+    from pyvae.studies.runner import StudyEnd
     from pyvae.studies.work import Settings
 
+_LOG = logging.getLogger(__name__)
 _MOST_DEVICES = 100_000
 
 
@@ -76,12 +79,20 @@ class Study:
         if self.plan:
             return self._say_plan(plan, out)
         check_writable(out)
+        status = 0
         if not self.report:
             device_named(self.device)
             keep_source(plan, out)
-            if self._run(plan, out):
+            end = self._run(plan, out)
+            for line in end.problems:
+                _LOG.warning(line)
+            if end.interrupted:
                 return interrupted()
-        return self._report(plan, out)
+            status = 1 if end.problems else 0
+            if not end.rows:
+                return status
+        self._report(plan, out)
+        return status
 
     def _check(self) -> None:
         if self.plan and self.report:
@@ -139,8 +150,8 @@ class Study:
         )
         return 0
 
-    def _run(self, plan: "StudyPlan", out: Path) -> bool:
-        """Train and score all models; whether that was interrupted."""
+    def _run(self, plan: "StudyPlan", out: Path) -> "StudyEnd":
+        """Train and score all models."""
         from pyvae.studies.runner import run_study
 
         place = None
@@ -148,16 +159,12 @@ class Study:
             from pyvae.studies.on_ray import RayPlace
 
             place = RayPlace(self.ray, num_gpus=self.num_gpus, num_cpus=self.num_cpus)
-        try:
-            return run_study(plan, out, self._settings(plan), place).interrupted
-        except KeyboardInterrupt:
-            return True
+        return run_study(plan, out, self._settings(plan), place)
 
-    def _report(self, plan: "StudyPlan", out: Path) -> int:
+    def _report(self, plan: "StudyPlan", out: Path) -> None:
         from pyvae.report.comparison import write_comparison
         from pyvae.studies.work import dataset_of
 
         settings = self._settings(plan)
         page = write_comparison(plan, out, open_data=lambda recipe: dataset_of(recipe, settings))
         say(printable(page))
-        return 0

@@ -20,6 +20,7 @@ from pyvae.engine.run import Run
 from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError
 from pyvae.evaluation import MARGINAL_LIKELIHOOD, read_metrics
+from pyvae.evaluation.averages import evaluate
 from pyvae.marginal_likelihood import GROUP
 from pyvae.report.study import Findings, Measured, write_report
 from pyvae.report.trained import load_trained
@@ -181,7 +182,9 @@ class _Pages:
         run = Run.open(self._out / arm / f"seed-{seed}")
         trained = load_trained(run, self._dataset)
         # of what metrics.json holds, the scores may have become those of other factors since, by `pyvae evaluate`
-        kl = read_metrics(run, trained.steps, self._dataset)["kl_of_latents"]
+        kl = read_metrics(run, trained.steps, self._dataset).get("kl_of_latents")
+        if kl is None:
+            kl = evaluate(trained.net, run.shown(self._dataset), run.recipe.likelihood).kl
         row = self._rows[arm, seed]
         values: dict[Quantity, float] = {}
         if row.recon is not None and row.kl is not None:

@@ -1,16 +1,18 @@
 """A study on a real Ray cluster of two nodes: workers, tasks, its head and its path may fail, and the study goes on."""
 
+import json
 import os
 import re
 import signal
 import threading
 import time
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
-from study_tiny import bits, data_in, plan_of
+from study_tiny import RECIPE, bits, data_in, plan_of
 
 from pyvae.data import load
 from pyvae.engine import checkpoint
@@ -195,3 +197,43 @@ def test_ray_that_is_missing_is_told(monkeypatch):
 def test_shares_that_cannot_be_are_refused(options, why):
     with pytest.raises(PyvaeError, match=why):
         RayPlace("local", **options)
+
+
+@pytest.mark.slow
+def test_a_signal_saves_what_the_cluster_trains(tmp_path, data, cluster):
+    out, plan = tmp_path / "out", plan_of(data, betas=(1.0,), steps=10**6)
+    settings = replace(SETTINGS, checkpoint_seconds=10**6)
+    begun = out / plan.models[0].name / "trace.csv"
+
+    def stop():
+        while not begun.exists() or begun.stat().st_size < 500:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    end = run_study(plan, out, replace(settings, log_every=1), RayPlace(cluster.address, num_cpus=1))
+    thread.join()
+    assert (end.interrupted, end.rows) == (True, [])
+    # without the signal there would be none
+    assert bits(out, plan.models[0].name)[0] > 0
+
+
+@pytest.mark.slow
+def test_a_table_is_reproduced_on_a_cluster(tmp_path, data, cluster):
+    """Numbers of the marginal likelihood too, of images that the tasks open themselves."""
+    from pyvae.reproduce import reproduce
+    from pyvae.studies.published import Arm, Published
+    from test_reproduce import STUDY
+
+    arm = Arm("plain", replace(RECIPE, steps=4), (Published("log-p", -40.0, "nobody", "recalled"),))
+    study = replace(STUDY, arms=(arm,), without=())
+    pages = []
+    for out, place in ((tmp_path / "ray", RayPlace(cluster.address, num_cpus=1)), (tmp_path / "here", None)):
+        dataset = load(data, size=12)
+        options = {"seeds": (1, 2), "data": data, "held_out": dataset, "held_out_data": data, "place": place}
+        options["scale"] = Fraction(1, 2)
+        assert reproduce("nothing", study, dataset, torch.device("cpu"), out, **options)
+        pages.append(json.loads((out / "results.json").read_text()))
+    assert [run["values"] for run in pages[0]["runs"]] == [run["values"] for run in pages[1]["runs"]]
+    assert pages[0]["numbers"] == pages[1]["numbers"]

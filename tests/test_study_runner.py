@@ -296,9 +296,12 @@ class Losing(Here):
         self._child._process.kill()
 
 
-def test_scores_do_not_depend_on_the_process_beside(tmp_path, data):
-    end = run_study(plan_of(data), tmp_path, CPU, Losing())
-    assert (len(end.rows), end.problems) == (4, [])
+def test_scores_do_not_depend_on_the_process_beside(tmp_path, data, caplog):
+    caplog.set_level("WARNING")
+    end = run_study(plan_of(data, seeds=range(3)), tmp_path, CPU, Losing())
+    assert (len(end.rows), end.problems) == (6, [])
+    told = [line for line in caplog.messages if "the process that scores" in line]
+    assert 1 <= len(told) <= 2
     assert all(len(row.scores) == 4 for row in end.rows)
 
 

@@ -27,6 +27,7 @@ from pyvae.studies.work import (
 )
 
 _LOG = logging.getLogger(__name__)
+_MOST_LOST = 2
 
 
 class Here:
@@ -42,6 +43,7 @@ class Here:
         self._waiting: deque[Model] = deque()
         self._sent: dict[str, Model] = {}
         self._child: Child | None = None
+        self._lost = 0
 
     def open(self, out: Path, settings: Settings) -> None:
         """Be ready to work on a study."""
@@ -55,7 +57,7 @@ class Here:
     def train(self, groups: Sequence[Sequence[Model]]) -> Iterator[list[ModelOutcome]]:
         """Train one group after another; what is to be scored meanwhile is."""
         for group in groups:
-            if self._waiting and self._data[0] is None:
+            if self._waiting and self._data[0] is None and self._lost < _MOST_LOST:
                 self._hand_over()
             yield train_group(group, self._out, self._settings, self._data[0])
 
@@ -101,9 +103,12 @@ class Here:
         try:
             message = self._child.take(timeout)
         except GoneError:
-            _LOG.warning("the process that scores has ended; the rest is scored between groups")
+            self._lost += 1
+            again = "it is started again" if self._lost < _MOST_LOST else "scores come at the end"
+            _LOG.warning("the process that scores beside training has ended: %s", again)
             self._waiting.extend(self._sent.values())
             self._sent.clear()
+            self._child = None
             return
         if isinstance(message, OutOfRoomError):
             raise message

@@ -91,6 +91,8 @@ class RayPlace:
             raise PyvaeError(
                 f"--device {settings.device}: on Ray every group is given its GPU; leave --device out"
             )
+        if settings.device == "cpu" and self._cluster.num_gpus is None:
+            self._cluster = self._cluster._replace(num_gpus=0.0)
         settings = replace(settings, patience=_PATIENCE_SECONDS)
         self._out = out
         self._child = Child(_drive, self._cluster, out, settings, log=out / LOG)
@@ -338,6 +340,8 @@ class _Driver:
         import ray
 
         self._send, self._share = send, share
+        if "num_gpus" not in share.train:  # which a node may have all the same
+            settings = replace(settings, device="cpu")
         self._arguments = out, settings, token, share.threads
         self._tasks = {
             "train": ray.remote(_train_task).options(**share.train),

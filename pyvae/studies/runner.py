@@ -111,6 +111,10 @@ def run_study(
         return StudyEnd(work.table.known(), work.problems(), interrupted)
 
 
+def _absolute(data: str | None) -> str | None:
+    return None if data is None else absolute(data)
+
+
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
     with lock(out / ".study-lock", wait=False) as held:
@@ -174,8 +178,8 @@ class _Work:
         if not self._to_train and not self._to_score:
             return False
         finished = False
-        place.open(self._out, self._settings)
         try:
+            place.open(self._out, self._settings)
             for model in self._to_score:
                 place.score(model)
             groups = place.pack(self._to_train) if self._to_train else []

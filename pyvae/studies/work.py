@@ -364,10 +364,12 @@ def _stands(score: dict[str, Any] | None, dataset: Dataset, settings: Settings) 
         return False
     if "factors" not in score:  # a metric of codes alone
         return True
-    known = dataset.factor_names if isinstance(dataset, FactorDataset) else ()
-    return (
-        score["factors"] == [f for f in known if f not in settings.without] and score.get("score") is not None
-    )
+    factors = [factor for factor in _factors(dataset) if factor not in settings.without]
+    return score["factors"] == factors and score.get("score") is not None
+
+
+def _factors(dataset: Dataset) -> tuple[str, ...]:
+    return tuple(dataset.factor_names) if isinstance(dataset, FactorDataset) else ()
 
 
 def _likelihood(

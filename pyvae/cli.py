@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import shlex
 import signal
 import sys
 import time
@@ -19,19 +18,23 @@ import pyvae
 from pyvae import console
 from pyvae.backend import wanted_backend
 from pyvae.bounds import parsing
+from pyvae.cli_study import Study
 from pyvae.engine.recipe import Engine, Precision, Recipe
 from pyvae.errors import DataError, PyvaeError, RunError, printable
+from pyvae.invocation import INTERRUPTED
+from pyvae.invocation import device_named as _device
+from pyvae.invocation import interrupted as _interrupted
+from pyvae.invocation import say as _say
+from pyvae.invocation import whole_path as _path
 from pyvae.recipes import RECIPES
 
 if TYPE_CHECKING:
-    import torch
-
     from pyvae.data import Dataset
     from pyvae.engine.course import Outcome
     from pyvae.engine.run import Run
+    from pyvae.studies.runner import Place
 
 _LOG = logging.getLogger(__name__)
-INTERRUPTED = 130
 _DESCRIPTION = (
     "Variational autoencoders: train, evaluate and reproduce. `pyvae --version` says which pyvae this is."
 )
@@ -324,6 +327,12 @@ class Reproduce:
     """Seconds between checkpoints."""
     capture: bool = True
     """On a GPU, run several steps as one CUDA graph: faster, and the same results."""
+    ray: str | None = None
+    """Train on a Ray cluster: its ADDRESS, or "local" for one on this machine. `pip install 'pyvae[ray]'`."""
+    num_gpus: float | None = None
+    """On Ray, GPUs of a group of runs that train together, 0.5 for two groups on each."""
+    num_cpus: float | None = None
+    """On Ray, CPU cores of a group."""
 
     def __call__(self) -> int:
         from pyvae.reproduce import describe, reproduce, study_of
@@ -345,14 +354,18 @@ class Reproduce:
                 f"--first-seed must not be negative, nor a seed above 2^64 - 1, got {self.first_seed}"
             )
         seeds = range(self.first_seed, self.first_seed + self.seeds)
+        place = self._place()
+        if place is not None and study is None:
+            raise PyvaeError(f"{self.name} takes no cluster: leave --ray out")
         name = self.name if scale == 1 else f"{self.name}-{self.scale:g}"
         out = _path(self.out) if self.out else Path("runs") / name
         try:
             if study is None:
                 page: Path | None = reproduce_toy(self.name, out, seeds=seeds, scale=self.scale)
             else:
-                dataset = _load(study.recipe(study.arms[0], self.data))
-                held_out = _test_images(study.recipe(study.arms[0], self.data)) if study.likelihoods else None
+                first = study.recipe(study.arms[0], self.data)
+                dataset = _load(first)
+                test = _test_file(self.data) if study.likelihoods else None
                 page = reproduce(
                     self.name,
                     study,
@@ -362,11 +375,13 @@ class Reproduce:
                     seeds=seeds,
                     scale=scale,
                     data=self.data,
-                    held_out=held_out,
+                    held_out=_load(replace(first, data=test)) if test else None,
+                    held_out_data=test,
                     precision=self.precision,
                     engine=self.engine,
                     checkpoint_seconds=self.checkpoint_seconds,
                     capture=self.capture,
+                    place=place,
                 )
         except KeyboardInterrupt:
             page = None
@@ -374,6 +389,16 @@ class Reproduce:
             return _interrupted()
         _say(printable(str(page)))
         return 0
+
+    def _place(self) -> "Place | None":
+        if self.ray is None:
+            for name, value in (("--num-gpus", self.num_gpus), ("--num-cpus", self.num_cpus)):
+                if value is not None:
+                    raise PyvaeError(f"{name} is of Ray: give --ray local, or --ray ADDRESS")
+            return None
+        from pyvae.studies.on_ray import RayPlace
+
+        return RayPlace(self.ray, num_gpus=self.num_gpus, num_cpus=self.num_cpus)
 
 
 @dataclass(frozen=True)
@@ -406,6 +431,7 @@ def _commands() -> Any:
         "evaluate": Evaluate,
         "report": Report,
         "reproduce": Reproduce,
+        "study": Study,
         "doctor": Doctor,
     }
     return _union({name: Annotated[c, tyro.conf.subcommand(name)] for name, c in commands.items()})
@@ -459,12 +485,13 @@ def _load(recipe: Recipe) -> "Dataset":
     )
 
 
-def _test_images(recipe: Recipe) -> "Dataset | None":
-    """MNIST's test images, where they lie beside its training images."""
+def _test_file(data: str) -> str | None:
+    """Where MNIST's test images lie, if they are beside its training images."""
     from pyvae.data.mnist import test_file
+    from pyvae.data.paths import absolute
 
-    test = test_file(Path(recipe.data).expanduser())
-    return _load(replace(recipe, data=str(test))) if test else None
+    test = test_file(Path(data).expanduser())
+    return absolute(str(test)) if test else None
 
 
 def _open(path: Path, data: str | None) -> tuple["Run", "Dataset"]:
@@ -491,37 +518,6 @@ def _open(path: Path, data: str | None) -> tuple["Run", "Dataset"]:
     return run, dataset
 
 
-def _path(path: Path) -> Path:
-    """With ``~`` written out, which a shell does not do behind ``--out=``."""
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise PyvaeError(f"{path}: there is no such user here; write the path out") from error
-
-
-def _device(name: str, precision: str = "fp32") -> "torch.device":
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("there are cpu and cuda")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise PyvaeError(
-            f"--device {name} cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
-        ) from error
-    # not in every torch, and of x86 alone
-    cpu: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if precision == "bf16" and name == "cpu" and not (cpu.get("avx512_bf16", True) or cpu.get("amx_bf16")):
-        _LOG.warning(
-            "this CPU has no instructions for bfloat16, and is many times faster with --precision fp32"
-        )
-    return device
-
-
 def _cut_short(recipe: Recipe) -> Iterator[str]:
     """A line for each schedule that goes on after the last step."""
     for name in ("annealing_steps", "capacity_steps"):
@@ -542,11 +538,6 @@ def _version() -> int:
     return 0
 
 
-def _interrupted() -> int:
-    _say(f"interrupted and saved; go on with: {shlex.join(['pyvae', *sys.argv[1:]])}")
-    return INTERRUPTED
-
-
 def _say_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
     for name, parts in scores.items():
         for part, value in parts.items():
@@ -558,7 +549,3 @@ def _say_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
 def _say_missing(missing: Mapping[str, str]) -> None:
     for name, why in missing.items():
         _LOG.warning("%s is not computed: %s", name, why)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")

@@ -1,4 +1,8 @@
-"""A lock that processes hold on a file, and that ends with them."""
+"""A lock that processes hold on a file, and that ends with them.
+
+It is flock(2). On NFS other machines see it, and that of a machine which is lost goes when the server gives its lease
+up, after some 90 seconds; Lustre and BeeGFS need it switched on (``-o flock``), or it is of one machine alone.
+"""
 
 import fcntl
 import os

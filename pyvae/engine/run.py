@@ -33,6 +33,10 @@ Net = TypeVar("Net", bound=torch.nn.Module)
 _OF_RUN = ("checkpoints", "events", "figures", "profile", "recipe.json", "snapshots", "trace.csv")
 
 
+class HeldError(RunError):
+    """Another process trains the run."""
+
+
 class Run:
     """A run on disk."""
 
@@ -151,7 +155,8 @@ class Run:
         of it.
 
         Raises:
-            RunError: another process trains it, or the directory cannot be made or written.
+            HeldError: another process trains it.
+            RunError: the directory cannot be made or written.
         """
         made = not self.path.exists()
         make_directory(self.path)
@@ -159,7 +164,7 @@ class Run:
         try:
             with lock(file, wait=False) as held:
                 if not held:
-                    raise RunError(f"{self.path} is being trained by another process")
+                    raise HeldError(f"{self.path} is being trained by another process")
                 try:
                     yield
                 finally:

@@ -25,6 +25,10 @@ class RecipeError(PyvaeError, ValueError):
     """A recipe asks for what cannot be."""
 
 
+class PlanError(PyvaeError, ValueError):
+    """A study's file cannot be read, or asks for what cannot be."""
+
+
 class SeedError(PyvaeError, ValueError):
     """A seed or a step has more than 64 bits."""
 

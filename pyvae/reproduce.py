@@ -18,8 +18,8 @@ from pyvae.engine.run import Run
 from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError
 from pyvae.evaluation import read_likelihood, read_scores, score, score_likelihood, write_metrics
+from pyvae.evaluation.averages import evaluate
 from pyvae.marginal_likelihood import GROUP
-from pyvae.report.evaluation import evaluate
 from pyvae.report.study import Findings, Measured, write_report
 from pyvae.report.trained import load_trained
 from pyvae.studies.published import LIKELIHOODS, QUANTITIES, STUDIES, Quantity, Study, shorten

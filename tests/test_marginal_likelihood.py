@@ -19,13 +19,13 @@ from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError
 from pyvae.evaluation import score, score_likelihood
+from pyvae.evaluation.averages import evaluate
 from pyvae.marginal_likelihood import GROUP, active_units, estimate, marginal_likelihood
 from pyvae.metrics import encode, unsupervised
 from pyvae.nets import build
 from pyvae.objectives import IWAE, VAE, CapacityVAE
 from pyvae.random import Stream, normal
 from pyvae.report import report, traversal, traverse
-from pyvae.report.evaluation import evaluate
 from tiny import GreyData, TinyData
 
 CPU = torch.device("cpu")

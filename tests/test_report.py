@@ -14,10 +14,11 @@ from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
+from pyvae.evaluation import averages as evaluation
+from pyvae.evaluation.averages import correlation_ratio, evaluate
 from pyvae.objectives import BetaVAE, CapacityVAE, FactorVAE
 from pyvae.random import Stream, make_key
-from pyvae.report import evaluation, report, traversal
-from pyvae.report.evaluation import correlation_ratio, evaluate
+from pyvae.report import report, traversal
 from pyvae.report.figures import draw_trace, smooth, trace_caption
 from pyvae.report.trained import load_trained
 from tiny import TinyData

@@ -10,8 +10,8 @@ from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
 from pyvae.evaluation import read_likelihood, read_scores, write_metrics
+from pyvae.evaluation.averages import Evaluation, evaluate
 from pyvae.report import curves, generated, reconstructions, snapshots, traversal
-from pyvae.report.evaluation import Evaluation, evaluate
 from pyvae.report.figures import Trace
 from pyvae.report.markup import document, duration, figure
 from pyvae.report.trained import Trained, TrainedPair, load_trained, load_trained_pair

@@ -7,9 +7,9 @@ import torch
 from pyvae.data.dataset import Dataset
 from pyvae.data.subset import subset
 from pyvae.engine.run import Run
+from pyvae.evaluation.averages import posterior
 from pyvae.nets import Autoencoder
 from pyvae.report.figures import draw_reconstructions, save
-from pyvae.report.trained import posterior
 
 _IMAGES = 20
 CAPTION = "Inputs above the means of their reconstructions."

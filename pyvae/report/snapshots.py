@@ -10,10 +10,9 @@ from pyvae.engine import checkpoint
 from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
+from pyvae.evaluation.averages import evaluate, posterior
 from pyvae.report import traversal
-from pyvae.report.evaluation import evaluate
 from pyvae.report.figures import Trace
-from pyvae.report.trained import posterior
 
 _LOG = logging.getLogger(__name__)
 _COLUMNS = 11

@@ -2,8 +2,6 @@
 
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from pyvae.adversarial_nets import AdversarialPair
 from pyvae.data.dataset import Dataset
 from pyvae.engine.checkpoint import Checkpoint
@@ -33,11 +31,6 @@ class TrainedPair(NamedTuple):
     """Of their checkpoint."""
     steps_per_second: float | None
     """Over the whole run; None where the checkpoint does not say."""
-
-
-def posterior(net: Autoencoder, dataset: Dataset, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Posterior mean and log-variance ``[B, D]`` of images int64 ``[B]``."""
-    return net.encoder(index if net.reads_factors else dataset.images(index))
 
 
 def load_trained(run: Run, dataset: Dataset) -> Trained:

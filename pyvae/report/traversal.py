@@ -12,11 +12,11 @@ from torch import Tensor
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
+from pyvae.evaluation.averages import evaluate, posterior
 from pyvae.nets import Autoencoder
 from pyvae.report import generated
-from pyvae.report.evaluation import evaluate
 from pyvae.report.figures import save, show, tile, write
-from pyvae.report.trained import load_trained, load_trained_pair, posterior
+from pyvae.report.trained import load_trained, load_trained_pair
 
 # a square, an ellipse and a heart: the images that 1Konny/Beta-VAE and ControlVAE start from
 DSPRITES_SEEDS = (87040, 332800, 578560)

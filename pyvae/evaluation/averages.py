@@ -1,4 +1,4 @@
-"""Numbers of a trained network on a fixed subset of its data set."""
+"""Averages of a trained network over a fixed subset of its data set."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,6 @@ from pyvae.functional import reparameterize_kl
 from pyvae.nets import Autoencoder
 from pyvae.objectives.likelihood import Likelihood, image_nll
 from pyvae.random import Stream, make_key
-from pyvae.report.trained import posterior
 
 _BATCH = 256
 _SEED = 0
@@ -83,3 +82,8 @@ def correlation_ratio(codes: Tensor, classes: Tensor) -> Tensor:
         between = (sums.square() / count.clamp_min(1)[:, None]).sum(0)
         columns.append(torch.where(varies, between / total.clamp_min(torch.finfo(torch.float64).tiny), 0.0))
     return torch.stack(columns, -1)
+
+
+def posterior(net: Autoencoder, dataset: Dataset, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Posterior mean and log-variance ``[B, D]`` of images int64 ``[B]``."""
+    return net.encoder(index if net.reads_factors else dataset.images(index))

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,18 +17,22 @@ import pyvae
 from pyvae import console
 from pyvae.backend import wanted_backend
 from pyvae.bounds import parsing
+from pyvae.cli_study import Study
 from pyvae.engine.recipe import Engine, Precision, Recipe
 from pyvae.errors import DataError, PyvaeError, RunError, printable
+from pyvae.invocation import INTERRUPTED
+from pyvae.invocation import device_named as _device
+from pyvae.invocation import interrupted as _interrupted
+from pyvae.invocation import say as _say
+from pyvae.invocation import whole_path as _path
 from pyvae.recipes import RECIPES
 
 if TYPE_CHECKING:
-    import torch
 
     from pyvae.data import Dataset
     from pyvae.engine.run import Run
 
 _LOG = logging.getLogger(__name__)
-INTERRUPTED = 130
 _DESCRIPTION = (
     "Variational autoencoders: train, evaluate and reproduce. `pyvae --version` says which pyvae this is."
 )
@@ -355,6 +358,7 @@ def _commands() -> Any:
         "evaluate": Evaluate,
         "report": Report,
         "reproduce": Reproduce,
+        "study": Study,
         "doctor": Doctor,
     }
     return _union({name: Annotated[c, tyro.conf.subcommand(name)] for name, c in commands.items()})
@@ -440,45 +444,9 @@ def _open(path: Path, data: str | None) -> tuple["Run", "Dataset"]:
     return run, dataset
 
 
-def _path(path: Path) -> Path:
-    """With ``~`` written out, which a shell does not do behind ``--out=``."""
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise PyvaeError(f"{path}: there is no such user here; write the path out") from error
-
-
-def _device(name: str, precision: str = "fp32") -> "torch.device":
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("there are cpu and cuda")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise PyvaeError(
-            f"--device {name} cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
-        ) from error
-    # not in every torch, and of x86 alone
-    cpu: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if precision == "bf16" and name == "cpu" and not (cpu.get("avx512_bf16", True) or cpu.get("amx_bf16")):
-        _LOG.warning(
-            "this CPU has no instructions for bfloat16, and is many times faster with --precision fp32"
-        )
-    return device
-
-
 def _version() -> int:
     _say(f"pyvae {pyvae.__version__}")
     return 0
-
-
-def _interrupted() -> int:
-    _say(f"interrupted and saved; go on with: {shlex.join(['pyvae', *sys.argv[1:]])}")
-    return INTERRUPTED
 
 
 def _say_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
@@ -492,7 +460,3 @@ def _say_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
 def _say_missing(missing: Mapping[str, str]) -> None:
     for name, why in missing.items():
         _LOG.warning("%s is not computed: %s", name, why)
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")

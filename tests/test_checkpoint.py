@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -298,7 +299,8 @@ def test_a_failure_on_the_thread_reaches_who_waits(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with checkpoint.Saver(tmp_path) as saver:
+    with ThreadPoolExecutor(1) as writer:
+        saver = checkpoint.Saver(tmp_path, writer)
         saver.save(make(1))
         assert saver.wait() == 1
         monkeypatch.setattr(os, "fsync", full)
@@ -313,8 +315,8 @@ def test_what_is_being_written_is_not_lost_when_something_else_fails(tmp_path):
         time.sleep(0.2)
 
     def train():
-        with checkpoint.Saver(tmp_path, [slow]) as saver:
-            saver.save(make(1))
+        with ThreadPoolExecutor(1) as writer:
+            checkpoint.Saver(tmp_path, writer, [slow]).save(make(1))
             raise Broken
 
     with pytest.raises(Broken):

@@ -278,7 +278,7 @@ def test_seeds_to_the_last(here, call):
 def test_writers_at_once_lose_nothing(tmp_path, monkeypatch):
     """Each reads what the other wrote, however they interleave."""
     run, data = Run(tmp_path, RECIPE), TinyData()
-    read = evaluation._read
+    read = evaluation.read_metrics
     both = threading.Barrier(2)
 
     def slow(*arguments):
@@ -289,7 +289,7 @@ def test_writers_at_once_lose_nothing(tmp_path, monkeypatch):
         except threading.BrokenBarrierError:
             return found
 
-    monkeypatch.setattr(evaluation, "_read", slow)
+    monkeypatch.setattr(evaluation, "read_metrics", slow)
     threads = [
         threading.Thread(
             target=write_metrics, args=(run, 2, data, {"scores": {name: {"score": 1.0}}, name: 1})

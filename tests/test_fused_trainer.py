@@ -59,7 +59,7 @@ def recipe(objective=BetaVAE(), **changes):  # noqa: B008  # frozen
 
 def fused(data, device, **changes):
     """In plain float32, unless something else is asked for."""
-    return FusedTrainer(recipe(**{"precision": "fp32", **changes}), data, device)
+    return FusedTrainer([recipe(**{"precision": "fp32", **changes})], data, device)
 
 
 @pytest.mark.parametrize(

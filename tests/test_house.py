@@ -20,7 +20,7 @@ MODULES = sorted(p for p in (ROOT / "pyvae").rglob("*.py") if p.relative_to(ROOT
 LAYERS = [
     {"allocator", "constants", "files", "kernels", "errors", "native", "panels", "transforms"},
     {"random", "checks"},
-    {"backend", "bounds", "console"},
+    {"backend", "bounds", "console", "invocation"},
     {"reference"},
     {"ops"},
     {"bias_activation", "functional"},
@@ -37,6 +37,7 @@ LAYERS = [
     {"studies"},
     {"report"},
     {"reproduce", "toys"},
+    {"cli_study"},
     {"cli"},
     {"__main__"},
 ]

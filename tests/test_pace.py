@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pyvae.engine import loop, stepper
+from pyvae.engine import loop, recorder, stepper
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.engine.stepper import Stepper
@@ -80,8 +80,9 @@ def train(monkeypatch, tmp_path):
         trainer = Timed(recipe, Gpu(monkeypatch, captured), monkeypatch, log_every)
         run = Run.create_or_resume(tmp_path / "run", recipe)
         with run.locked():
-            looped = loop._Loop(run, TinyData(), trainer, run.resumable(), 1.0)
-            outcome = looped.train()
+            begun = recorder.Begun(run, recipe, run.resumable())
+            looped = loop._Loop([begun], TinyData(), trainer, 1.0, recipe.steps, loop._refuse)
+            (outcome,) = looped.train([])
         assert outcome.step == trainer.step == recipe.steps
         trainer.pace = looped._pace
         return trainer

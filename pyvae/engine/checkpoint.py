@@ -12,9 +12,9 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, BinaryIO, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -98,22 +98,16 @@ class DamagedError(RunError):
 
 
 class Saver:
-    """Writes checkpoints on a thread of its own: the device stops for no longer than a copy in its own memory."""
+    """Writes checkpoints on another thread: the device stops for no longer than a copy in its own memory."""
 
-    def __init__(self, directory: Path, rest_on: Sequence[Callable[[], None]] = ()) -> None:
-        """Into ``directory``; before a checkpoint takes its name, ``rest_on`` brings to the disk what it stands on."""
+    def __init__(self, directory: Path, writer: Executor, rest_on: Sequence[Callable[[], None]] = ()) -> None:
+        """Into ``directory``, by ``writer``, which others may share; before a checkpoint takes its name, ``rest_on``
+        brings to the disk what it stands on."""
         self._directory = directory
         self._rest_on = rest_on
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="pyvae-save")
+        self._writer = writer
         self._writing: tuple[int, Future[Path]] | None = None
         self._reached = False
-
-    def __enter__(self) -> "Saver":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """What is being written is not lost, whatever else has failed."""
-        self._writer.shutdown()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Start writing the tensors as they are now.
@@ -228,30 +222,53 @@ def _read(path: Path) -> Checkpoint:
 
     # not by its path: mapped into memory, a file that is cut short meanwhile would end the process
     with open_regular(path) as file:
-        content = file.read(8)
-        length = int.from_bytes(content, "little")
-        if len(content) < 8 or not 2 <= length <= _LONGEST_HEADER:
-            raise ValueError("no safetensors file")
-        header = file.read(length)
-        parts = checked(parse_json(header), dict[str, Any], "its header")
-        about = checked(parts.pop("__metadata__", {}), dict[str, str], "its description")
-        parts = checked(parts, dict[str, _Tensor], "its header")
-        size = max((part["data_offsets"][1] for part in parts.values()), default=0)
-        # before it is read: a hole of terabytes costs its maker nothing
-        if size != os.fstat(file.fileno()).st_size - 8 - length:
-            raise ValueError("cut short, or of another size than it says")
-        content += header + file.read(size)
+        start, about, size = _start(file)
+        content = start + file.read(size)
     try:
         tensors = deserialise(content)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(f"no safetensors file: {str(error).splitlines()[0]}") from error
-    if "pyvae" not in about:
-        raise ValueError("a safetensors file, but none of pyvae's")
     # of earlier versions there is none
     if about.get("checksum", sums := _checksum(about["pyvae"], tensors)) != sums:
         raise ValueError("its checksum is another: a part of it has changed since it was written")
     metadata = _description(path, about["pyvae"])
     return Checkpoint(metadata.pop("step"), tensors, metadata)
+
+
+def _start(file: BinaryIO) -> tuple[bytes, dict[str, str], int]:
+    """What stands before the tensors, the description in it, and the bytes that follow.
+
+    Raises:
+        ValueError: it is no checkpoint, or cut short.
+    """
+    content = file.read(8)
+    length = int.from_bytes(content, "little")
+    if len(content) < 8 or not 2 <= length <= _LONGEST_HEADER:
+        raise ValueError("no safetensors file")
+    header = file.read(length)
+    parts = checked(parse_json(header), dict[str, Any], "its header")
+    about = checked(parts.pop("__metadata__", {}), dict[str, str], "its description")
+    parts = checked(parts, dict[str, _Tensor], "its header")
+    size = max((part["data_offsets"][1] for part in parts.values()), default=0)
+    # before it is read: a hole of terabytes costs its maker nothing
+    if size != os.fstat(file.fileno()).st_size - 8 - length:
+        raise ValueError("cut short, or of another size than it says")
+    if "pyvae" not in about:
+        raise ValueError("a safetensors file, but none of pyvae's")
+    return content + header, about, size
+
+
+def newest_description(directory: Path) -> dict[str, Any] | None:
+    """The :class:`Metadata` of the newest checkpoint, whose tensors are not read; None where there is none, or the
+    newest is damaged as far as its header shows.
+
+    Raises:
+        RunError: the directory cannot be read.
+    """
+    for path in paths(directory)[-1:]:
+        with contextlib.suppress(OSError, ValueError), open_regular(path) as file:
+            return _description(path, _start(file)[1]["pyvae"])
+    return None
 
 
 def _description(path: Path, text: str) -> dict[str, Any]:

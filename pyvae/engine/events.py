@@ -6,9 +6,8 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from pyvae.engine.files import append_all, cause_of, make_directory
@@ -20,24 +19,26 @@ _VERSION = "brain.Event:2"
 
 
 class Events:
-    """A file of events, written on a thread of its own. After a first failure nothing is written any more."""
+    """A file of events, written on another thread. After a first failure nothing is written any more."""
 
-    def __init__(self, directory: Path, fields: Sequence[str], resume_at: int) -> None:
-        """Begin a file in ``directory``; a viewer then drops what earlier files have of step ``resume_at`` on."""
+    def __init__(self, directory: Path, fields: Sequence[str], resume_at: int, writer: Executor) -> None:
+        """Begin a file in ``directory``; a viewer then drops what earlier files have of step ``resume_at`` on.
+
+        Args:
+            directory: made where it is not.
+            fields: names of the values of a row.
+            resume_at: the step to go on with.
+            writer: of one thread, which the events of others may share.
+        """
         self._directory = directory
         self._tags = [field.replace("kl_", "kl/") for field in fields]
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="pyvae-events")
+        self._writer = writer
         self._file: io.FileIO | None = None
         self._writing: Future[None] = self._writer.submit(self._begin, resume_at)
 
-    def __enter__(self) -> "Events":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Write nothing more once what has been given is written."""
         self._writer.submit(self._end)
-        self._writer.shutdown()
 
     def write(self, rows: list[tuple[int, list[float]]]) -> None:
         """Start writing rows, when those before are through."""

@@ -1,14 +1,15 @@
-"""Run a recipe in a run directory, from wherever it stands to its end."""
+"""Run recipes in run directories, from wherever they stand to their ends."""
 
-import math
+import logging
 import os
 import platform
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -18,26 +19,30 @@ from tqdm import tqdm
 import pyvae
 from pyvae.allocator import keep_large_buffers
 from pyvae.data.dataset import Dataset
-from pyvae.engine import checkpoint
 from pyvae.engine.arithmetic import settle_arithmetic
-from pyvae.engine.checkpoint import Checkpoint, engine_of
-from pyvae.engine.events import Events
+from pyvae.engine.checkpoint import engine_of
 from pyvae.engine.fused.supports import settled
+from pyvae.engine.fused.trainer import FusedTrainer
+from pyvae.engine.recorder import Begun, Recorder
 from pyvae.engine.run import Run
 from pyvae.engine.stepper import BURST, Stepper
-from pyvae.engine.trace import HostCopy, Rows, TraceFile, to_host
+from pyvae.engine.together import shape_of
+from pyvae.engine.trainer import check_data
 from pyvae.engine.training import training
-from pyvae.errors import RunError
+from pyvae.errors import RunError, printable
 
+_LOG = logging.getLogger(__name__)
 _DRAIN_SECONDS = 0.5
-_WIDER = ", or --precision tf32, whose range is that of float32"
 _SHOWN = ("loss", "recon", "kl", "discriminator_loss", "information")
 # how long a GPU's work handed over at once should take: Ctrl-C waits for two such portions
 _PORTION_SECONDS = (0.05, 0.2)
+_SAVING_THREADS = 4
+AT_ONCE = 64
+"""Members of an ensemble: one model-step is then all kernels, and costs no less with more beside it."""
 
 
 class Outcome(NamedTuple):
-    """How a call of :func:`train` ended."""
+    """How training a run ended."""
 
     step: int
     """Steps made in the whole life of the run."""
@@ -45,6 +50,8 @@ class Outcome(NamedTuple):
     """Whether a signal ended it before its last step."""
     steps_per_second: float
     """Of this call."""
+    failure: str | None = None
+    """Why it stands still before its last step, where a value was not finite."""
 
 
 def train(
@@ -74,112 +81,290 @@ def train(
         RecipeError: the recipe cannot be trained on this data.
     """
     keep_large_buffers()
-    settle_arithmetic(run.recipe.precision)
-    with run.locked():
-        run.check_recipe()  # again, now that nobody else changes it
-        run.clear_leftovers()
-        saved = run.resumable(repair=True)
-        begun = None if saved is None else engine_of(saved.metadata)
-        recipe = settled(run.recipe, dataset, device, compile=compile, begun=begun)
-        if begun is not None and recipe.engine != begun:
-            raise RunError(
-                f"{run.path} was trained by the {begun} engine, and the {recipe.engine} one rounds otherwise: "
-                f"--engine {begun}, or name another --out"
-            )
-        trainer = training(recipe, dataset, device, log_every=log_every, capture=capture, compile=compile)
-        return _Loop(run, dataset, trainer, saved, checkpoint_seconds).train()
+    options = _Options(log_every, checkpoint_seconds, capture, compile)
+    with _held([run]):
+        begun = _begun(run, dataset, device, compile, repair=True)
+        loop = _loop([begun], dataset, device, options, run.recipe.steps, _refuse)
+        with _signals() as signals:
+            return loop.train(signals)[0]
+
+
+def train_together(
+    runs: Sequence[Run],
+    dataset: Dataset,
+    device: torch.device,
+    *,
+    log_every: int = 100,
+    checkpoint_seconds: float = 60.0,
+    capture: bool = True,
+    compile: bool = False,
+    at_once: int = AT_ONCE,
+) -> list[Outcome]:
+    """Train runs on one data set until the last step of each, or until SIGINT or SIGTERM, which saves first.
+
+    Those of one shape that the fused engine trains make their steps together, as one ensemble; the others are trained
+    one after another. Each becomes what it would have become alone, bit for bit; those that are finished are left
+    alone. A run with a value that is not finite stands still and is named, while the others go on.
+
+    Args:
+        runs: new, or begun, each perhaps at another step: those behind catch up first.
+        dataset: that of all recipes.
+        device: to train on.
+        log_every: steps between rows of the traces.
+        checkpoint_seconds: time between checkpoints, which are of one step for all of an ensemble.
+        capture: on a GPU, run several steps of all members as one CUDA graph; the results are the same.
+        compile: the networks through torch.compile, which rounds otherwise.
+        at_once: the most members of an ensemble.
+
+    Returns:
+        how each ended, in the order of ``runs``.
+
+    Raises:
+        RunError: as :func:`train`, but for a loss that is not finite; or two of the runs have one path. What is known
+            before the first step is refused before anything is written.
+        RecipeError: a recipe cannot be trained on this data.
+    """
+    keep_large_buffers()
+    options = _Options(log_every, checkpoint_seconds, capture, compile)
+    standing = _standing(runs, dataset, device, compile)
+    groups: dict[object, list[int]] = {}
+    for n, each in enumerate(standing):
+        if not each.finished:
+            groups.setdefault(each.shape or n, []).append(n)
+    outcomes = {n: Outcome(each.step, False, 0.0) for n, each in enumerate(standing) if each.finished}
+    portions = [whole[i : i + at_once] for whole in groups.values() for i in range(0, len(whole), at_once)]
+    with _signals() as signals:
+        for members in portions:
+            if signals:
+                break
+            if len(portions) > 1:
+                _say_which([runs[n] for n in members], len(outcomes), len(runs))
+            found = _train_group([runs[n] for n in members], dataset, device, options, signals)
+            outcomes |= zip(members, found, strict=True)
+    return [outcomes.get(n) or Outcome(each.step, True, 0.0) for n, each in enumerate(standing)]
+
+
+class _Options(NamedTuple):
+    log_every: int
+    checkpoint_seconds: float
+    capture: bool
+    compile: bool
+
+
+@contextmanager
+def _held(runs: Sequence[Run]) -> Iterator[None]:
+    """Hold runs for training; their recipes are those of their directories, or may become so."""
+    with ExitStack() as held:
+        for run in runs:
+            held.enter_context(run.locked())
+        for run in runs:
+            run.check_recipe()  # again, now that nobody else changes it
+            run.clear_leftovers()
+        yield
+
+
+def _begun(run: Run, dataset: Dataset, device: torch.device, compile: bool, *, repair: bool) -> Begun:
+    """From where a run goes on.
+
+    Raises:
+        RunError: it cannot, with this recipe, data or engine.
+    """
+    saved = run.resumable(repair=repair)
+    begun = None if saved is None else engine_of(saved.metadata)
+    recipe = settled(run.recipe, dataset, device, compile=compile, begun=begun)
+    if begun is not None and recipe.engine != begun:
+        raise RunError(
+            f"{run.path} was trained by the {begun} engine, and the {recipe.engine} one rounds otherwise: "
+            f"--engine {begun}, or name another --out"
+        )
+    check_data(recipe, dataset)
+    if saved is not None and saved.metadata["data"] != dataset.fingerprint:
+        raise RunError(
+            f"{run.path} was trained on {saved.metadata['data']}, but the data now is {dataset.fingerprint}: give the "
+            "same data, or name another --out"
+        )
+    if saved is not None and saved.step > recipe.steps:
+        raise RunError(
+            f"{run.path} has made {saved.step:,} steps, more than --steps {recipe.steps}: give --steps {saved.step} or "
+            "more, or name another --out"
+        )
+    return Begun(run, recipe, saved)
+
+
+class _Standing(NamedTuple):
+    """Where a run is before training."""
+
+    step: int
+    finished: bool
+    shape: tuple[object, ...] | None
+    """Of those who may share its steps; None where nobody can."""
+
+
+def _standing(runs: Sequence[Run], dataset: Dataset, device: torch.device, compile: bool) -> list[_Standing]:
+    """Of every run, while nothing is written and nobody holds any.
+
+    Raises:
+        RunError, RecipeError: one of them cannot be trained.
+    """
+    known: dict[str, Run] = {}
+    found = []
+    for run in runs:
+        if known.setdefault(os.path.realpath(run.path), run) is not run:
+            raise RunError(f"{run.path} is named twice: each run needs a directory of its own")
+        if run.path.exists():
+            with run.locked():
+                pass
+        begun = _begun(run, dataset, device, compile, repair=False)
+        # its recipe.json may be of a length, or of a place of the data, that is no longer asked for
+        finished = begun.step == run.recipe.steps and run.is_written()
+        together = begun.recipe.engine == "fused" and begun.step < run.recipe.steps
+        found.append(_Standing(begun.step, finished, shape_of(begun.recipe) if together else None))
+    return found
+
+
+def _say_which(runs: Sequence[Run], before: int, total: int) -> None:
+    which = f"{before + 1:,}" if len(runs) == 1 else f"{before + 1:,} to {before + len(runs):,}"
+    _LOG.info("%s: model %s of %s", printable(runs[0].path), which, f"{total:,}")
+
+
+def _train_group(
+    runs: Sequence[Run], dataset: Dataset, device: torch.device, options: _Options, signals: list[int]
+) -> list[Outcome]:
+    """Train runs that make their steps together, from wherever each of them stands."""
+    total = runs[0].recipe.steps
+    first: dict[int, int] = {}
+    ended: dict[int, Outcome] = {}
+    seconds, going = 0.0, list(range(len(runs)))
+    with _held(runs):
+        while going:
+            begun = {n: _begun(runs[n], dataset, device, options.compile, repair=True) for n in going}
+            ended |= {n: Outcome(each.step, True, 0.0) for n, each in begun.items()}
+            first = {n: each.step for n, each in begun.items()} | first
+            lowest, *above = sorted({each.step for each in begun.values()})
+            # a member's bits do not depend on who is beside it: those behind go alone until they have caught up
+            behind = [n for n in going if begun[n].step == lowest]
+            stop = above[0] if above else total
+            loop = _loop([begun[n] for n in behind], dataset, device, options, stop, _say_failed)
+            begun.clear()
+            ended.update(zip(behind, loop.train(signals), strict=True))
+            seconds += loop.elapsed()
+            going = [n for n in going if ended[n].failure is None]
+            if signals or not above:
+                break
+    return [
+        each._replace(
+            interrupted=each.failure is None and each.step < total,
+            steps_per_second=(each.step - first[n]) / seconds,
+        )
+        for n, each in sorted(ended.items())
+    ]
+
+
+def _refuse(recorder: Recorder) -> None:
+    raise RunError(recorder.failure or "")
+
+
+def _say_failed(recorder: Recorder) -> None:
+    _LOG.warning("%s: %s", recorder.run.path, recorder.failure)
+
+
+def _loop(
+    begun: Sequence[Begun],
+    dataset: Dataset,
+    device: torch.device,
+    options: _Options,
+    stop: int,
+    failed: Callable[[Recorder], None],
+) -> "_Loop":
+    """That of runs which stand at one step."""
+    log_every, seconds, capture, compile = options
+    recipes = [each.recipe for each in begun]
+    settle_arithmetic(recipes[0].precision)
+    if len(begun) == 1:
+        trainer = training(recipes[0], dataset, device, log_every=log_every, capture=capture, compile=compile)
+    else:
+        trainer = FusedTrainer(recipes, dataset, device, log_every=log_every, capture=capture)
+    return _Loop(begun, dataset, trainer, seconds, stop, failed)
 
 
 class _Loop:
+    """Steps of runs that make them together, to the step ``stop``, and when what they leave behind is written.
+
+    ``failed`` is called once for each run in which a value was not finite.
+    """
+
     def __init__(
         self,
-        run: Run,
+        begun: Sequence[Begun],
         dataset: Dataset,
         trainer: Stepper,
-        saved: Checkpoint | None,
         checkpoint_seconds: float,
+        stop: int,
+        failed: Callable[[Recorder], None],
     ) -> None:
-        self._run = run
         self._checkpoint_seconds = checkpoint_seconds
         self._trainer = trainer
-        self._seconds_before = 0.0
-        self._rows_before = 0
-        self._metadata: dict[str, Any] = {
-            "recipe": run.recipe.to_json(),
-            "data": dataset.fingerprint,
-            "image_shape": list(dataset.image_shape),
-            "device": _device_name(trainer.device),
-            "engine": trainer.recipe.engine,
-            "versions": {"pyvae": pyvae.__version__, "torch": torch.__version__},
-        }
-        if saved is not None:
-            self._resume(saved)
-        run.write_recipe()
-        self._first_step = self._saved_step = trainer.step
+        self._stop = stop
+        self._recorders = [
+            Recorder(each, part, trainer.fields, _metadata(each, dataset, trainer.device))
+            for each, part in zip(begun, trainer.parts, strict=True)
+        ]
+        for recorder in self._recorders:
+            recorder.begin()
+        self._live = list(self._recorders)
+        self._failed = failed
+        self._kept = {step for recorder in self._recorders for step in recorder.run.recipe.keep_at}
+        self._first_step = self._drained_step = trainer.step
         self._pace = _Pace(trainer)
-        self._drained_step = trainer.step
-        self._copying: tuple[Rows, HostCopy, HostCopy] | None = None
-        self._trace = TraceFile(run.path / "trace.csv", trainer.fields, trainer.step, self._rows_before)
 
-    def _resume(self, saved: Checkpoint) -> None:
-        if saved.metadata["data"] != self._metadata["data"]:
-            raise RunError(
-                f"{self._run.path} was trained on {saved.metadata['data']}, but the data now is "
-                f"{self._metadata['data']}: give the same data, or name another --out"
-            )
-        if saved.step > self._run.recipe.steps:
-            raise RunError(
-                f"{self._run.path} has made {saved.step:,} steps, more than --steps {self._run.recipe.steps}: give "
-                f"--steps {saved.step} or more, or name another --out"
-            )
-        what = f"the checkpoint of step {saved.step:,} in {self._run.path}"
-        checkpoint.check_fit(saved.tensors, self._trainer.tensors(), what)
-        self._trainer.restore(saved.step, saved.tensors)
-        self._seconds_before = saved.metadata.get("seconds", 0.0)
-        # earlier versions did not say; the first step is always logged
-        self._rows_before = saved.metadata.get("trace_rows", min(saved.step, 1))
-
-    def train(self) -> Outcome:
-        trainer, total = self._trainer, self._run.recipe.steps
+    def train(self, signals: list[int]) -> list[Outcome]:
+        """Make the steps, unless a signal comes; how each of the runs stands then."""
+        trainer, recorders = self._trainer, self._recorders
         self._started = self._last_save = last_drain = time.monotonic()
+        savers = min(len(recorders), _SAVING_THREADS)
         with (
-            Events(self._run.events, trainer.fields, trainer.step) as events,
-            checkpoint.Saver(self._run.checkpoints, (self._trace.sync, events.sync)) as self._saver,
-            _signals() as signals,
-            _progress(trainer.step, total) as bar,
+            ThreadPoolExecutor(1, thread_name_prefix="pyvae-events") as noting,
+            ExitStack() as opened,
+            # what is being written is not lost, whatever else fails
+            ThreadPoolExecutor(savers, thread_name_prefix="pyvae-save") as saving,
+            _progress(trainer.step, self._stop, len(recorders)) as bar,
         ):
-            self._keep(events, bar)
-            while trainer.step < total and not signals:
+            for recorder in recorders:
+                recorder.open(noting, saving)
+                opened.callback(recorder.close)
+            self._keep(bar)
+            while trainer.step < self._stop and not signals and self._live:
                 self._pace.advance(min(self._next_stop() - trainer.step, self._most_steps()))
-                self._keep(events, bar)
+                self._keep(bar)
                 now = time.monotonic()
                 if self._most_steps() == 0 or now - last_drain >= _DRAIN_SECONDS:
-                    self._drain(events, bar)
+                    self._drain(bar)
                     last_drain = now
                 if now - self._last_save >= self._checkpoint_seconds:
-                    self._save(events, bar)
-            self._save(events, bar)
-            self._saver.wait()
-            self._trace.close()
-            return Outcome(
-                trainer.step, trainer.step < total, (trainer.step - self._first_step) / self._elapsed()
-            )
+                    self._save(bar)
+            self._save(bar)
+            for recorder in recorders:
+                recorder.finish()
+            return [self._outcome(recorder) for recorder in recorders]
+
+    def _outcome(self, recorder: Recorder) -> Outcome:
+        step = self._trainer.step if recorder.failure is None else recorder.failed_at
+        interrupted = recorder.failure is None and step < self._stop
+        return Outcome(step, interrupted, (step - self._first_step) / self.elapsed(), recorder.failure)
 
     def _next_stop(self) -> int:
-        recipe = self._run.recipe
-        return min(step for step in (*recipe.keep_at, recipe.steps) if step > self._trainer.step)
+        return min(step for step in (*self._kept, self._stop) if step > self._trainer.step)
 
-    def _keep(self, events: "Events", bar: "tqdm[None]") -> None:
-        run, step = self._run, self._trainer.step
-        # one that was there before this step was made is of an earlier run
-        made = step > self._first_step or not checkpoint.path_of(run.snapshots, step).exists()
-        if step in run.recipe.keep_at and made:
-            self._save(events, bar)
-            self._saver.wait()
-            saved = checkpoint.load(checkpoint.path_of(run.checkpoints, step))
-            checkpoint.save(run.snapshots, saved, keep=None)
+    def _keep(self, bar: "tqdm[None]") -> None:
+        step = self._trainer.step
+        if step in self._kept and any(recorder.keeps(step) for recorder in self._live):
+            self._save(bar)
+            for recorder in self._live:
+                if recorder.keeps(step):
+                    recorder.keep(step)
 
-    def _elapsed(self) -> float:
+    def elapsed(self) -> float:
+        """Seconds since the first step."""
         return max(time.monotonic() - self._started, 1e-9)
 
     def _most_steps(self) -> int:
@@ -187,49 +372,29 @@ class _Loop:
         full = self._drained_step + self._trainer.ledger.ring.steps
         return full - full % BURST - self._trainer.step
 
-    def _drain(self, events: "Events", bar: "tqdm[None]") -> None:
+    def _drain(self, bar: "tqdm[None]") -> None:
         """Write the rows that have been copied out, and start copying those of the steps since."""
-        self._write_rows(events, bar)
-        trainer = self._trainer
-        rows = trainer.ledger.ring.copy(self._drained_step, trainer.step)
-        self._copying = rows, to_host(trainer.ledger.bad_step), to_host(trainer.ledger.bad_row)
-        self._drained_step = trainer.step
+        self._write_rows(bar)
+        for recorder in self._live:
+            recorder.drain(self._drained_step, self._trainer.step)
+        self._drained_step = self._trainer.step
 
-    def _write_rows(self, events: "Events", bar: "tqdm[None]") -> None:
-        if self._copying is None:
-            return
-        (copied, bad_step, bad_row), self._copying = self._copying, None
-        rows, bad = copied.wait(), int(bad_step.wait())
-        if bad >= 0:
-            values = dict(zip(self._trainer.fields, bad_row.wait().tolist(), strict=True))
-            first = next(name for name, value in values.items() if not math.isfinite(value))
-            raise RunError(
-                f"{first} is not finite in step {bad}, so nothing was learnt from it on; {self._intact()}: "
-                f"try a lower --lr{_WIDER if self._run.recipe.precision == 'fp16' else ''}"
-            )
-        self._trace.append(rows)
+    def _write_rows(self, bar: "tqdm[None]") -> None:
+        rows = [row for recorder in self._live if (row := recorder.write())]
+        for recorder in [each for each in self._live if each.failure is not None]:
+            self._live.remove(recorder)
+            self._failed(recorder)
         if rows:
-            events.write(rows)
-            named = dict(zip(self._trainer.fields, rows[-1][1], strict=True))
-            bar.set_postfix({name: f"{named[name]:.2f}" for name in _SHOWN if name in named}, refresh=False)
+            shown = {name: sum(row[name] for row in rows) / len(rows) for name in _SHOWN if name in rows[0]}
+            bar.set_postfix({name: f"{value:.2f}" for name, value in shown.items()}, refresh=False)
         bar.update(self._drained_step - bar.n)
 
-    def _intact(self) -> str:
-        self._saver.wait()
-        if not checkpoint.paths(self._run.checkpoints):
-            return "nothing had been saved yet"
-        return f"the checkpoint of step {self._saved_step} is intact, and another --out leaves it so"
-
-    def _save(self, events: "Events", bar: "tqdm[None]") -> None:
+    def _save(self, bar: "tqdm[None]") -> None:
         # only what is known to be finite is saved, and no checkpoint is ahead of its trace
-        self._drain(events, bar)
-        self._write_rows(events, bar)
-        step = self._trainer.step
-        if step > self._saved_step or not checkpoint.paths(self._run.checkpoints):
-            seconds = self._seconds_before + self._elapsed()
-            metadata = {**self._metadata, "seconds": seconds, "trace_rows": self._trace.rows}
-            self._saver.save(Checkpoint(step, self._trainer.tensors(), metadata))
-            self._saved_step = step
+        self._drain(bar)
+        self._write_rows(bar)
+        for recorder in self._live:
+            recorder.save(self._trainer.step, self.elapsed())
         self._last_save = time.monotonic()
 
 
@@ -271,9 +436,10 @@ class _Pace:
 
 
 @contextmanager
-def _progress(step: int, total: int) -> Iterator["tqdm[None]"]:
+def _progress(step: int, total: int, models: int) -> Iterator["tqdm[None]"]:
     interactive = sys.stderr.isatty()
     with tqdm(
+        desc=f"{models} models" if models > 1 else None,
         total=total,
         initial=step,
         unit="step",
@@ -311,3 +477,14 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _metadata(begun: Begun, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+    return {
+        "recipe": begun.run.recipe.to_json(),
+        "data": dataset.fingerprint,
+        "image_shape": list(dataset.image_shape),
+        "device": _device_name(device),
+        "engine": begun.recipe.engine,
+        "versions": {"pyvae": pyvae.__version__, "torch": torch.__version__},
+    }

@@ -33,6 +33,10 @@ Net = TypeVar("Net", bound=torch.nn.Module)
 _OF_RUN = ("checkpoints", "events", "figures", "profile", "recipe.json", "snapshots", "trace.csv")
 
 
+class HeldError(RunError):
+    """Another process trains the run."""
+
+
 class Run:
     """A run on disk."""
 
@@ -115,6 +119,10 @@ class Run:
         content = json.dumps(self.recipe.to_json(), indent=2) + "\n"
         write_atomically(self.path / "recipe.json", content.encode())
 
+    def is_written(self) -> bool:
+        """Whether ``recipe.json`` is there, and is this recipe in all."""
+        return os.path.lexists(self.path / "recipe.json") and Run.open(self.path).recipe == self.recipe
+
     @property
     def adversarial(self) -> bool:
         """Whether a generator and a critic are trained, instead of an encoder and a decoder."""
@@ -147,7 +155,8 @@ class Run:
         of it.
 
         Raises:
-            RunError: another process trains it, or the directory cannot be made or written.
+            HeldError: another process trains it.
+            RunError: the directory cannot be made or written.
         """
         made = not self.path.exists()
         make_directory(self.path)
@@ -155,7 +164,7 @@ class Run:
         try:
             with lock(file, wait=False) as held:
                 if not held:
-                    raise RunError(f"{self.path} is being trained by another process")
+                    raise HeldError(f"{self.path} is being trained by another process")
                 try:
                     yield
                 finally:

@@ -1,8 +1,9 @@
 """Step after step of some training, each or several at once."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +18,19 @@ BURST = 16
 """Steps in a captured graph; it divides the windows of pyvae.engine.batches."""
 _WARM_UP = 3
 RING_ROWS = 4096
+
+
+class Part(NamedTuple):
+    """What is its own of each run that shares the steps of a stepper."""
+
+    recipe: Recipe
+    ledger: Ledger
+    tensors: Callable[[], dict[str, Tensor]]
+    """See :meth:`Stepper.tensors`."""
+    restore: Callable[[int, dict[str, Tensor]], None]
+    """See :meth:`Stepper.restore`."""
+    freeze: Callable[[], None] | None = None
+    """Leave the run as it is while others go on; None where there are no others."""
 
 
 class Stepper(ABC):
@@ -59,6 +73,11 @@ class Stepper(ABC):
         self._capture: Capture | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._uncaptured_steps = 0
+
+    @property
+    def parts(self) -> list[Part]:
+        """What is its own of each run that shares its steps: of one, all of it."""
+        return [Part(self.recipe, self.ledger, self.tensors, self.restore)]
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

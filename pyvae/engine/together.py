@@ -1,23 +1,36 @@
-"""Which runs may share their steps."""
+"""Which runs may share steps."""
 
 from collections.abc import Hashable
 from dataclasses import fields
-from typing import Any
 
+from pyvae.engine.fused.weighting import weighting_of
 from pyvae.engine.recipe import Recipe
 
-_OWN = ("objective", "seed", "lr")
-_STRUCTURE = ("adaptive_window", "discriminator_layers", "discriminator_width")
+_OWN = {"objective", "seed", "lr", "lr_stage_steps", "keep_at"}
+"""Fields of a recipe in which members may differ."""
+_LENGTHS = {"annealing_steps", "cycles", "capacity_steps", "capacity_period", "adaptive_window"}
+"""Integers of objectives that are numbers on the device, not sizes."""
 
 
 def shape_of(recipe: Recipe) -> tuple[Hashable, ...]:
-    """What recipes must have in common to stand in one ensemble: all but the seed, the rate and the numbers of the
-    objective."""
-    objective: Any = recipe.objective
-    own = [getattr(recipe, f.name) for f in fields(Recipe) if f.name not in _OWN]
-    kept = [
-        (f.name, value)
-        for f in fields(objective)
-        if not isinstance(value := getattr(objective, f.name), int | float) or f.name in _STRUCTURE
-    ]
-    return (*own, type(objective).__name__, *kept)
+    """What runs that train side by side on one data set have in common; recipes of one shape may stand in one
+    ensemble.
+
+    Members may differ in their seed, in the learning rate and its stages, in the steps that are kept, and in every
+    number of the objective; not in what it is made of, nor in any other field. An engine "auto" is not "fused": settle
+    it first.
+    """
+    objective = recipe.objective
+    structure = tuple(
+        (field.name, value)
+        for field in fields(objective)
+        if not isinstance(value := getattr(objective, field.name), float | None)
+        and field.name not in _LENGTHS
+    )
+    shared = tuple(
+        (field.name, getattr(recipe, field.name)) for field in fields(recipe) if field.name not in _OWN
+    )
+    weighting = weighting_of(objective)  # type: ignore[arg-type]  # of others it says that they are others
+    # stages cost every member of an ensemble its dependent launches
+    staged = recipe.lr_stage_steps is not None
+    return type(objective).__name__, structure, weighting.options, staged, shared

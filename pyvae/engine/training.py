@@ -29,6 +29,6 @@ def training(
     """
     recipe = settled(recipe, dataset, device, compile=compile)
     if recipe.engine == "fused":
-        return FusedTrainer(recipe, dataset, device, log_every=log_every, capture=capture)
+        return FusedTrainer([recipe], dataset, device, log_every=log_every, capture=capture)
     kind = AdversarialTrainer if isinstance(recipe.objective, InfoGAN) else Trainer
     return kind(recipe, dataset, device, log_every=log_every, capture=capture, compile=compile)

@@ -324,12 +324,12 @@ def check_likelihood(
 
 def read_likelihood(run: Run, steps: int, dataset: Dataset) -> dict[str, Any] | None:
     """What :func:`score_likelihood` wrote for the weights after so many steps of a run on this data, if it did."""
-    return _read(run, steps, dataset).get("marginal_likelihood")
+    return read_metrics(run, steps, dataset).get("marginal_likelihood")
 
 
 def read_scores(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:
     """Scores in ``metrics.json``, if they are of the weights after so many steps and of this data."""
-    return _read(run, steps, dataset).get("scores", {})
+    return read_metrics(run, steps, dataset).get("scores", {})
 
 
 def write_metrics(run: Run, steps: int, dataset: Dataset, values: dict[str, Any]) -> None:
@@ -350,14 +350,14 @@ def write_metrics(run: Run, steps: int, dataset: Dataset, values: dict[str, Any]
         )
         return
     with lock(run.path / ".metrics-lock", wait=True):
-        earlier = _read(run, steps, dataset)
+        earlier = read_metrics(run, steps, dataset)
         content = {**earlier, "steps": steps, "data": dataset.fingerprint, **values}
         if "scores" in values:
             content["scores"] = {**earlier.get("scores", {}), **values["scores"]}
         write_atomically(run.path / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _read(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:
+def read_metrics(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:
     """What ``metrics.json`` holds of these weights and this data; a file that is none is kept under another name."""
     path = run.path / "metrics.json"
     try:

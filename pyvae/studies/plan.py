@@ -1,5 +1,6 @@
 """A study as a file says it: which methods, hyperparameters, seeds and data sets, and what is scored."""
 
+import logging
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from pyvae.data.paths import absolute
 from pyvae.data.shapes3d import FACTOR_NAMES as SHAPES_3D
 from pyvae.data.sprites import FACTOR_NAMES as SPRITES
-from pyvae.engine.files import cause_of
+from pyvae.engine.files import cause_of, make_directory, write_atomically
 from pyvae.engine.grid import directory_of, parse_seeds, vary
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import PlanError, PyvaeError, printable, reason
@@ -25,6 +26,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_LOG = logging.getLogger(__name__)
+SOURCE = "study.toml"
+"""The file's copy in the directory of a study."""
 MOST_MODELS = 100_000
 MOST_BYTES = 1 << 20
 """Of a file; the published study takes two thousand."""
@@ -36,7 +40,7 @@ _OF_METHOD = ("recipe", "name", "set", "sweep", "follow")
 _RECIPE_FIELDS = tuple(f.name for f in fields(Recipe) if f.name != "objective")
 _ELSEWHERE = {"seed": "axes.seeds", "data": "axes.data"}
 """Fields of a recipe that are axes of a study, and no hyperparameters."""
-RESERVED = ("figures", "report.html", "results.csv", "results.json", "study.toml")
+RESERVED = ("figures", "report.html", "results.csv", "results.json", SOURCE)
 """What lies beside the methods' directories."""
 _FOLLOWS = re.compile(r"(?:(?P<factor>[0-9.eE+-]+) *\* *)?(?P<name>[A-Za-z_]\w*)", re.ASCII)
 
@@ -88,6 +92,36 @@ def read_plan(path: Path) -> StudyPlan:
         return _plan(values, text, path.stem)
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
+
+
+def keep_source(plan: StudyPlan, out: Path) -> None:
+    """Write the text that a plan was read from to ``out/study.toml``, and say which models it leaves alone that were
+    of the study before.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    path = out / SOURCE
+    left: list[str] = []
+    try:
+        before = read_plan(path)
+    except PlanError:  # none is there, or none that could say anything
+        pass
+    else:
+        if before.source == plan.source:
+            return
+        asked = {model.name for model in plan.models}
+        left = [m.name for m in before.models if m.name not in asked and (out / m.name).exists()]
+    if left:
+        names = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        _LOG.info(
+            "%s: %s of the models there are not of this study any more, and stay as they are: %s",
+            printable(out),
+            f"{len(left):,}",
+            names,
+        )
+    make_directory(out)
+    write_atomically(path, plan.source.encode())
 
 
 def _read(path: Path) -> str:

@@ -28,7 +28,6 @@ from pyvae.invocation import whole_path as _path
 from pyvae.recipes import RECIPES
 
 if TYPE_CHECKING:
-
     from pyvae.data import Dataset
     from pyvae.engine.run import Run
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from string import Template
 from typing import Any
 
 import numpy as np
 
-from pyvae.data import load
 from pyvae.data.dataset import Dataset
 from pyvae.engine.files import write_atomically
 from pyvae.engine.recipe import Recipe
+from pyvae.errors import PyvaeError
 from pyvae.report import distributions, extremes, relations
 from pyvae.report.cohort import (
     AS_IT_IS,
@@ -37,6 +36,7 @@ from pyvae.report.ranking import rank
 from pyvae.studies.analysis import Mean, Shares, best_setting, rank_correlation, shares
 from pyvae.studies.plan import Model, StudyPlan
 from pyvae.studies.results import Row, read_results
+from pyvae.studies.work import Settings, dataset_of
 
 _MOST_FAILURES = 40
 _MOST_VALUES = 12
@@ -99,7 +99,7 @@ def write_comparison(
     Args:
         plan: of the study, finished or not.
         out: its directory.
-        open_data: gives the data set of a recipe; by default as the command line opens it.
+        open_data: gives the data set of a recipe, in :class:`PyvaeError` why it cannot; by default from where it says.
 
     Returns:
         the path of the page.
@@ -108,7 +108,7 @@ def write_comparison(
         RunError: no results yet, or a file that cannot be read or written.
     """
     rows = _of_plan(plan, read_results(out / "results.csv"))
-    opened = cache(open_data or _open)
+    opened = open_data or (lambda recipe: dataset_of(recipe, Settings()))
     colours = palette_of(model.method for model in plan.models)
     cohorts = cohorts_of(plan, rows)
     through = sum(map(is_through, rows))
@@ -119,7 +119,7 @@ def write_comparison(
         asked=_asked(plan),
         notes="".join(f"<li>{html.escape(note)}</li>" for note in plan.notes),
         cohorts="".join(
-            _section(cohort, plan, out, colours, f"-{i + 1}" if len(cohorts) > 1 else "", opened)
+            _section(cohort, out, colours, f"-{i + 1}" if len(cohorts) > 1 else "", opened)
             for i, cohort in enumerate(cohorts)
         ),
         spent=_spent(rows),
@@ -131,14 +131,22 @@ def write_comparison(
     return path
 
 
-def _open(recipe: Recipe) -> Dataset:
-    return load(
-        recipe.data,
-        size=recipe.image_size,
-        channels=recipe.channels,
-        crop=recipe.crop,
-        corrupt=recipe.corrupt,
-    )
+class _Images:
+    """A data set that is opened when it is first asked for, and once: what cannot be opened is not tried again."""
+
+    def __init__(self, opened: Callable[[], Dataset]) -> None:
+        self._open = opened
+        self._found: Dataset | PyvaeError | None = None
+
+    def __call__(self) -> Dataset:
+        if self._found is None:
+            try:
+                self._found = self._open()
+            except PyvaeError as error:
+                self._found = error
+        if isinstance(self._found, PyvaeError):
+            raise self._found
+        return self._found
 
 
 def _of_plan(plan: StudyPlan, rows: Iterable[Row]) -> list[Row]:
@@ -226,7 +234,6 @@ def _alike(values: Iterable[str]) -> str:
 
 def _section(
     cohort: Cohort,
-    plan: StudyPlan,
     out: Path,
     colours: Palette,
     suffix: str,
@@ -234,7 +241,8 @@ def _section(
 ) -> str:
     """Everything about one data set."""
     recipe = cohort.models[0].recipe
-    ranking = rank(cohort, out, lambda: opened(recipe))
+    images = _Images(lambda: opened(recipe))
+    ranking = rank(cohort, out, images)
     cohort = cohort.with_column("udr", ranking.scores)
     parts = [f"<h2>{html.escape(cohort.data)}: {_count(len(cohort.models), 'finished model')}</h2>"]
     if not cohort.columns:
@@ -245,7 +253,7 @@ def _section(
     parts += _agreement(cohort, out, suffix)
     parts += _variance(cohort, out, suffix, unseeded=unseeded)
     parts += _unsupervised(cohort, out, colours, suffix, ranking.reasons)
-    parts += _traversals(cohort, plan, out, suffix, lambda: opened(recipe))
+    parts += _traversals(cohort, out, suffix, images)
     return "".join(parts)
 
 
@@ -380,9 +388,7 @@ def _ranking_table(cohort: Cohort) -> str:
     return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
 
 
-def _traversals(
-    cohort: Cohort, plan: StudyPlan, out: Path, suffix: str, dataset: Callable[[], Dataset]
-) -> Iterator[str]:
+def _traversals(cohort: Cohort, out: Path, suffix: str, dataset: Callable[[], Dataset]) -> Iterator[str]:
     score = next((name for name in cohort.scores if is_supervised(name)), None)
     if score is None:
         return

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,10 @@ IMAGES = 1000
 _MOST_BYTES = 1 << 30
 
 
+class NoCodesError(RunError):
+    """A run whose images have no codes: there is no encoder, or it has diverged."""
+
+
 class Kept(NamedTuple):
     """Codes, and what they are of."""
 
@@ -38,23 +43,34 @@ def write_codes(run: Run, dataset: Dataset, device: torch.device | str = "cpu") 
     """Encode the images with the run's newest weights and keep the codes in the run.
 
     Raises:
-        RunError: no checkpoint, images of another shape than it was trained on, no encoder, codes that are not finite,
-            or a file that cannot be written.
+        NoCodesError: no encoder, or codes that are not finite.
+        RunError: no checkpoint, images of another shape than it was trained on, or a file that cannot be written.
     """
     if run.recipe.code == "factors":
-        raise RunError(f"the code of {run.path} is its true factors: there is no encoder to compare")
+        raise NoCodesError(f"the code of {run.path} is its true factors: there is no encoder to compare")
     newest = run.newest_for(dataset)
     net: Autoencoder | AdversarialPair = run.pair_of(newest) if run.adversarial else run.net_of(newest)
     shown = run.shown(dataset)
     try:
         table = encode(net, shown, device=device, index=subset(shown, IMAGES), progress=False)
     except ValueError as error:
-        raise RunError(f"{run.path}: {error}") from error
+        raise NoCodesError(f"{run.path}: {error}") from error
     mu, logvar = table.mu, table.logvar
     content = io.BytesIO()
     np.savez(content, mu=mu, logvar=logvar, steps=newest.step, data=dataset.fingerprint)
     write_atomically(_path(run), content.getvalue())
     return Kept(newest.step, dataset.fingerprint, CodeTable(mu, logvar, (), ()))
+
+
+def keep_codes(run: Run, dataset: Dataset, device: torch.device | str = "cpu") -> None:
+    """:func:`write_codes`, unless they are kept, for a report to come; a run that has none goes without.
+
+    Raises:
+        RunError: no checkpoint, or a file that cannot be written.
+    """
+    if run.recipe.code == "encoder" and read_codes(run) is None:
+        with suppress(NoCodesError):
+            write_codes(run, dataset, device)
 
 
 def read_codes(run: Run) -> Kept | None:

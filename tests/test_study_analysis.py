@@ -9,7 +9,6 @@ from pyvae.studies.analysis import (
     Mean,
     best_setting,
     density,
-    medians,
     partners,
     rank_correlation,
     rank_correlations,
@@ -143,7 +142,3 @@ class TestPartners:
 
     def test_work_grows_with_the_models_alone(self):
         assert len(partners(1000)) == 3000
-
-    def test_medians_go_to_the_model_and_not_to_its_partner(self):
-        pairs = {(1, 0): 0.1, (2, 0): 0.5, (0, 1): 0.9}
-        np.testing.assert_equal(medians(pairs, 3), [0.3, 0.9, NAN])

@@ -104,6 +104,7 @@ def _settings(cohort: Cohort, methods: Sequence[str], scores: Sequence[str], col
         bottom.set_xlabel(cut(layout.name, 30), fontsize=8)
         if 1 < len(layout.series) <= _MOST_SERIES:
             _key(panels[0, j], layout, colours[method])
+    figure.align_ylabels(panels[:, 0])
     return figure
 
 

@@ -18,7 +18,7 @@ from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError, reason
 from pyvae.metrics import CodeTable, udr
 from pyvae.report.cohort import Cohort, Column
-from pyvae.studies.analysis import medians, partners
+from pyvae.studies.analysis import partners
 from pyvae.studies.codes import read_codes, write_codes
 
 _LOG = logging.getLogger(__name__)
@@ -79,7 +79,8 @@ def rank(cohort: Cohort, out: Path, dataset: Callable[[], Dataset]) -> Ranking:
         names = [cohort.models[i].name for i in tables]
         key = f"{_checksum(names, list(tables.values())):08x}"
         if any(there.get(name, ("", 0.0))[0] != key for name in names):
-            there.update(zip(names, ((key, score) for score in _udr(list(tables.values()))), strict=True))
+            found = udr(list(tables.values()), points=None, pairs=partners(len(tables))).scores
+            there.update({name: (key, float(score)) for name, score in zip(names, found, strict=True)})
         scores[list(tables)] = [there[name][1] for name in names]
     if there != kept:
         content: _Kept = {"format": _FORMAT, "scores": there}
@@ -94,15 +95,6 @@ def _codes(path: Path, dataset: Callable[[], Dataset]) -> tuple[str, CodeTable]:
         _LOG.info("encoding a thousand images with %s, for UDR", path)
         kept = write_codes(run, dataset())
     return kept.data, kept.table
-
-
-def _udr(tables: list[CodeTable]) -> list[float]:
-    pairs: dict[tuple[int, int], float] = {}
-    for i, j in partners(len(tables)):
-        # [0, 1] is what comparing model 0 with 1 gives, a part of the score of 1
-        both = udr([tables[i], tables[j]], points=None).pairwise
-        pairs[i, j], pairs[j, i] = float(both[0, 1]), float(both[1, 0])
-    return medians(pairs, len(tables)).tolist()
 
 
 def _checksum(names: list[str], tables: list[CodeTable]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -168,14 +168,6 @@ def partners(models: int, reach: int = REACH) -> list[tuple[int, int]]:
     if models <= 2 * reach + 1:
         return [(i, j) for j in range(models) for i in range(j)]
     return [(i, (i + step) % models) for step in range(1, reach + 1) for i in range(models)]
-
-
-def medians(pairs: Mapping[tuple[int, int], float], models: int) -> Array:
-    """The median ``[models]`` of what each model got from its partners, ``pairs[partner, model]``; NaN without any."""
-    got: list[list[float]] = [[] for _ in range(models)]
-    for (_, model), value in pairs.items():
-        got[model].append(value)
-    return np.array([np.median(values) if values else math.nan for values in got])
 
 
 def _codes(keys: Sequence[Hashable]) -> npt.NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """Codes of a fixed thousand images, kept in ``codes.npz`` of a run: what unsupervised ranking compares."""
 
 import io
+import os
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -80,7 +81,7 @@ def read_codes(run: Run) -> Kept | None:
         return None
     try:
         with open_regular(_path(run)) as file:
-            content = file.read(_MOST_BYTES)
+            content = file.read(min(os.fstat(file.fileno()).st_size, _MOST_BYTES))
         with np.load(io.BytesIO(content), allow_pickle=False) as held:
             mu, logvar = (torch.from_numpy(held[name]) for name in ("mu", "logvar"))
             kept = Kept(int(held["steps"]), str(held["data"]), CodeTable(mu, logvar, (), ()))

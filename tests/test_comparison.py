@@ -218,7 +218,7 @@ def test_missing_data_leaves_out_what_needs_it_and_says_so(study, tmp_path):
         for path, content in zip(kept, held, strict=True):
             path.write_bytes(content)
     assert "No UDR of beta-vae/beta-1/seed-0 and 5 more: corner.npz: not there" in page.text
-    assert "No traversals: corner.npz: not there" in page.text
+    assert "No traversals of beta-vae: corner.npz: not there" in page.text
     assert len(opened) == 1
 
 
@@ -227,6 +227,11 @@ def test_a_part_of_a_study_says_what_is_missing_and_what_failed(tmp_path):
     rows[3] = replace(rows[3], failure="loss <is> not finite", scores={"mig": 99.0}, recon=None)
     page = report(plan, rows[:-5], tmp_path)
     assert "10 of 16 models finished, 1 failed, 5 still missing" in page.text
+    done = [
+        [row[name] for name in ("models", "finished", "failed", "missing")]
+        for row in page.table("method").values()
+    ]
+    assert done == [["8", "7", "1", "0"], ["8", "3", "0", "5"]]
     assert page.table("model") == {rows[3].model: {"why": "loss <is> not finite"}}
     assert "99" not in re.sub(
         r"\s", "", "".join(cell for row in page.table("score").values() for cell in row)
@@ -321,6 +326,15 @@ def test_without_any_row_a_page_says_that_all_is_missing(tmp_path):
     assert "0 of 4 models finished, 4 still missing" in report(plan, [], tmp_path).text
 
 
+def test_results_without_their_runs_have_a_page(tmp_path):
+    plan, rows = invented(["a"])
+    text = report(plan, rows, tmp_path).text
+    assert (
+        "No UDR of a/corner/beta-1.0/seed-0 and 3 more: the runs are not beside results.csv any more" in text
+    )
+    assert "No traversals of a: the runs are not beside results.csv any more." in text
+
+
 def test_without_results_one_line_says_so(tmp_path):
     with pytest.raises(RunError, match=r"results\.csv"):
         write_comparison(invented(["a"])[0], tmp_path)
@@ -362,11 +376,12 @@ def thousand(monkeypatch, seeds=50, rows=400, latents=5):
     """
     rng, held = np.random.default_rng(0), []
 
-    def kept(path, dataset):
+    def kept(run, dataset):
         mu = torch.from_numpy(rng.normal(size=(rows, latents)).astype(np.float32))
         held.append(tracemalloc.get_traced_memory()[0])
         return "corner", CodeTable(mu, torch.full_like(mu, -1), (), ())
 
+    monkeypatch.setattr(ranking, "open_run", lambda out, model: None)
     monkeypatch.setattr(ranking, "_codes", kept)
     methods, betas = ["a", "b", "c", "d"], (1.0, 2.0, 4.0, 8.0, 16.0)
     return *invented(methods, betas, seeds, score=lambda m, b, s: math.sin(b * s)), held

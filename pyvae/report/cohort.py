@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pyvae.engine.run import Run
+from pyvae.errors import RunError
 from pyvae.studies.analysis import LEAST_PAIRS
 from pyvae.studies.plan import Model, StudyPlan
 from pyvae.studies.results import Row
@@ -133,6 +135,18 @@ def _column(values: Iterable[float | None]) -> Column:
 def is_through(row: Row) -> bool:
     """Whether a model was trained to its end, and nothing went wrong."""
     return not row.failure
+
+
+def open_run(out: Path, model: Model) -> Run:
+    """The run of a model.
+
+    Raises:
+        RunError: it is gone, or no run.
+    """
+    path = out / model.name
+    if not path.exists():
+        raise RunError("the runs are not beside results.csv any more")
+    return Run.open(path)
 
 
 def labels_of(names: Iterable[str]) -> dict[str, str]:

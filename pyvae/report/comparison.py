@@ -116,7 +116,7 @@ def write_comparison(
     body = _BODY.substitute(
         subtitle=html.escape(_subtitle(plan, rows)),
         notices=_notices(len(plan.models), through, len(failed)),
-        asked=_asked(plan),
+        asked=_asked(plan, rows),
         notes="".join(f"<li>{html.escape(note)}</li>" for note in plan.notes),
         cohorts="".join(
             _section(cohort, out, colours, f"-{i + 1}" if len(cohorts) > 1 else "", opened)
@@ -184,34 +184,42 @@ def _notices(planned: int, through: int, failed: int) -> str:
     return f'<p class="notice">{", ".join(parts)}: {rest}{more}.</p>'
 
 
-def _asked(plan: StudyPlan) -> str:
-    """A row for each method: what of it is swept, and how many models that makes."""
+def _asked(plan: StudyPlan, rows: Sequence[Row]) -> str:
+    """A row for each method: what of it is swept, how many models that makes, and how far they are."""
+    through, failed = ({r.model for r in rows if is_through(r) == well} for well in (True, False))
     groups: dict[str, list[Model]] = {}
     for model in plan.models:
         groups.setdefault(model.method, []).append(model)
-    lines = [
-        row(
-            ["method", "hyperparameters", "models", "steps", "engine", "precision"], numbers=(2, 3), cell="th"
-        )
+    head = [
+        "method",
+        "hyperparameters",
+        "models",
+        "finished",
+        "failed",
+        "missing",
+        "steps",
+        "engine",
+        "precision",
     ]
+    numbers = range(2, 7)
+    lines = [row(head, numbers=numbers, cell="th")]
     for method, models in groups.items():
         recipes = [model.recipe for model in models]
+        done, lost = (sum(model.name in names for model in models) for names in (through, failed))
         cells = [
             method,
             _swept(models),
-            f"{len(models):,}",
+            *(f"{number:,}" for number in (len(models), done, lost, len(models) - done - lost)),
             _alike(f"{r.steps:,}" for r in recipes),
             _alike(r.engine for r in recipes),
             _alike(r.precision for r in recipes),
         ]
-        lines.append(row(cells, numbers=(2, 3)))
+        lines.append(row(cells, numbers=numbers))
     scored = ", ".join(plan.metrics) or "none"
     left = f", without the factor {', '.join(plan.without)}" if plan.without else ""
     data = ", ".join(dict.fromkeys(model.recipe.data for model in plan.models))
-    return (
-        f"<table>{''.join(lines)}</table>"
-        f'<p class="note">{html.escape(f"Data: {data}. Scores: {scored}{left}.")}</p>'
-    )
+    text = f"Data: {data}. Scores: {scored}{left}. results.csv has a row for each model, with all of its numbers."
+    return f"<table>{''.join(lines)}</table>{_note(text)}"
 
 
 def _swept(models: Iterable[Model]) -> str:
@@ -394,11 +402,14 @@ def _traversals(cohort: Cohort, out: Path, suffix: str, dataset: Callable[[], Da
         return
     yield f"<h3>Best and worst by {html.escape(title_of(score))}</h3>"
     yield _note(_TRAVERSALS)
+    reasons: dict[str, list[str]] = {}
     for heading, drawn in extremes.draw(cohort, score, out, f"traversals{suffix}", dataset):
         if drawn.path is None:
-            yield _note(f"{heading}: {drawn.text}")
+            reasons.setdefault(drawn.text, []).append(heading)
         else:
             yield figure(drawn.path, drawn.text)
+    for why, headings in reasons.items():
+        yield _note(f"No traversals of {', '.join(headings)}: {why}.")
 
 
 _SPENT = (

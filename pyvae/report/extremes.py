@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from pyvae.data.dataset import Dataset
-from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError, RunError, reason
-from pyvae.report.cohort import Cohort, describe, lower_is_better, setting_of, title_of
+from pyvae.report.cohort import Cohort, describe, lower_is_better, open_run, setting_of, title_of
 from pyvae.report.figures import save, show, tile
 from pyvae.report.palette import cut
 from pyvae.report.traversal import ACTIVE_NATS, Traversal, compute, default_seeds
@@ -73,10 +72,10 @@ def draw(
     for number, (heading, chosen) in enumerate(choose(cohort, score), start=1):
         try:
             panels = [
-                (_title(cohort, score, shown), *_traverse(cohort, shown, out, dataset())) for shown in chosen
+                (_title(cohort, score, shown), *_traverse(cohort, shown, out, dataset)) for shown in chosen
             ]
         except PyvaeError as error:
-            yield heading, Drawn(None, f"No traversals: {reason(error)}")
+            yield heading, Drawn(None, reason(error))
             continue
         path = save(_picture(panels), out / f"figures/{stem}-{number}.png")
         names = ", ".join(f"{shown.what} {cohort.models[shown.model].name}" for shown in chosen)
@@ -90,10 +89,13 @@ def _title(cohort: Cohort, score: str, shown: Shown) -> str:
     return f"{value}\n{cut(', '.join(filter(None, (setting, f'seed {model.recipe.seed}'))), 46)}"
 
 
-def _traverse(cohort: Cohort, shown: Shown, out: Path, dataset: Dataset) -> tuple[Traversal, list[float]]:
-    run = Run.open(out / cohort.models[shown.model].name)
+def _traverse(
+    cohort: Cohort, shown: Shown, out: Path, opened: Callable[[], Dataset]
+) -> tuple[Traversal, list[float]]:
+    run = open_run(out, cohort.models[shown.model])
     if run.adversarial:
-        raise RunError(f"{run.path} has a generator; `pyvae traverse` draws its codes")
+        raise RunError("they have generators, whose codes `pyvae traverse` draws")
+    dataset = opened()
     net = run.net_of(run.newest_for(dataset))
     kept = read_codes(run) or write_codes(run, dataset)
     kl = kept.table.mean_kl().tolist()

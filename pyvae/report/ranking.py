@@ -17,7 +17,7 @@ from pyvae.engine.plain import checked, read_json
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError, reason
 from pyvae.metrics import CodeTable, udr
-from pyvae.report.cohort import Cohort, Column
+from pyvae.report.cohort import Cohort, Column, open_run
 from pyvae.studies.analysis import partners
 from pyvae.studies.codes import read_codes, write_codes
 
@@ -66,7 +66,7 @@ def rank(cohort: Cohort, out: Path, dataset: Callable[[], Dataset]) -> Ranking:
         for i in at:
             name = cohort.models[i].name
             try:
-                data, table = _codes(out / name, dataset)
+                data, table = _codes(open_run(out, cohort.models[i]), dataset)
             except PyvaeError as error:
                 failed.setdefault(reason(error).replace(str(out / name), "the run"), []).append(name)
                 continue
@@ -88,11 +88,10 @@ def rank(cohort: Cohort, out: Path, dataset: Callable[[], Dataset]) -> Ranking:
     return Ranking(scores, [_line(why, names) for why, names in failed.items()])
 
 
-def _codes(path: Path, dataset: Callable[[], Dataset]) -> tuple[str, CodeTable]:
-    run = Run.open(path)
+def _codes(run: Run, dataset: Callable[[], Dataset]) -> tuple[str, CodeTable]:
     kept = read_codes(run)
     if kept is None:
-        _LOG.info("encoding a thousand images with %s, for UDR", path)
+        _LOG.info("encoding a thousand images with %s, for UDR", run.path)
         kept = write_codes(run, dataset())
     return kept.data, kept.table
 

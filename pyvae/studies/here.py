@@ -13,8 +13,18 @@ import torch
 
 from pyvae.data.dataset import Dataset
 from pyvae.studies.child import Child, GoneError
+from pyvae.studies.groups import Group, groups_of
 from pyvae.studies.plan import Model
-from pyvae.studies.work import ModelOutcome, OutOfRoomError, Scored, Settings, scored, train_group
+from pyvae.studies.work import (
+    ModelOutcome,
+    OutOfRoomError,
+    Scored,
+    Settings,
+    dataset_of,
+    device_of,
+    scored,
+    train_group,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,6 +46,11 @@ class Here:
     def open(self, out: Path, settings: Settings) -> None:
         """Be ready to work on a study."""
         self._out, self._settings = out, settings
+
+    def pack(self, models: Sequence[Model]) -> Sequence[Group]:
+        """Groups for the device that is asked for."""
+        device = device_of(self._settings.device)
+        return groups_of(models, lambda recipe: self._data[0] or dataset_of(recipe, self._settings), device)
 
     def train(self, groups: Sequence[Sequence[Model]]) -> Iterator[list[ModelOutcome]]:
         """Train one group after another; what is to be scored meanwhile is."""

@@ -14,6 +14,7 @@ from pyvae.engine.files import cause_of, write_atomically
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import RunError
 from pyvae.files import open_regular
+from pyvae.objectives import OBJECTIVES
 
 MOST_BYTES = 1 << 28
 """Of a file that is read; one of ten thousand models takes a fiftieth."""
@@ -79,7 +80,7 @@ def write_results(path: Path, rows: Iterable[Row]) -> None:
         RunError: the file cannot be written; the one before survives.
     """
     rows = list(rows)
-    recipe = dict.fromkeys(name for row in rows for name in row.recipe)
+    recipe = _fields({row.recipe[_OBJECTIVE] for row in rows})
     scores = dict.fromkeys(name for row in rows for name in row.scores)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -132,6 +133,13 @@ def _rows(text: str) -> Iterator[Row]:
         recipe = {n.removeprefix(_ASKED): _value(cells[n]) for n in own if cells[n]}
         scores = {name.removeprefix(_SCORE): _number(name, cells[name]) for name in scored if cells[name]}
         yield Row(recipe=recipe, scores=scores, **known)
+
+
+def _fields(objectives: Iterable[str]) -> list[str]:
+    """Names of all fields of recipes with these objectives, whether a recipe has a value there or not."""
+    own = [f.name for f in fields(Recipe) if f.name not in (*_FIRST, _OBJECTIVE)]
+    theirs = (f.name for name in sorted(objectives) for f in fields(OBJECTIVES[name]))
+    return [_OBJECTIVE, *dict.fromkeys(f"{_OBJECTIVE}.{name}" for name in theirs), *own]
 
 
 def _column(name: str) -> str:

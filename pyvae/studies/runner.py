@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from pyvae.data.paths import absolute
 from pyvae.engine import checkpoint
-from pyvae.engine.files import check_writable, clear_leftovers, make_directory, set_aside, write_atomically
+from pyvae.engine.files import check_writable, clear_leftovers, make_directory, set_aside
 from pyvae.engine.lock import lock
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError, RunError, printable
@@ -34,6 +34,13 @@ class Place(Protocol):
 
         Raises:
             PyvaeError: it cannot be.
+        """
+
+    def pack(self, models: Sequence[Model]) -> Groups:
+        """Models that are to be trained in groups for its devices, in the order to train them in.
+
+        Raises:
+            PyvaeError: a recipe cannot be trained on its data or there, or data cannot be read.
         """
 
     def train(self, groups: Groups) -> Iterator[list[ModelOutcome]]:
@@ -60,18 +67,12 @@ class StudyEnd(NamedTuple):
     """Whether a signal ended it; what was trained is saved."""
 
 
-def alone(models: Sequence[Model]) -> Groups:
-    """Every model a group of its own."""
-    return [(model,) for model in models]
-
-
 def run_study(
     plan: StudyPlan,
     out: Path,
     settings: Settings | None = None,
     place: Place | None = None,
     *,
-    pack: Callable[[Sequence[Model]], Groups] = alone,
     told: Callable[[Row], None] = lambda row: None,
 ) -> StudyEnd:
     """Train what is not trained, score what is not scored, and keep ``out/results.csv`` of all that is.
@@ -84,7 +85,6 @@ def run_study(
         out: directory of the study.
         settings: how; the plan's metrics take the place of its own.
         place: where; by default in this process.
-        pack: makes groups of the models that are still to be trained.
         told: called with each row, once known, those of earlier calls among them.
 
     Raises:
@@ -100,13 +100,10 @@ def run_study(
     make_directory(out)
     with _held(out):
         clear_leftovers(out)
-        if plan.source:
-            write_atomically(out / "study.toml", plan.source.encode())
         work = _Work(plan, out, settings, told)
         work.stand()
-        here = Here() if place is None else place
         try:
-            interrupted = work.bring_to_end(here, pack)
+            interrupted = work.bring_to_end(Here() if place is None else place)
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -172,7 +169,7 @@ class _Work:
             and not self._settings.samples
         )
 
-    def bring_to_end(self, place: Place, pack: Callable[[Sequence[Model]], Groups]) -> bool:
+    def bring_to_end(self, place: Place) -> bool:
         """Whether a signal ended it before."""
         if not self._to_train and not self._to_score:
             return False
@@ -181,7 +178,7 @@ class _Work:
         try:
             for model in self._to_score:
                 place.score(model)
-            groups = pack(self._to_train) if self._to_train else []
+            groups = place.pack(self._to_train) if self._to_train else []
             for outcomes in place.train(groups):
                 self._take(outcomes, place)
                 self._take_scored(place, wait=False)

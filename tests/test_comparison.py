@@ -266,6 +266,7 @@ def test_the_seconds_of_a_group_are_counted_once(tmp_path):
         "models": "8",
         "steps": "8,000",
         "time": "2 h 0 min",
+        "model-hours": "6.0",
         "models per hour": "4.0",
         "model-steps/s": "1",
     }

@@ -401,20 +401,20 @@ def _traversals(cohort: Cohort, out: Path, suffix: str, dataset: Callable[[], Da
     if score is None:
         return
     yield f"<h3>Best and worst by {html.escape(title_of(score))}</h3>"
-    yield _note(_TRAVERSALS)
-    reasons: dict[str, list[str]] = {}
+    pictures, reasons = [], dict[str, list[str]]()
     for heading, drawn in extremes.draw(cohort, score, out, f"traversals{suffix}", dataset):
         if drawn.path is None:
             reasons.setdefault(drawn.text, []).append(heading)
         else:
-            yield figure(drawn.path, drawn.text)
+            pictures.append(figure(drawn.path, drawn.text))
+    yield from [_note(_TRAVERSALS), *pictures] if pictures else []
     for why, headings in reasons.items():
         yield _note(f"No traversals of {', '.join(headings)}: {why}.")
 
 
 _SPENT = (
-    "Training alone, as the checkpoints count it. Members of a group that trained side by side share their seconds, "
-    "which are counted once; models and steps are counted one by one."
+    "Training alone, as the checkpoints count it. Models that trained side by side share their time: it is counted "
+    "once for the device, and for each of them as model-hours."
 )
 
 
@@ -422,7 +422,7 @@ def _spent(rows: Sequence[Row]) -> str:
     groups: dict[tuple[str, str], list[Row]] = {}
     for r in rows:
         groups.setdefault((r.device or "not known", r.engine or ""), []).append(r)
-    head = ["device", "engine", "models", "steps", "time", "models per hour", "model-steps/s"]
+    head = ["device", "engine", "models", "steps", "time", "model-hours", "models per hour", "model-steps/s"]
     numbers = range(2, len(head))
     lines = [row(head, numbers=numbers, cell="th")]
     for (device, engine), there in groups.items():
@@ -440,6 +440,7 @@ def _rates(rows: Sequence[Row]) -> list[str]:
         f"{len(rows):,}",
         f"{sum(r.steps_done for r in rows):,}",
         duration(seconds) if seconds else "",
+        f"{sum(r.seconds for r in timed if r.seconds) / 3600:,.1f}" if seconds else "",
         f"{3600 * len(timed) / seconds:,.1f}" if seconds else "",
         f"{steps / seconds:,.0f}" if seconds else "",
     ]

@@ -254,7 +254,7 @@ def test_tables_hold_what_the_rows_say(tmp_path):
     assert [share["method"], share["setting"], share["seed"]] == [
         f"{100 * part / total:.1f}%" for part in (8 * 0.2**2, 8 * 0.025**2, 4 * 0.05**2)
     ]
-    assert share["of them with 2 seeds"] == "4"
+    assert share["with two seeds or more"] == "4"
 
 
 def test_the_seconds_of_a_group_are_counted_once(tmp_path):
@@ -266,7 +266,7 @@ def test_the_seconds_of_a_group_are_counted_once(tmp_path):
         "models": "8",
         "steps": "8,000",
         "time": "2 h 0 min",
-        "model-hours": "6.0",
+        "time of models": "6 h 0 min",
         "models per hour": "4.0",
         "model-steps/s": "1",
     }

@@ -62,8 +62,8 @@ _SETTINGS = (
 )
 _CORRELATIONS = (
     "Spearman's rank correlation of two columns over all models: 1 where both put the models into one order, -1 where "
-    "into opposite ones. Reconstruction, KL and scores of dependence are better when low, so a negative number there "
-    "is agreement. Look for scores that disagree though they are to measure the same."
+    "into opposite ones. Of reconstruction and of dependence between latents less is better, so there a negative "
+    "number is agreement. Look for scores that disagree though they are to measure the same."
 )
 _SHARES = (
     "What a score's variance over all models is made of, in percent. Method: sum of squares of the methods' means "
@@ -284,7 +284,9 @@ def _scores(cohort: Cohort, out: Path, colours: Palette, suffix: str) -> Iterato
 
 
 def _best(cohort: Cohort) -> str:
-    names = [name for name in cohort.scores if is_supervised(name)] or list(cohort.columns)
+    names = [name for name in cohort.scores if is_supervised(name)]
+    # without factors, all but the KL, of which less is not better as such
+    names = names or [name for name in cohort.columns if name != "kl"] or list(cohort.columns)
     settings = cohort.settings
     means: dict[str, dict[str, Any]] = {}
     for method, at in cohort.rows.items():
@@ -349,7 +351,7 @@ def _variance(cohort: Cohort, out: Path, suffix: str, *, unseeded: bool) -> Iter
 
 
 def _shares_table(found: Mapping[str, Shares]) -> str:
-    head = ["score", "method", "setting", "seed", "by chance", "models", "settings", "of them with 2 seeds"]
+    head = ["score", "method", "setting", "seed", "by chance", "models", "settings", "with two seeds or more"]
     numbers = range(1, len(head))
     lines = [row(head, numbers=numbers, cell="th")]
     for name, s in found.items():
@@ -399,7 +401,7 @@ def _ranking_table(cohort: Cohort) -> str:
 def _traversals(cohort: Cohort, out: Path, suffix: str, dataset: Callable[[], Dataset]) -> Iterator[str]:
     score = next((name for name in cohort.scores if is_supervised(name)), None)
     if score is None:
-        return
+        score = "udr" if "udr" in cohort.columns else next(iter(cohort.columns))
     yield f"<h3>Best and worst by {html.escape(title_of(score))}</h3>"
     pictures, reasons = [], dict[str, list[str]]()
     for heading, drawn in extremes.draw(cohort, score, out, f"traversals{suffix}", dataset):
@@ -414,7 +416,7 @@ def _traversals(cohort: Cohort, out: Path, suffix: str, dataset: Callable[[], Da
 
 _SPENT = (
     "Training alone, as the checkpoints count it. Models that trained side by side share their time: it is counted "
-    "once for the device, and for each of them as model-hours."
+    "once for the device, and for each of them as time of models."
 )
 
 
@@ -422,7 +424,16 @@ def _spent(rows: Sequence[Row]) -> str:
     groups: dict[tuple[str, str], list[Row]] = {}
     for r in rows:
         groups.setdefault((r.device or "not known", r.engine or ""), []).append(r)
-    head = ["device", "engine", "models", "steps", "time", "model-hours", "models per hour", "model-steps/s"]
+    head = [
+        "device",
+        "engine",
+        "models",
+        "steps",
+        "time",
+        "time of models",
+        "models per hour",
+        "model-steps/s",
+    ]
     numbers = range(2, len(head))
     lines = [row(head, numbers=numbers, cell="th")]
     for (device, engine), there in groups.items():
@@ -440,7 +451,7 @@ def _rates(rows: Sequence[Row]) -> list[str]:
         f"{len(rows):,}",
         f"{sum(r.steps_done for r in rows):,}",
         duration(seconds) if seconds else "",
-        f"{sum(r.seconds for r in timed if r.seconds) / 3600:,.1f}" if seconds else "",
+        duration(sum(r.seconds for r in timed if r.seconds)) if seconds else "",
         f"{3600 * len(timed) / seconds:,.1f}" if seconds else "",
         f"{steps / seconds:,.0f}" if seconds else "",
     ]

@@ -1,6 +1,8 @@
 """Train, evaluate and report the arms of a published table, from wherever they stand."""
 
 import logging
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -10,23 +12,27 @@ from typing import Any
 import torch
 
 from pyvae.data.dataset import Dataset, FactorDataset
+from pyvae.data.paths import absolute
 from pyvae.engine import checkpoint
 from pyvae.engine.fused.supports import settled
-from pyvae.engine.loop import train
 from pyvae.engine.recipe import Engine, Precision, Recipe
 from pyvae.engine.run import Run
 from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError
-from pyvae.evaluation import read_likelihood, read_scores, score, score_likelihood, write_metrics
-from pyvae.evaluation.averages import evaluate
+from pyvae.evaluation import MARGINAL_LIKELIHOOD, read_metrics
 from pyvae.marginal_likelihood import GROUP
 from pyvae.report.study import Findings, Measured, write_report
 from pyvae.report.trained import load_trained
+from pyvae.studies.here import Here
+from pyvae.studies.plan import Model, StudyPlan
 from pyvae.studies.published import LIKELIHOODS, QUANTITIES, STUDIES, Quantity, Study, shorten
+from pyvae.studies.results import Row
+from pyvae.studies.runner import Place, run_study
+from pyvae.studies.work import Settings
 
-_ROWS = 10_000
 _SAMPLES = 5_000
 """Of the marginal likelihood, at full length."""
+_PAGE_SECONDS = 30.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -52,10 +58,12 @@ def reproduce(
     scale: Fraction = Fraction(1),
     data: str = "dsprites",
     held_out: Dataset | None = None,
+    held_out_data: str | None = None,
     precision: Precision = "fp32",
     engine: Engine = "auto",
     checkpoint_seconds: float = 60.0,
     capture: bool = True,
+    place: Place | None = None,
 ) -> Path | None:
     """Bring every arm and seed to its end, evaluate it, and write ``out/report.html`` and ``out/results.json``.
 
@@ -69,105 +77,131 @@ def reproduce(
         scale: of every length.
         data: what the recipes name as their data.
         held_out: images for the marginal likelihood, where the study needs it; by default those of ``dataset``.
+        held_out_data: where they lie, for a ``place`` that opens them itself.
         precision: of the networks' products.
         engine: that trains; see :class:`pyvae.engine.recipe.Recipe`.
         checkpoint_seconds: time between checkpoints.
         capture: on a GPU, run several steps as one CUDA graph.
+        place: where it is done, on devices of its own; by default in this process.
 
     Returns:
         the path of the report; None when a signal ended training, which has been saved. A report is written whenever
-        a seed is through in all arms.
+        a seed is through in all arms, but no more than twice in a minute.
 
     Raises:
         PyvaeError: a run there that is of another recipe, length or data; data without the factors of the study's
-            metrics; a loss that is no longer finite.
+            metrics; a loss that is no longer finite, once all other runs are through.
     """
     _check_factors(study, dataset, data)
-    runs = {
-        (arm.name, seed): (
-            out / arm.name / f"seed-{seed}",
-            replace(shorten(study.recipe(arm, data), scale), precision=precision, engine=engine, seed=seed),
+    plan = _plan(study, seeds, scale, absolute(data), precision, engine)
+    for model in plan.models:
+        _check_run(out / model.name, model.recipe, dataset, None if place else device)
+    settings = Settings(
+        device="auto" if place else str(device),
+        log_every=None,
+        checkpoint_seconds=checkpoint_seconds,
+        capture=capture,
+        # of one group alone, IWAE-64 would be log p
+        samples=max(round(_SAMPLES * scale), 2 * GROUP) if study.likelihoods else 0,
+        held_out=held_out_data,
+    )
+    pages = _Pages(name, study, scale, dataset, seeds, held_out, out)
+    end = run_study(plan, out, settings, place or Here(dataset, held_out), told=pages.take)
+    pages.write()
+    if end.interrupted:
+        return None
+    if end.problems:
+        for line in end.problems[1:]:
+            _LOG.warning(line)
+        raise PyvaeError(end.problems[0])
+    return out / "report.html"
+
+
+def _plan(
+    study: Study, seeds: Sequence[int], scale: Fraction, data: str, precision: Precision, engine: Engine
+) -> StudyPlan:
+    """Arms times seeds, as the study of a file would be: the first seed of all arms comes first."""
+    shared: dict[str, Any] = {"precision": precision, "engine": engine}
+    models = [
+        Model(
+            f"{arm.name}/seed-{seed}",
+            arm.name,
+            {},
+            replace(shorten(study.recipe(arm, data), scale), seed=seed, **shared),
         )
         for seed in seeds
         for arm in study.arms
-    }
-    for path, recipe in runs.values():
-        _check_length(path, recipe)
-        run = Run.create_or_resume(path, recipe)
-        check_data(recipe, dataset)
-        if not _is_finished(run, dataset):  # which any device may evaluate
-            saved = checkpoint.load_newest(run.checkpoints)
-            settled(
-                recipe, dataset, device, begun=None if saved is None else checkpoint.engine_of(saved.metadata)
-            )
-    measured: dict[str, list[Measured]] = {arm.name: [] for arm in study.arms}
-    page = None
-    for seed in seeds:
-        for arm in study.arms:
-            path, recipe = runs[arm.name, seed]
-            done = sum(map(len, measured.values()))
-            _LOG.info("%s, seed %d: run %d of %d", arm.name, seed, done + 1, len(runs))
-            run = Run.create_or_resume(path, recipe)
-            if not _is_finished(run, dataset):
-                outcome = train(
-                    run,
-                    dataset,
-                    device,
-                    log_every=max(recipe.steps // _ROWS, 1),
-                    checkpoint_seconds=checkpoint_seconds,
-                    capture=capture,
-                )
-                if outcome.interrupted:
-                    return None
-            measured[arm.name].append(_measure(run, study, scale, dataset, device, held_out))
-        findings = Findings(name, study, scale, dataset, len(seeds), measured, held_out)
-        page = write_report(findings, out)
-    return page
+    ]
+    return StudyPlan(study.title, tuple(models), metrics=study.metrics, without=study.without)
 
 
-def _measure(
-    run: Run,
-    study: Study,
-    scale: Fraction,
-    dataset: Dataset,
-    device: torch.device,
-    held_out: Dataset | None,
-) -> Measured:
-    trained = load_trained(run, dataset)
-    scores = read_scores(run, trained.steps, dataset)
-    if study.metrics and isinstance(dataset, FactorDataset):
-        factors = [factor for factor in dataset.factor_names if factor not in study.without]
-        # metrics.json may hold scores over other factors, of `pyvae evaluate`
-        missing = [m for m in study.metrics if not _is_of(scores.get(m, {}), factors)]
-        if missing:
-            scores |= score(run, dataset, missing, device=device, without=study.without)
-    evaluation = evaluate(trained.net, run.shown(dataset), run.recipe.likelihood)
-    write_metrics(run, trained.steps, dataset, evaluation.to_json(dataset))
-    values: dict[Quantity, float] = {"recon": evaluation.recon, "kl": sum(evaluation.kl)}
-    for metric in study.metrics:
-        values[metric] = scores[metric]["score"]
-    if study.likelihoods:
-        likelihood = read_likelihood(run, trained.steps, dataset) or {}
-        wanted = (held_out or dataset).fingerprint
-        # of one group alone, IWAE-64 would be log p
-        samples = max(round(_SAMPLES * scale), 2 * GROUP)
-        if (likelihood.get("samples"), likelihood.get("data")) != (samples, wanted):
-            likelihood = score_likelihood(run, dataset, device=device, samples=samples, held_out=held_out)
-        for quantity in study.likelihoods:
-            values[quantity] = likelihood[LIKELIHOODS[quantity]]
-    return Measured(run, trained, evaluation.kl, values)
+class _Pages:
+    """The report of the seeds that are through in all arms, written anew as they come."""
+
+    def __init__(
+        self,
+        name: str,
+        study: Study,
+        scale: Fraction,
+        dataset: Dataset,
+        seeds: Sequence[int],
+        held_out: Dataset | None,
+        out: Path,
+    ) -> None:
+        self._name, self._study, self._scale = name, study, scale
+        self._dataset, self._held_out = dataset, held_out
+        self._seeds, self._out = seeds, out
+        self._rows: dict[tuple[str, int], Row] = {}
+        self._shown: list[int] = []
+        self._written = -math.inf
+
+    def take(self, row: Row) -> None:
+        """A model's row."""
+        if row.failure is None:
+            self._rows[row.method, row.seed] = row
+        if time.monotonic() - self._written >= _PAGE_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write the report, if there is something new in it."""
+        arms = [arm.name for arm in self._study.arms]
+        seeds = [seed for seed in self._seeds if all((arm, seed) in self._rows for arm in arms)]
+        if seeds == self._shown:
+            return
+        measured = {arm: [self._measured(arm, seed) for seed in seeds] for arm in arms}
+        count = len(self._seeds)
+        write_report(
+            Findings(self._name, self._study, self._scale, self._dataset, count, measured, self._held_out),
+            self._out,
+        )
+        self._shown = seeds
+        self._written = time.monotonic()
+
+    def _measured(self, arm: str, seed: int) -> Measured:
+        run = Run.open(self._out / arm / f"seed-{seed}")
+        trained = load_trained(run, self._dataset)
+        # of what metrics.json holds, the scores may have become those of other factors since, by `pyvae evaluate`
+        kl = read_metrics(run, trained.steps, self._dataset)["kl_of_latents"]
+        row = self._rows[arm, seed]
+        values: dict[Quantity, float] = {}
+        if row.recon is not None and row.kl is not None:
+            values |= {"recon": row.recon, "kl": row.kl}
+        for metric in self._study.metrics:
+            values[metric] = row.scores[metric]
+        for quantity in self._study.likelihoods:
+            values[quantity] = row.scores[f"{MARGINAL_LIKELIHOOD}.{LIKELIHOODS[quantity]}"]
+        return Measured(run, trained, kl, values)
 
 
-def _is_of(score: dict[str, Any], factors: list[str]) -> bool:
-    return score.get("factors") == factors and score.get("score") is not None
-
-
-def _is_finished(run: Run, dataset: Dataset) -> bool:
-    saved = checkpoint.load_newest(run.checkpoints)
-    # of other data is for train to refuse
-    return (
-        saved is not None and saved.step >= run.recipe.steps and saved.metadata["data"] == dataset.fingerprint
-    )
+def _check_run(path: Path, recipe: Recipe, dataset: Dataset, device: torch.device | None) -> None:
+    """Raise PyvaeError if a run cannot be brought to its end; without a device, those of a cluster are not asked."""
+    _check_length(path, recipe)
+    run = Run.create_or_resume(path, recipe)
+    check_data(recipe, dataset)
+    saved = checkpoint.newest_description(run.checkpoints)
+    finished = saved is not None and saved["step"] >= recipe.steps
+    if device is not None and not finished:  # which any device may evaluate
+        settled(recipe, dataset, device, begun=None if saved is None else checkpoint.engine_of(saved))
 
 
 def _check_length(path: Path, recipe: Recipe) -> None:

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from pyvae import evaluation
+from pyvae.data.subset import subset
 from pyvae.engine.loop import train
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError
-from pyvae.evaluation import score, write_metrics
-from pyvae.metrics import beta_vae, encode
+from pyvae.evaluation import check_scores, compute_scores, score, write_metrics
+from pyvae.metrics import beta_vae, encode, mig
 from pyvae.report import report
 from test_report import RECIPE
 from tiny import TinyData
@@ -77,3 +78,16 @@ def test_a_metrics_file_that_is_none_is_replaced(run):
         (run.path / "metrics.json").write_text(content)
         scores = score(run, TinyData(), ["beta-vae"], device=CPU)
         assert saved(run)["scores"] == scores
+
+
+def test_scores_of_some_images_are_those_of_a_fixed_subset(run):
+    data = TinyData()
+    options = {"device": CPU, "images": 60, "without": ["size"]}
+    scores = compute_scores(run, data, ["mig", "unsupervised"], **options).found
+    table = encode(run.load_net()[0], data, device=CPU, index=subset(data, 60), progress=False)
+    assert scores["mig"]["score"] == mig(table, points=None, without=("size",)).score
+    assert [score["images"] for score in scores.values()] == [60, 60]
+    assert "images" not in compute_scores(run, data, ["mig"], device=CPU, images=120).found["mig"]
+    missing = check_scores(run, data, ["mig", "factor-vae", "sap"], images=60)
+    assert missing.keys() == {"factor-vae", "sap"}
+    assert "the table has 60 rows" in missing["sap"]

@@ -19,6 +19,7 @@ from pyvae.objectives import AnnealedVAE, BetaVAE, CapacityVAE, ControlVAE
 from pyvae.report import study as page_module
 from pyvae.report.verdict import judge
 from pyvae.reproduce import describe, reproduce, study_of
+from pyvae.studies import work
 from pyvae.studies.analysis import average
 from pyvae.studies.published import (
     CERTAINTIES,
@@ -267,25 +268,30 @@ def test_other_data_reproduces_nothing(tmp_path):
 
 def test_what_is_there_is_not_made_again(finished, tmp_path, monkeypatch):
     out = shutil.copytree(finished[1], tmp_path / "study")
-    trained = []
-    monkeypatch.setattr(module, "score", lambda *_, **__: pytest.fail("evaluated again"))
-    monkeypatch.setattr(module, "train", lambda run, *_, **__: trained.append(run.path))
+    monkeypatch.setattr(work, "compute_scores", lambda *_, **__: pytest.fail("evaluated again"))
+    monkeypatch.setattr(work, "train_together", lambda *_, **__: pytest.fail("trained again"))
     before = (out / "plain/seed-1/checkpoints/step-000000000004.safetensors").stat().st_mtime_ns
-    run_study(out, seeds=(1,))
-    assert trained == []
+    for seeds in ((1,), (1, 2)):
+        run_study(out, seeds=seeds)
+        assert [run["seed"] for run in numbers(out)["runs"]] == 2 * list(seeds)
+        # also of versions that kept no table
+        (out / "results.csv").unlink()
     assert (out / "plain/seed-1/checkpoints/step-000000000004.safetensors").stat().st_mtime_ns == before
 
 
 def test_a_study_goes_on_where_it_was_interrupted(tmp_path, finished, monkeypatch):
-    def interrupted(run, dataset, device, **options):
+    train_together = work.train_together
+
+    def interrupted(runs, dataset, device, **options):
+        (run,) = runs
         if run.recipe.seed == 2 and run.path.parent.name == "plain":
             begun = Run.create_or_resume(run.path, replace(run.recipe, steps=2))
-            train(begun, dataset, device, **options)
+            train(begun, dataset, device)
             run.write_recipe()
-            return Outcome(2, True, 1.0)
-        return train(run, dataset, device, **options)
+            return [Outcome(2, True, 1.0)]
+        return train_together(runs, dataset, device, **options)
 
-    monkeypatch.setattr(module, "train", interrupted)
+    monkeypatch.setattr(work, "train_together", interrupted)
     assert run_study(tmp_path) is None
     assert len(numbers(tmp_path)["runs"]) == 2  # the report of the first seed
     assert not (tmp_path / "weighted/seed-2").exists()
@@ -295,6 +301,37 @@ def test_a_study_goes_on_where_it_was_interrupted(tmp_path, finished, monkeypatc
         {(r["arm"], r["seed"]): r["values"] for r in numbers(o)["runs"]} for o in (finished[1], tmp_path)
     )
     assert resumed == whole
+
+
+def test_a_report_is_written_when_a_seed_is_through(tmp_path, monkeypatch):
+    written = []
+    write_report = module.write_report
+    monkeypatch.setattr(module, "_PAGE_SECONDS", 0.0)
+    monkeypatch.setattr(
+        module, "write_report", lambda found, out: written.append(counts(found)) or write_report(found, out)
+    )
+    run_study(tmp_path)
+    assert written == [{"plain": 1, "weighted": 1}, {"plain": 2, "weighted": 2}]
+
+
+def counts(found):
+    return {arm: len(runs) for arm, runs in found.measured.items()}
+
+
+def test_a_run_that_diverges_leaves_the_others(tmp_path, monkeypatch):
+    train_together = work.train_together
+
+    def failing(runs, *arguments, **options):
+        found = train_together(runs, *arguments, **options)
+        mad = (runs[0].path.parent.name, runs[0].recipe.seed) == ("plain", 1)
+        return [found[0]._replace(failure="loss is not finite in step 2")] if mad else found
+
+    monkeypatch.setattr(work, "train_together", failing)
+    with pytest.raises(
+        PyvaeError, match=r"plain/seed-1: loss is not finite in step 2; remove .* to train it anew"
+    ):
+        run_study(tmp_path)
+    assert [(r["arm"], r["seed"]) for r in numbers(tmp_path)["runs"]] == [("plain", 2), ("weighted", 2)]
 
 
 def test_a_run_of_another_length_is_refused(finished):
@@ -310,6 +347,10 @@ def test_metrics_of_other_factors_are_computed_again(finished, tmp_path):
     metrics["scores"]["mig"].update(factors=["size", "row", "column"], score=-1.0)
     path.write_text(json.dumps(metrics))
     run_study(out)
+    assert numbers(out)["runs"][0]["values"]["mig"] == score
+    (out / "results.csv").unlink()
+    run_study(out)
+    assert numbers(out)["runs"][0]["values"]["mig"] == score
     assert json.loads(path.read_text())["scores"]["mig"]["score"] == score
 
 

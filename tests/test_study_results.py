@@ -22,7 +22,7 @@ RECIPES = (
 def rows_of_all():
     known = {"steps_done": 9, "seconds": 1.25, "steps_per_second": 7.2, "engine": "fused", "device": "H, 1"}
     return [
-        about("a/seed-1", "a", RECIPES[0], **known, recon=1 / 3, kl=5e-324, without="", scores={"mig": 0.1}),
+        about("a/seed-1", "a", RECIPES[0], **known, recon=1 / 3, kl=5e-324, images=9, scores={"mig": 0.1}),
         about(
             "b/seed-1", "b", RECIPES[1], without="shape", scores={"dci": 0.5, "dci.completeness": math.nan}
         ),

@@ -320,6 +320,9 @@ def test_scores_of_factors(tmp_path):
     assert score_model(model, tmp_path, settings, data).scores["mig"] == -1.0
     other = score_model(model, tmp_path, replace(settings, without=()), data)
     assert other.scores["mig"] not in (-1.0, held["mig"]["score"])
+    part = score_model(model, tmp_path, replace(settings, images=60), data)
+    assert part.images == 60
+    assert part.scores["mig"] not in (-1.0, held["mig"]["score"])
     data.fingerprint = "tiny-v2"
     with pytest.raises(PyvaeError, match="was trained on tiny-v1, but the data now is tiny-v2"):
         score_model(model, tmp_path, settings, data)

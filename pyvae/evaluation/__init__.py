@@ -8,6 +8,7 @@ from inspect import signature
 from typing import Any, NamedTuple, TypedDict
 
 import torch
+from torch import Tensor
 
 from pyvae.adversarial_nets import AdversarialPair
 from pyvae.data.dataset import Dataset, FactorDataset
@@ -125,8 +126,9 @@ def compute_scores(
     device: torch.device,
     without: Sequence[str] = (),
     seed: int = 0,
+    images: int | None = None,
 ) -> Scores:
-    """Encode the whole data set once with the run's newest weights, and compute metrics from the codes.
+    """Encode the data set once with the run's newest weights, and compute metrics from the codes.
 
     Codes of InfoGAN are those of its information head; see :class:`pyvae.adversarial_nets.CodePosterior`.
 
@@ -137,6 +139,8 @@ def compute_scores(
         device: where the encoder runs.
         without: factors to leave out, "shape" for the four-factor MIG of Chen et al. 2018.
         seed: of what the metrics draw.
+        images: of a fixed random subset, instead of all; each score then says how many. Metrics that intervene on
+            factors cannot be computed of those.
 
     Raises:
         PyvaeError: no checkpoint, or images of another shape than it was trained on.
@@ -146,14 +150,29 @@ def compute_scores(
     net, steps = run.pair_of(newest) if run.adversarial else run.net_of(newest), newest.step
     settle_arithmetic(run.recipe.precision)
     dataset = run.shown(dataset)
-    images = ImageSource(dataset, device).images
-    table = encode(net.to(device), dataset, device=device, images=images)
-    found, failed = evaluate_possible(table, names, seed=seed, options=_options(dataset, names, without))
+    index = _part(dataset, images)
+    source = ImageSource(dataset, device).images
+    table = encode(net.to(device), dataset, device=device, index=index, images=source)
+    options = _options(len(table.mu), names, without)
+    found, failed = evaluate_possible(table, names, seed=seed, options=options)
+    if index is not None:
+        found = {name: {**score, "images": len(index)} for name, score in found.items()}
     return Scores(steps, found, failed)
 
 
+def _part(dataset: Dataset, images: int | None) -> Tensor | None:
+    """Indices of so many images, None for all of them."""
+    return None if images is None or images >= len(dataset) else subset(dataset, images)
+
+
 def check_scores(
-    run: Run, dataset: Dataset, names: Sequence[str], *, without: Sequence[str] = (), seed: int = 0
+    run: Run,
+    dataset: Dataset,
+    names: Sequence[str],
+    *,
+    without: Sequence[str] = (),
+    seed: int = 0,
+    images: int | None = None,
 ) -> dict[str, str]:
     """Which metrics cannot be computed of a run, and why, as far as can be told without its codes.
 
@@ -171,13 +190,15 @@ def check_scores(
     for factor in without:
         if factor not in dataset.factor_names:
             raise PyvaeError(f"without: no factor {factor!r}; there are {', '.join(dataset.factor_names)}")
+    index = _part(dataset, images)
     missing = unavailable(
         names,
         latents=run.recipe.latents,
         factor_names=dataset.factor_names,
         factor_sizes=dataset.factor_sizes,
+        factors=None if index is None else dataset.factor_classes(index),
         seed=seed,
-        options=_options(dataset, names, without),
+        options=_options(len(dataset) if index is None else len(index), names, without),
     )
     return missing | _without_variance(run, names)
 
@@ -202,13 +223,13 @@ def _without_variance(run: Run, names: Sequence[str]) -> dict[str, str]:
     return {name: why for name in names if name in OF_VARIANCES}
 
 
-def _options(dataset: Dataset, names: Sequence[str], without: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _options(rows: int, names: Sequence[str], without: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Of each metric: the factors to leave out, and all images where there are fewer than it draws by default."""
     options: dict[str, dict[str, Any]] = {}
     for name in names:
         parameters = signature(METRICS[name]).parameters
         sizes = (parameters[option] for option in ("points", "variance_points") if option in parameters)
-        options[name] = {p.name: None for p in sizes if p.default is not None and p.default > len(dataset)}
+        options[name] = {p.name: None for p in sizes if p.default is not None and p.default > rows}
         if name != UNSUPERVISED:
             options[name]["without"] = tuple(without)
     return options

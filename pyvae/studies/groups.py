@@ -20,7 +20,7 @@ from pyvae.studies.plan import Model
 
 MOST = 64
 """Members of a group: at 64 the measured rate has flattened, and a lost worker costs no more than these."""
-_NEAR = 1.05
+_NEAR = 1.02
 """A smaller group is taken where it takes at most so much longer: its results come sooner."""
 _SHARE_OF_MEMORY = 0.8
 """The rest is for what captured graphs, libraries and scoring take."""
@@ -128,7 +128,7 @@ def pack(models: Sequence[Model], fits: Mapping[Shape, Fit], *, places: int = 1)
         shapes.setdefault(shape_of(model.recipe), []).append(at)
     limits = [min(fits[shape].most, MOST) for shape in shapes]
     members = [sorted(ats, key=lambda at: (repeats[at], at)) for ats in shapes.values()]
-    sizes = [1 << power for power in range(MOST.bit_length())]
+    sizes = range(1, MOST + 1)
     times = [
         _time(
             [

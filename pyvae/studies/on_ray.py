@@ -38,7 +38,6 @@ _RETRIES = 5
 _PATIENCE_SECONDS = 150.0
 """A lock of a worker that was lost with its node goes when the file system gives its lease up: on NFS after 90."""
 _NODE_SECONDS = 60.0
-_HEAD_SECONDS = 20.0
 _STOP_SECONDS = 30.0
 _SCORING_GPU = 0.1
 """Of each GPU, left free by training, so that scores need not wait for it."""
@@ -57,19 +56,27 @@ class RayPlace:
         num_gpus: of a group, 1 or a part of one; by default 1 where the cluster has GPUs, and ``num_cpus`` is not
             given.
         num_cpus: of a group, 1 by default; as many threads are used.
+        head_seconds: for which the head may not answer before it is given up.
 
     Raises:
         PyvaeError: Ray is not installed, or a number cannot be.
     """
 
-    def __init__(self, address: str, *, num_gpus: float | None = None, num_cpus: float | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        num_gpus: float | None = None,
+        num_cpus: float | None = None,
+        head_seconds: float = 20.0,
+    ) -> None:
         if importlib.util.find_spec("ray") is None:
             raise PyvaeError("--ray needs Ray: pip install 'pyvae[ray]'")
         if num_gpus is not None and not 0 <= num_gpus <= 1:
             raise PyvaeError(f"--num-gpus must be from 0 to 1, a group being on one GPU, got {num_gpus:g}")
         if num_cpus is not None and not num_cpus > 0:
             raise PyvaeError(f"--num-cpus must be above 0, got {num_cpus:g}")
-        self._cluster = _Cluster(address, num_gpus, num_cpus)
+        self._cluster = _Cluster(address, num_gpus, num_cpus, head_seconds)
         self._done: deque[Scored] = deque()
         self._to_be_scored: set[str] = set()
         self._child: Child | None = None
@@ -159,6 +166,7 @@ class _Cluster(NamedTuple):
     address: str
     num_gpus: float | None
     num_cpus: float | None
+    head_seconds: float
 
 
 def _gone(address: str, out: Path) -> str:
@@ -184,6 +192,7 @@ def _drive(
     if cluster.address == "local":
         options |= {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
+        _check_address(cluster.address)
         ray.init(address=cluster.address, **options)
     except Exception as error:
         send(
@@ -211,13 +220,20 @@ def _drive(
         ray.shutdown()
 
 
+def _check_address(address: str) -> None:
+    """Raise OSError where nobody listens: Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), 10).close()
+
+
 def _watch_head(send: Callable[[Any], None], cluster: _Cluster, out: Path) -> None:
     """Ray itself waits for a minute, and then ends the process without a word."""
     import ray
 
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     seen = time.monotonic()
-    while time.monotonic() - seen < _HEAD_SECONDS:
+    while time.monotonic() - seen < cluster.head_seconds:
         with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), 5):
             seen = time.monotonic()
         time.sleep(1)

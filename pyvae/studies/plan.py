@@ -19,6 +19,7 @@ from pyvae.engine.recipe import Recipe
 from pyvae.errors import PlanError, PyvaeError, printable, reason
 from pyvae.files import open_regular
 from pyvae.metrics import METRICS
+from pyvae.metrics.registry import OF_GRID
 from pyvae.recipes import RECIPES
 
 if sys.version_info >= (3, 11):
@@ -33,9 +34,10 @@ MOST_MODELS = 100_000
 MOST_BYTES = 1 << 20
 """Of a file; the published study takes two thousand."""
 _LONGEST_LABEL = 80
+_FEWEST_IMAGES = 100
 _TABLES = ("title", "notes", "shared", "axes", "scores", "methods")
 _AXES = ("seeds", "data")
-_SCORES = ("metrics", "without")
+_SCORES = ("metrics", "without", "images")
 _OF_METHOD = ("recipe", "name", "set", "sweep", "follow")
 _RECIPE_FIELDS = tuple(f.name for f in fields(Recipe) if f.name != "objective")
 _ELSEWHERE = {"seed": "axes.seeds", "data": "axes.data"}
@@ -69,6 +71,8 @@ class StudyPlan:
     """Names of pyvae.metrics.METRICS."""
     without: tuple[str, ...] = ()
     """Factors that the metrics leave out."""
+    images: int | None = None
+    """Of a fixed random subset that is encoded for the metrics; None: all of them."""
     notes: tuple[str, ...] = ()
     source: str = ""
     """The text of the file."""
@@ -164,6 +168,7 @@ def _plan(values: dict[str, Any], text: str, stem: str) -> StudyPlan:
         models=models,
         metrics=metrics,
         without=_without(scores, metrics, {model.recipe.data for model in models}),
+        images=_images(scores, metrics),
         notes=_texts(values.get("notes", []), "notes"),
         source=text,
     )
@@ -359,6 +364,19 @@ def _without(scores: Mapping[str, Any], metrics: Sequence[str], data: set[str]) 
     if any(set(names) <= set(without) for names in (SPRITES, SHAPES_3D)):
         raise PlanError("scores.without: all factors of a data set are left out; leave some in")
     return without
+
+
+def _images(scores: Mapping[str, Any], metrics: Sequence[str]) -> int | None:
+    images = scores.get("images")
+    if images is None:
+        return None
+    if isinstance(images, bool) or not isinstance(images, int) or images < _FEWEST_IMAGES:
+        raise PlanError(
+            f"scores.images: must be an integer of at least {_FEWEST_IMAGES}, got {_shown(images)}"
+        )
+    if of_grid := [name for name in metrics if name in OF_GRID]:
+        raise PlanError(f"scores.images: {of_grid[0]} needs all images; leave one of the two out")
+    return images
 
 
 def _check_names(models: Sequence[Model]) -> None:

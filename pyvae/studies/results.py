@@ -50,6 +50,8 @@ class Row:
     """Of the data it was trained on."""
     without: str = ""
     """Factors that the scores leave out, with a space between."""
+    images: int | None = None
+    """That the scores are of; None: all."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """By metric, ``dci`` or ``dci.completeness``; NaN where one cannot be computed."""
     failure: str | None = None
@@ -146,12 +148,14 @@ def _column(name: str) -> str:
     return _ASKED + name if name in (*_FIRST, *_LAST) else name
 
 
-_WHOLE = ("seed", "steps_done")
+_WHOLE = ("seed", "steps_done", "images")
 _NUMBERS = ("seconds", "steps_per_second", "recon", "kl")
 
 
 def _typed(name: str, cell: str) -> Any:
     if name in _WHOLE:
+        if name == "images" and not cell:
+            return None
         if not cell.isascii() or not cell.isdigit() or len(cell) > 20:
             raise ValueError(f"{name} cannot be {cell[:40]!r}")
         return int(cell)

@@ -92,7 +92,7 @@ def run_study(
         OutOfRoomError: the disk is full; the same call goes on once there is room.
         PyvaeError: the place cannot be reached, or is gone; the same call goes on.
     """
-    settings = replace(settings or Settings(), metrics=plan.metrics, without=plan.without)
+    settings = replace(settings or Settings(), metrics=plan.metrics, without=plan.without, images=plan.images)
     out = Path(os.path.abspath(out))
     if (out / "recipe.json").exists():
         raise RunError(f"{out} holds a run: name another directory for the study")
@@ -163,7 +163,7 @@ class _Work:
         scored = {name.partition(".")[0] for name in row.scores}
         return (
             row.steps_done == recipe.steps
-            and row.without == " ".join(self._settings.without)
+            and (row.without, row.images) == (" ".join(self._settings.without), self._settings.images)
             and scored >= set(self._settings.metrics)
             # of how many samples and of which images, metrics.json says
             and not self._settings.samples

@@ -60,6 +60,8 @@ class Settings:
     """Names of pyvae.metrics.METRICS."""
     without: tuple[str, ...] = ()
     """Factors that the metrics leave out."""
+    images: int | None = None
+    """Of a fixed random subset that is encoded for the metrics; None: all of them."""
     seed: int = 0
     """Of what the metrics draw."""
     samples: int = 0
@@ -308,6 +310,7 @@ def _row(model: Model, out: Path, settings: Settings, dataset: Dataset, held_out
         recon=known.get("recon"),
         kl=known.get("kl"),
         without=" ".join(settings.without),
+        images=settings.images,
         scores=_numbers(known, missing, settings),
     )
 
@@ -335,27 +338,35 @@ def _scores(
     run: Run, dataset: Dataset, held: dict[str, Any], settings: Settings
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Scores that ``held`` does not have over these factors, and why others cannot be computed."""
-    names = [name for name in settings.metrics if not _stands(held.get(name), dataset, settings.without)]
+    names = [name for name in settings.metrics if not _stands(held.get(name), dataset, settings)]
     if not names:
         return {}, {}
     if run.recipe.code == "factors":
         return {}, dict.fromkeys(names, "the code is the true factors: there is no encoder")
-    missing = check_scores(run, dataset, names, without=settings.without, seed=settings.seed)
+    options: dict[str, Any] = {
+        "without": settings.without,
+        "seed": settings.seed,
+        "images": settings.images,
+    }
+    missing = check_scores(run, dataset, names, **options)
     names = [name for name in names if name not in missing]
     if not names:
         return {}, missing
-    device = device_of(settings.device)
-    found = compute_scores(run, dataset, names, device=device, without=settings.without, seed=settings.seed)
+    found = compute_scores(run, dataset, names, device=device_of(settings.device), **options)
     return found.found, missing | found.missing
 
 
-def _stands(score: dict[str, Any] | None, dataset: Dataset, without: Sequence[str]) -> bool:
-    if score is None:
+def _stands(score: dict[str, Any] | None, dataset: Dataset, settings: Settings) -> bool:
+    """Whether a score is of these factors and images, and a number."""
+    part = settings.images is not None and settings.images < len(dataset)
+    if score is None or score.get("images") != (settings.images if part else None):
         return False
     if "factors" not in score:  # a metric of codes alone
         return True
     known = dataset.factor_names if isinstance(dataset, FactorDataset) else ()
-    return score["factors"] == [f for f in known if f not in without] and score.get("score") is not None
+    return (
+        score["factors"] == [f for f in known if f not in settings.without] and score.get("score") is not None
+    )
 
 
 def _likelihood(
@@ -367,9 +378,7 @@ def _likelihood(
     if (held.get("samples"), held.get("data")) == wanted:
         return {}
     device = device_of(settings.device)
-    _, found = compute_likelihood(
-        run, dataset, device=device, samples=settings.samples, held_out=held_out, progress=False
-    )
+    _, found = compute_likelihood(run, dataset, device=device, samples=settings.samples, held_out=held_out)
     return {"marginal_likelihood": found}
 
 
@@ -385,7 +394,7 @@ def _numbers(known: dict[str, Any], missing: dict[str, str], settings: Settings)
             found[name if part == "score" else f"{name}.{part}"] = math.nan if value is None else value
     if settings.samples:
         likelihood = known["marginal_likelihood"]
-        for part in ("log_p", "iwae_64", "effective_sample_size"):
+        for part in ("log_p", "iwae_64", "difference", "effective_sample_size"):
             found[f"{MARGINAL_LIKELIHOOD}.{part}"] = likelihood[part]
     return found
 

@@ -1,5 +1,7 @@
 """UDR: a model compared with itself, with others, and a slow recomputation."""
 
+import re
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -81,6 +83,32 @@ def test_slow_recomputation(models, correlation):
     for i in range(4):
         assert found.scores[i] == pytest.approx(sorted(found.pairwise[j, i] for j in range(4) if j != i)[1])
     assert len(set(found.scores)) == 4
+
+
+@pytest.mark.parametrize("pairs", [[(0, 1), (2, 1), (0, 3)], [(1, 0), (0, 1), (1, 2), (3, 0)]])
+def test_some_pairs_alone(models, pairs):
+    whole = udr(tables(models), points=400).pairwise
+    found = udr(tables(models), points=400, pairs=pairs)
+    for i, j in np.ndindex(4, 4):
+        asked = (i, j) in pairs or (j, i) in pairs
+        assert found.pairwise[i, j] == (whole[i, j] if asked else 0)
+    assert found.scores[0] == np.median([whole[1, 0], whole[3, 0]])
+    assert found.scores[3] == whole[0, 3]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([(0, 1)], "model 2 is compared with none"),
+        ([], "model 0 is compared with none"),
+        ([(0, 4)], "expected two of models 0 to 3, got (0, 4)"),
+        ([(-1, 0)], "expected two"),
+        ([(1, 1)], "expected two"),
+    ],
+)
+def test_pairs_that_cannot_be(models, pairs, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        udr(tables(models), points=400, pairs=pairs)
 
 
 @pytest.mark.parametrize("correlation", ["lasso", "spearman"])

@@ -17,9 +17,10 @@ from pyvae.errors import PyvaeError
 from pyvae.evaluation import read_scores
 from pyvae.objectives import AnnealedVAE, BetaVAE, CapacityVAE, ControlVAE
 from pyvae.report import study as page_module
-from pyvae.report.verdict import average, judge
+from pyvae.report.verdict import judge
 from pyvae.reproduce import describe, reproduce, study_of
 from pyvae.studies import work
+from pyvae.studies.analysis import average
 from pyvae.studies.published import (
     CERTAINTIES,
     QUANTITIES,

@@ -28,6 +28,7 @@ def udr(
     correlation: str = "lasso",
     alpha: float = 0.1,
     kl_threshold: float = 0.01,
+    pairs: Sequence[tuple[int, int]] | None = None,
 ) -> Udr:
     """Unsupervised disentanglement ranking of Duan et al. 2020: do models of different seeds find the same latents?
 
@@ -45,13 +46,17 @@ def udr(
             those of model i; "spearman": the magnitudes of their rank correlations.
         alpha: of the lasso. It shrinks the match of a latent with its equal to 1 - alpha.
         kl_threshold: latents whose mean KL to the prior over the points (nats) does not exceed it are collapsed.
+        pairs: models (i, j) to compare with one another, both ways, where all would take too long; a model's score is
+            then the median over those it was compared with.
 
     Returns:
-        scores and their parts, in [0, 1] but for lasso weights above 1; 0 for a model whose latents are all collapsed.
+        scores and their parts, in [0, 1] but for lasso weights above 1; 0 for a model whose latents are all collapsed,
+        and for parts that were not asked for.
 
     Raises:
         ValueError: fewer than two tables, tables of different images, too few rows for ``points``, unknown correlation,
-            an ``alpha`` that is not above 0. TypeError: anything but tables of codes.
+            an ``alpha`` that is not above 0, pairs of no such models, a model in none of them.
+        TypeError: anything but tables of codes.
     """
     if correlation not in ("lasso", "spearman"):
         raise ValueError(f"correlation: expected 'lasso' or 'spearman', got {correlation!r}")
@@ -65,17 +70,17 @@ def udr(
     codes = [t.mu[rows].double().numpy()[:, a] for t, a in zip(tables, active, strict=True)]
     codes = [_ranks(c) for c in codes] if correlation == "spearman" else codes
     codes = [_standardise(c) for c in codes]
-    pairwise = np.zeros((len(tables), len(tables)))
-    for i, j in np.ndindex(*pairwise.shape):
-        if i != j and codes[i].size and codes[j].size:
+    compared = _compared(pairs, len(tables))
+    pairwise = np.zeros(compared.shape)
+    for i, j in np.argwhere(compared):
+        if codes[i].size and codes[j].size:
             similar = (
                 _pearson(codes[i], codes[j])
                 if correlation == "spearman"
                 else _lasso(codes[i], codes[j], alpha)
             )
             pairwise[i, j] = relative_strength(similar)
-    others = ~np.eye(len(tables), dtype=bool)
-    scores = np.array([np.median(pairwise[others[:, i], i]) for i in range(len(tables))])
+    scores = np.array([np.median(pairwise[compared[:, i], i]) for i in range(len(tables))])
     return Udr(scores, pairwise)
 
 
@@ -86,6 +91,20 @@ def relative_strength(similarity: Array) -> float:
         total = similarity.sum(axis)
         means.append(np.mean(similarity.max(axis) ** 2 / np.where(total > 0, total, 1.0)))
     return float(np.mean(means))
+
+
+def _compared(pairs: Sequence[tuple[int, int]] | None, models: int) -> npt.NDArray[np.bool_]:
+    """Which models ``[M, M]`` are compared."""
+    if pairs is None:
+        return ~np.eye(models, dtype=bool)
+    compared = np.zeros((models, models), dtype=bool)
+    for i, j in pairs:
+        if i == j or not (0 <= i < models and 0 <= j < models):
+            raise ValueError(f"pairs: expected two of models 0 to {models - 1}, got {(i, j)}")
+        compared[i, j] = compared[j, i] = True
+    if not compared.any(0).all():
+        raise ValueError(f"pairs: model {int(np.argmin(compared.any(0)))} is compared with none")
+    return compared
 
 
 def _check_same_images(tables: Sequence[CodeTable]) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import html
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 _STYLE = """
@@ -45,6 +46,16 @@ def figure(path: Path, caption: str) -> str:
     return (
         f'<figure><div class="{kind}"><img alt="{text}" src="{source}"></div>'
         f"<figcaption>{text}</figcaption></figure>\n"
+    )
+
+
+def row(cells: Sequence[str], *, numbers: Collection[int] = (), cell: str = "td") -> str:
+    """A row of a table, of which some columns hold numbers."""
+    kinds = [' class="number"' if i in numbers else "" for i in range(len(cells))]
+    return (
+        "<tr>"
+        + "".join(f"<{cell}{k}>{html.escape(c)}</{cell}>" for k, c in zip(kinds, cells, strict=True))
+        + "</tr>"
     )
 
 

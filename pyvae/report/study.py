@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from string import Template
@@ -20,9 +20,10 @@ from pyvae.engine.run import Run
 from pyvae.objectives import ControlVAE
 from pyvae.report import curves, reconstructions, snapshots, traversal
 from pyvae.report.figures import save, smooth
-from pyvae.report.markup import document, duration, figure
+from pyvae.report.markup import document, duration, figure, row
 from pyvae.report.trained import Trained
-from pyvae.report.verdict import Verdict, average, judge, plain
+from pyvae.report.verdict import Verdict, judge, plain
+from pyvae.studies.analysis import average
 from pyvae.studies.published import CERTAINTIES, QUANTITIES, Published, Quantity, Study
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def _results(findings: Findings) -> str:
     judged = not findings.obstacles
     published = "published" if judged else "published, of a full-length run"
     head = ["arm", "", "ours", published, *(["verdict"] if judged else []), "source"]
-    rows = [_row(head, numbers=(2, 3), cell="th")]
+    rows = [row(head, numbers=(2, 3), cell="th")]
     for arm, number, ours, verdict in findings.judgements():
         cells = [
             arm,
@@ -212,7 +213,7 @@ def _results(findings: Findings) -> str:
             *([verdict.text] if verdict else []),
             str(sources.index(_source(number)) + 1),
         ]
-        rows.append(_row(cells, numbers=(2, 3)))
+        rows.append(row(cells, numbers=(2, 3)))
     return f"<table>{''.join(rows)}</table>"
 
 
@@ -220,7 +221,7 @@ def _runs(study: Study, measured: dict[str, list[Measured]]) -> str:
     quantities: list[Quantity] = ["recon", "kl", *study.metrics, *study.likelihoods]
     head = ["arm", "seed", "steps", *(QUANTITIES[q] for q in quantities), "wall time", "steps/s", "device"]
     numbers = tuple(range(1, len(head) - 1))
-    rows = [_row(head, numbers=numbers, cell="th")]
+    rows = [row(head, numbers=numbers, cell="th")]
     for arm in study.arms:
         for m in measured[arm.name]:
             speed, metadata = m.trained.steps_per_second, m.trained.metadata
@@ -233,17 +234,8 @@ def _runs(study: Study, measured: dict[str, list[Measured]]) -> str:
                 f"{speed:,.1f}" if speed else "",
                 metadata.get("device", ""),
             ]
-            rows.append(_row(cells, numbers=numbers))
+            rows.append(row(cells, numbers=numbers))
     return f"<table>{''.join(rows)}</table>"
-
-
-def _row(cells: Sequence[str], *, numbers: Sequence[int], cell: str = "td") -> str:
-    kinds = [' class="number"' if i in numbers else "" for i in range(len(cells))]
-    return (
-        "<tr>"
-        + "".join(f"<{cell}{k}>{html.escape(c)}</{cell}>" for k, c in zip(kinds, cells, strict=True))
-        + "</tr>"
-    )
 
 
 def _mean(quantity: Quantity, values: list[float]) -> str:

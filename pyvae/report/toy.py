@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from pyvae.engine.files import write_atomically
 from pyvae.report.figures import save
 from pyvae.report.markup import document, figure
-from pyvae.report.verdict import average
 from pyvae.signal_to_noise import Curve, Toy
+from pyvae.studies.analysis import average
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,19 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from pyvae.studies.analysis import Mean, average
 from pyvae.studies.published import LIKELIHOODS, Published, Quantity
 
 CONFIDENCE = 0.95
 _NATS = ("recon", "kl", *LIKELIHOODS)
-
-
-class Mean(NamedTuple):
-    """Over seeds."""
-
-    value: float
-    error: float | None
-    """Standard error; None for one seed."""
-    seeds: int
 
 
 class Verdict(NamedTuple):
@@ -33,15 +25,6 @@ class Verdict(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """What ``results.json`` holds."""
         return self._asdict()
-
-
-def average(values: Sequence[float]) -> Mean:
-    """Mean and its standard error, from the deviation with n - 1 in the denominator."""
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return Mean(mean, None, 1)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    return Mean(mean, math.sqrt(variance / len(values)), len(values))
 
 
 def judge(values: Sequence[float], published: Published) -> Verdict:

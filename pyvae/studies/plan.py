@@ -42,7 +42,7 @@ _OF_METHOD = ("recipe", "name", "set", "sweep", "follow")
 _RECIPE_FIELDS = tuple(f.name for f in fields(Recipe) if f.name != "objective")
 _ELSEWHERE = {"seed": "axes.seeds", "data": "axes.data"}
 """Fields of a recipe that are axes of a study, and no hyperparameters."""
-RESERVED = ("figures", "report.html", "results.csv", "results.json", SOURCE)
+RESERVED = ("figures", "report.html", "results.csv", "results.json", "udr.json", SOURCE)
 """What lies beside the methods' directories."""
 _FOLLOWS = re.compile(r"(?:(?P<factor>[0-9.eE+-]+) *\* *)?(?P<name>[A-Za-z_]\w*)", re.ASCII)
 

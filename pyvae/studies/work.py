@@ -32,6 +32,7 @@ from pyvae.evaluation import (
 )
 from pyvae.evaluation.averages import evaluate
 from pyvae.metrics.registry import numbers
+from pyvae.studies.codes import keep_codes
 from pyvae.studies.plan import Model
 from pyvae.studies.results import Row, about
 
@@ -299,6 +300,7 @@ def _row(model: Model, out: Path, settings: Settings, dataset: Dataset, held_out
         values |= _likelihood(run, dataset, held.get("marginal_likelihood", {}), settings, held_out)
     if values:
         write_metrics(run, newest.step, dataset, values)
+    keep_codes(run, dataset, device_of(settings.device))
     known = {**held, **values}
     known["scores"] = {**held.get("scores", {}), **values.get("scores", {})}
     return about(

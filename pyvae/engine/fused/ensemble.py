@@ -60,7 +60,7 @@ class Ensemble:
             first.batch_size,
             first.precision,
             dataset.bits is not None,
-            tiles=tiles or Tiles(),
+            tiles=tiles,
             weighting=weighting_of(objective),
             before_norm=len(objective.extra_terms),
             behind_norm=len(behind),
@@ -89,8 +89,9 @@ class Ensemble:
 
     def _options(self, device: torch.device) -> Options:
         """What pays on the device, but for what these recipes have no use for."""
-        options, first = options_on(device), self.recipes[0]
-        if first.batch_size % 8:  # boxes are of whole eights
+        first = self.recipes[0]
+        options = options_on(device, first.precision)
+        if first.batch_size % 4:  # boxes are of whole fours
             options = options._replace(descriptors=False)
         # edges of a graph that let a launch begin early lead from kernel to kernel, not from torch's copies
         copies = any(recipe.lr_stage_steps for recipe in self.recipes)

@@ -29,6 +29,8 @@ from pyvae.invocation import whole_path as _path
 from pyvae.recipes import RECIPES
 
 if TYPE_CHECKING:
+    import torch
+
     from pyvae.data import Dataset
     from pyvae.engine.course import Outcome
     from pyvae.engine.run import Run

@@ -9,7 +9,7 @@ import torch
 import pyvae
 from pyvae.backend import choose, wanted_backend
 from pyvae.data import cache
-from pyvae.engine.fused.supports import PROVEN, lacks
+from pyvae.engine.fused.supports import lacks, proven_on
 from pyvae.errors import BackendError
 
 _PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard", "nvtx", "tyro")
@@ -94,8 +94,8 @@ def _engine(device: torch.device) -> str:
     if lacking is not None:
         return f"no ({lacking})"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "this device"
-    if name in PROVEN:
-        return f"yes, and --engine auto takes it for precision fp16, bf16 and tf32: measured on {name}"
+    if proven := proven_on(device):
+        return f"yes, and --engine auto takes it for precision {' and '.join(proven)}: measured on {name}"
     return f"yes, but --engine auto takes it for precision fp16 alone: nothing has been measured on {name}"
 
 

@@ -50,6 +50,7 @@ class Figures(NamedTuple):
     arch: int
     rows: int
     """Of the tile that tensor cores multiply at a time, 0 where they do not."""
+    warps: int
     registers: int
     shared: int
     stack: int
@@ -114,6 +115,7 @@ def figures(job: tuple[str, str, Launch, int]) -> Figures:
         label=launch.label,
         arch=arch,
         rows=constants.get("BM", 128 if launch.kernel[0] == "weight_gradients" else 0),
+        warps=dict(launch.options)["num_warps"],
         registers=code.registers,
         shared=code.shared,
         stack=code.stack,

@@ -42,7 +42,7 @@ INTERPRETED = Tiles(
     columns=512,
 )
 """Few programs: each takes milliseconds."""
-TILES = Tiles() if GPU else INTERPRETED
+TILES = None if GPU else INTERPRETED
 TERMS = ["loss", "recon", "kl", "beta", "capacity", "grad_norm"]
 WRITTEN = ("activations", "gradients", "stats", "kl_parts", "nll_parts", "squares")
 """Buffers that a step writes before it reads them."""
@@ -86,7 +86,7 @@ def plan_of(
     operands: Operands = "fp32",
     *,
     latents: int = 10,
-    tiles: Tiles = TILES,
+    tiles: Tiles | None = TILES,
     objective: Objective | None = None,
     **options,
 ) -> Plan:

@@ -23,7 +23,7 @@ from fused import (
     step,
 )
 from pyvae.engine.batches import BatchOrder
-from pyvae.engine.fused.launch import WINDOW, Tiles
+from pyvae.engine.fused.launch import WINDOW
 from pyvae.engine.fused.members import DIVERGED, Members
 from pyvae.engine.fused.plan import Plan
 from pyvae.nets import build
@@ -327,7 +327,7 @@ def test_latents_of_a_second_batch():
 @slow
 def test_a_step_with_the_tiles_meant_for_a_gpu():
     one = One(100)
-    members = members_of(plan_of("burgess", images=16, tiles=Tiles()), [one], "burgess")
+    members = members_of(plan_of("burgess", images=16, tiles=None), [one], "burgess")
     step(members, 0)
     hold_against(members, 0, Step64("burgess", 1, 10, one), 0)
 

@@ -9,7 +9,7 @@ from abreast import NUMBERS, OBJECTIVES
 from fused import INTERPRETED, quick_interpreter
 from pyvae import reference
 from pyvae.engine import checkpoint
-from pyvae.engine.fused import ensemble
+from pyvae.engine.fused import plan as plans
 from pyvae.engine.fused.members import Members
 from pyvae.engine.loop import train, train_together
 from pyvae.engine.recipe import Recipe
@@ -21,7 +21,7 @@ EIGHT = 8
 
 @pytest.fixture(autouse=True)
 def quick(triton_backend, monkeypatch):
-    monkeypatch.setattr(ensemble, "Tiles", lambda: INTERPRETED)
+    monkeypatch.setattr(plans, "tiles_of", lambda operands: INTERPRETED)
     with quick_interpreter():
         yield
 

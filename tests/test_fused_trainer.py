@@ -8,6 +8,7 @@ import torch
 from fused import INTERPRETED, quick_interpreter
 from pyvae import reference
 from pyvae.engine.fused import ensemble
+from pyvae.engine.fused import plan as plans
 from pyvae.engine.fused.ensemble import Ensemble
 from pyvae.engine.fused.launch import Options
 from pyvae.engine.fused.trainer import FusedTrainer
@@ -40,7 +41,7 @@ OBJECTIVES = {
 
 @pytest.fixture(autouse=True)
 def quick(triton_backend, monkeypatch):
-    monkeypatch.setattr(ensemble, "Tiles", lambda: INTERPRETED)
+    monkeypatch.setattr(plans, "tiles_of", lambda operands: INTERPRETED)
     with quick_interpreter():
         yield
 
@@ -235,13 +236,13 @@ def test_members_are_at_one_step(data, device):
 @pytest.mark.parametrize(
     ("changes", "lacks"),
     [
-        ({"batch_size": 8}, set()),
+        ({"batch_size": 4}, set()),
         ({"batch_size": 8, "lr_stage_steps": 1}, {"pdl"}),
         ({"batch_size": 8, "objective": DIPVAE()}, {"pdl"}),
         ({"batch_size": 6}, {"descriptors"}),
     ],
 )
 def test_what_pays_on_a_card_is_left_out_where_it_has_no_use(changes, lacks, data, device, monkeypatch):
-    monkeypatch.setattr(ensemble, "options_on", lambda device: Options(True, True, True))
+    monkeypatch.setattr(ensemble, "options_on", lambda *_: Options(True, True, True))
     plan = ensemble.plan_for([recipe(**changes)], data, device)
     assert {name for name in Options._fields if not getattr(plan, name)} == lacks

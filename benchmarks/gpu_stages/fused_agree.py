@@ -84,7 +84,7 @@ def _tasks(case: Cases) -> Iterator[_Task]:
     ways = [Way(operands) for operands in OPERANDS]
     if has_pdl(case.device):
         ways += [Way(o, pdl=True, side_branch=branch) for o in OPERANDS for branch in (False, True)]
-        ways += [Way("fp16", descriptors=True), ALL]
+        ways += [*(Way(operands, descriptors=True) for operands in OPERANDS), ALL]
     variants = [(way, None) for way in ways]
     variants += [(Way(), one._replace(stages=stages)) for one in VARIED for stages in STAGES]  # type: ignore[list-item]
     for way, varied in variants[:1] if case.dry else variants:
@@ -136,7 +136,7 @@ def fused_agree(case: Cases) -> None:
     for operands in OPERANDS[:1] if case.dry else OPERANDS:
         case(
             f"50 steps of a member alone and of the last of {len(SEEDS)}, {operands}",
-            lambda o=operands: alone_and_among(case, o),
+            lambda o=operands: alone_and_among(case, Way(o)),
             _SECONDS,
         )
 
@@ -152,7 +152,15 @@ def fused_agree(case: Cases) -> None:
         partial(advanced, case, 64, capture=False),
     )
     if has_pdl(case.device):
-        case("a step against float64, fp16, descriptors", lambda: one_step(case, ALL), _SECONDS)
+        for operands in OPERANDS:
+            way = Way(operands, descriptors=True)
+            case(f"a step against float64, {way}", lambda w=way: one_step(case, w), _SECONDS)
+            case(
+                f"50 steps of a member alone and of the last of {len(SEEDS)}, {way}",
+                lambda w=way: alone_and_among(case, w),
+                _SECONDS,
+            )
+        case(f"a step against float64, {ALL}", lambda: one_step(case, ALL), _SECONDS)
         for branch, operands in product((False, True), OPERANDS):
             early = Way(operands, pdl=True, side_branch=branch)
             compare(
@@ -237,11 +245,11 @@ def several(case: Cases, seeds: tuple[int, ...], steps: int, way: Way, *, captur
     return run
 
 
-def alone_and_among(case: Cases, operands: Operands) -> dict[str, Any]:
+def alone_and_among(case: Cases, way: Way) -> dict[str, Any]:
     """The last of the members, and one of its seed by itself."""
     seeds = SEEDS[-2:] if case.dry else SEEDS
-    together = several(case, seeds, 50, Way(operands))
-    alone = several(case, seeds[-1:], 50, Way(operands))
+    together = several(case, seeds, 50, way)
+    alone = several(case, seeds[-1:], 50, way)
     return _judged(together.state(len(seeds) - 1), alone.state())
 
 

@@ -131,7 +131,7 @@ def plan_of(
         _DRY_IMAGES if dry else images,
         way.operands,
         bits=True,
-        tiles=tiles or (DRY_TILES if dry else Tiles()),
+        tiles=tiles or (DRY_TILES if dry else None),
         weighting=weighting_of(objective),
         pdl=way.pdl,
         side_branch=way.side_branch,

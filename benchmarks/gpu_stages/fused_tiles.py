@@ -16,7 +16,7 @@ from gpu_stages.beside import end_with_the_parent
 from gpu_stages.cases import Cases, Values
 from gpu_stages.clock import Clock
 from gpu_stages.fused_run import DRY_TILES, Run, Way, has_pdl, plan_of, store_of
-from pyvae.engine.fused.launch import Launch, Operands, Pointer, Tiles
+from pyvae.engine.fused.launch import Launch, Operands, Pointer, Tiles, tiles_of
 from pyvae.engine.fused.members import Members
 from pyvae.engine.fused.plan import Plan
 
@@ -32,83 +32,74 @@ _WEIGHTS = "weight gradients"
 
 _DOWN_16 = (
     "down16=32,128 warps=2,8 stages=1,2,4 | down16=128 warps=8 | down16=128 stages=1,2 | warps=8 stages=1,2 | "
-    "warps=2 stages=1 | down16=128 warps=8 stages=1,2 | down16=256 warps=8 stages=1,2"
+    "down16=128 warps=8 stages=1,2"
 )
-_DOWN_8 = (
-    "down8=16,64,128 warps=2,8 stages=1,2,4 | down8=64 stages=1,2 | down8=64 warps=8 | down8=16 warps=2 | "
-    "warps=2 stages=1"
+_DOWN_8 = "down8=32,128 warps=2,8 stages=1,2,4 | down8=32 warps=2 | down8=128 warps=8 | down8=128 stages=2"
+_DOWN_4 = (
+    "down4=32,64 warps=1,4 stages=1,2,4 | down4=64 warps=4 | down4=32 warps=4 | down4=64 warps=4 stages=2"
 )
-_DOWN_4 = "down4=32,64 warps=1,2,8 stages=1,2,4 | warps=2 stages=1"
-_UP_16 = "up16=32,64,256 warps=2,8 | up16=64 warps=2 | up16=256 warps=8 | up16=32 warps=2 | registers=64"
-_UP_8 = "up8=16,32,128,256 warps=2,8 | up8=128 warps=8 | up8=32 warps=2 | up8=16 warps=2"
-_UP_4 = "up4=16,32,128 warps=1,2,8 | up4=32 warps=2 | up4=16 warps=1"
+_UP_16 = "up16=128,512 warps=4 | up16=128 warps=4 | up16=64 warps=2,4 | registers=64"
+_UP_8 = "up8=64,256 warps=2,8 | up8=64 warps=2 | up8=256 warps=8"
+_UP_4 = "up4=16,32,128 warps=1,2,8 | up4=32 warps=2"
 _DENSE = (
     "dense=16,32 dense_columns=16,64 dense_k=64,256 warps=2,8 stages=1,2,4 | dense=32 warps=2 | dense=16 warps=1,2 | "
     "dense_columns=16 warps=2,8 | dense_columns=64 warps=8 | dense_k=256 stages=1,2 | dense_k=64 stages=4"
 )
-_LATENTS = (
-    "latents=32,64 latents_k=64,128 latents_columns=64,128 warps=1,2,8 stages=2,3 | latents_k=128 stages=2 | "
-    "latents_columns=64 warps=2"
-)
+_LATENTS = "latents=32,64 latents_k=64,128 latents_columns=64,128 stages=2,3 | warps=1"
 CUTS: dict[Operands, dict[str, str]] = {
-    "fp16": {
-        _WEIGHTS: "positions_k=32,128,256 warps=2,8 stages=2,3,4 positions=256,512,2048,4096 | "
-        "positions_k=128 warps=8 | positions_k=128 stages=2 | positions_k=32 stages=3 | "
-        "positions_k=128 positions=2048 | positions_k=32 warps=2 | registers=64,80 | "
-        "positions_k=256 warps=8 | positions=512 positions_k=128",
-        "weight gradients, descriptors": "boxes_k=64,256 warps=8 box_stages=1,2,4 positions=512,2048 positions_k=128 | "
-        "boxes_k=64 box_stages=4 | boxes_k=64 box_stages=2 | boxes_k=64 warps=8 | boxes_k=256 box_stages=2 | "
-        "boxes_k=256 warps=8 box_stages=2 | boxes_k=64 box_stages=6",
-        _ADAM: "wide=256,512,2048 columns=16,64,128 parts=16,32,128,256 warps=1,2,8 stages=2,3,4 batch=128,512,1024 | "
-        "warps=8 columns=128 | warps=8 columns=64 | warps=8 parts=128 | warps=8 wide=2048 | warps=2 wide=512 | "
-        "columns=16 parts=128 | columns=16 parts=256 warps=8 | columns=64 parts=128 warps=8 | warps=2 columns=16 | "
-        "positions=512,2048,4096 up_first_conv=128,256 loss_backward=256,512 loss=128 | "
-        "up_first_conv=128 loss_backward=256 loss=128 | up_first_conv=256 loss_backward=512 loss=128 positions=2048",
-        "encoder.trunk.2 data gradient, encoder.trunk.0 weight gradient": "up_first_conv=32,128,256 warps=2,8 "
-        "stages=2,3 | up_first_conv=128 warps=8 | up_first_conv=32 warps=2 | up_first_conv=256 warps=8 | "
-        "up_first_conv=128 warps=8 stages=2 | registers=64,80",
-        "decoder.13 forward, loss": "loss=32,128,256 warps=2,8 stages=1,2,4 | loss=128 warps=8 | loss=128 stages=1 | "
-        "loss=128 stages=2 | loss=128 warps=8 stages=1,2 | warps=8 stages=1 | warps=2 stages=1 | loss=32 warps=2 | "
-        "registers=64",
-        "decoder.13 backward": "loss_backward=32,64,256 warps=1,2,8 | loss_backward=256 warps=8 | "
-        "loss_backward=512 warps=8 | loss_backward=64 warps=2 | loss_backward=32 warps=1,2 | "
-        "registers=64",
-        "encoder.trunk.2 forward": _DOWN_16,
-        "decoder.11 data gradient": _DOWN_16,
-        "decoder.11 forward": _UP_16,
-        "encoder.trunk.0 forward": "first_conv=32,64,256 warps=1,2,8 | first_conv=256 warps=8 | "
-        "first_conv=512 warps=8 | first_conv=64 warps=2",
-        "decoder.9 data gradient": _DOWN_8,
-        "encoder.trunk.4 data gradient": _UP_8,
-        "decoder.9 forward": _UP_8,
-        "encoder.trunk.4 forward": _DOWN_8,
-        "decoder.0 data gradient, latents backward, encoder.head data gradient": _LATENTS,
-        "encoder.head forward, latents, decoder.0 forward": _LATENTS,
-        "decoder.4 data gradient": _DENSE,
-        "encoder.trunk.9 forward": _DENSE,
-        "decoder.2 forward": _DENSE,
-        "decoder.7 data gradient": _DOWN_4,
-        "decoder.7 forward": _UP_4,
-        "row, step counter": "warps=1,2,8",
-    },
     "tf32": {
         _WEIGHTS: "positions_k=32,128 warps=2,8 stages=2,3 positions=512 products=2 | positions_k=32 stages=2 | "
         "positions_k=32 warps=8 | positions_k=128 warps=8 | positions_k=32 products=2 | warps=8 products=2 | "
         "positions_k=128 warps=8 products=2 | positions_k=32 warps=8 products=2",
-        "weight gradients, descriptors": "box_stages=1,3 boxes_k=64 warps=8 | boxes_k=64 box_stages=4",
+        "weight gradients, descriptors": "box_stages=1,3 boxes_k=32 warps=8 | boxes_k=32 box_stages=4",
         "encoder.trunk.2 forward": "down16=32,128 warps=2,8 stages=1,3 products=2 | down16=128 warps=8 | "
         "warps=8 stages=1 | down16=128 warps=8 stages=1 | products=2 stages=1 | products=2 warps=8 | "
         "products=2 warps=8 stages=1 | products=2 down16=128 warps=8",
         "decoder.11 data gradient": "down16=32,128 warps=2,8 stages=1,3 products=2 | down16=128 warps=8 | "
         "warps=8 stages=1 | products=2 stages=1 | products=2 warps=8 stages=1",
-        "decoder.11 forward": "up16=32,64 warps=2,8 products=2 | up16=64 warps=2 | up16=64 products=2",
+        "encoder.trunk.2 data gradient, encoder.trunk.0 weight gradient": "up_first_conv=32,128 warps=2,8 stages=2",
         "decoder.13 forward, loss": "loss=32,128 warps=2,8 stages=1,3 products=2 | loss=128 warps=8 | "
         "warps=8 stages=1 | products=2 stages=1",
-        "encoder.trunk.9 forward": "warps=2,8 stages=1,3 dense_k=64 dense_columns=16 products=2 | products=2 stages=1",
+        "decoder.11 forward": "up16=32,64 warps=2,8 products=2 | up16=256 warps=8 | up16=64 warps=2 | "
+        "up16=64 products=2",
+        "decoder.13 backward": "loss_backward=64,256 warps=2,8 | loss_backward=256 warps=8",
         "encoder.trunk.0 forward": "first_conv=64,256 warps=2,8 products=2",
+        "encoder.trunk.9 forward": "warps=2,8 stages=1,3 dense_k=64 dense_columns=16 products=2 | products=2 stages=1",
+    },
+    "fp16": {
+        _ADAM: "parts=64,128,512 columns=16,64 wide=512,2048 warps=2,8 up_first_conv=128,256 loss_backward=128,512 "
+        "positions=2048 | columns=16 warps=8 | columns=64 warps=8 | up_first_conv=256 positions=2048 | "
+        "columns=16 loss_backward=512",
+        "weight gradients, descriptors": "boxes_k=32,128 warps=8 box_stages=2,3,5 stages=1,3 positions=512,2048 | "
+        "boxes_k=128 box_stages=2,3",
+        _WEIGHTS: "stages=1,2,4 positions_k=32,128 warps=2,8 positions=256,512,2048 | positions_k=128 warps=8 | "
+        "positions=512 positions_k=128",
+        "encoder.trunk.2 data gradient, encoder.trunk.0 weight gradient": "up_first_conv=32,128 warps=2,8 "
+        "stages=1,3 | up_first_conv=128 stages=1 | up_first_conv=128 warps=8",
+        "decoder.13 forward, loss": "loss=32,128 warps=2,8 stages=2,3 | loss=128 warps=8 | loss=32 warps=2",
+        "decoder.13 backward": "loss_backward=64,128,512 warps=2,8 | loss_backward=128 warps=2 | "
+        "loss_backward=512 warps=8 | registers=64",
+        "encoder.trunk.2 forward": _DOWN_16,
+        "decoder.11 data gradient": _DOWN_16,
+        "decoder.11 forward": _UP_16,
+        "encoder.trunk.0 forward": "first_conv=32,128,256 warps=1,2,8 | first_conv=256 warps=8",
+        "decoder.9 data gradient": _DOWN_8,
+        "encoder.trunk.4 data gradient": _UP_8,
+        "decoder.9 forward": _UP_8,
+        "encoder.trunk.4 forward": _DOWN_8,
+        "decoder.0 data gradient, latents backward, encoder.head data gradient": f"{_LATENTS},4",
+        "encoder.head forward, latents, decoder.0 forward": f"{_LATENTS},2",
+        "decoder.4 data gradient": _DENSE,
+        "encoder.trunk.9 forward": _DENSE,
+        "decoder.2 forward": _DENSE,
+        "decoder.7 data gradient": _DOWN_4,
+        "encoder.trunk.6 forward": _DOWN_4,
+        "decoder.7 forward": _UP_4,
+        "row, step counter": "warps=1,2,8",
     },
 }
-"""By the label of a launch: what is tried, one factor after another, or several at once where they stand alone."""
+"""By the label of a launch: what is tried, one factor after another, or several at once where they stand alone. TF32's
+first: of those nothing is known."""
 
 
 class Cut(NamedTuple):
@@ -145,7 +136,7 @@ _OF_LAUNCH = ("warps", "stages", *_CONSTANTS)
 
 @cache
 def _plan(way: Way, changes: tuple[tuple[str, int], ...], dry: bool) -> Plan:
-    return plan_of(way, dry=dry, tiles=_tiles(DRY_TILES if dry else Tiles(), dict(changes)))
+    return plan_of(way, dry=dry, tiles=_tiles(DRY_TILES if dry else tiles_of(way.operands), dict(changes)))
 
 
 def _tiles(tiles: Tiles, changes: dict[str, int]) -> Tiles:

@@ -65,19 +65,19 @@ STAGES = (
     Stage("build", "gpu_stages.environment", 150, (*DEVICE_CODE, "setup.py"), always=True),
     Stage("data", "gpu_stages.environment", 60, ("pyvae/data/*.py",), beside=True, always=True),
     Stage("fused_compile", "gpu_stages.fused_agree", 120, FUSED, beside=True, always=True),
-    # the engine of our own kernels, which nothing has proven on a GPU: integers, on which every comparison stands, then
-    # is it right, do early launches pay, how fast is it, which kernels are slower than predicted
+    # the engine of our own kernels: integers, on which every comparison stands, is it right, do early launches pay, how
+    # fast is it, which kernels are slower than predicted
     Stage("integers", "gpu_stages.agreement", 30, STEP),
-    Stage("fused_agree", "gpu_stages.fused_agree", 60, FUSED),
+    Stage("fused_agree", "gpu_stages.fused_agree", 80, FUSED),
     Stage("early_launches", "gpu_stages.fused_times", 20, FUSED_TIMES, per_card=True),
-    Stage("fused_rates", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
+    Stage("fused_rates", "gpu_stages.fused_times", 75, FUSED_TIMES, per_card=True),
     Stage("fused_kernels", "gpu_stages.fused_times", 35, FUSED_TIMES, per_card=True),
-    Stage("fused_tiles", "gpu_stages.fused_tiles", 120, FUSED_TIMES, per_card=True),
-    Stage("fused_num_stages", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
     Stage("fused_members", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
     Stage("ensembles", "gpu_stages.ensembles", 60, FUSED, per_card=True),
     Stage("fused_training", "gpu_stages.fused_training", 50, FUSED, per_card=True),
     Stage("fused_sanitized", "gpu_stages.fused_sanitized", 60, FUSED),
+    Stage("fused_num_stages", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
+    Stage("fused_tiles", "gpu_stages.fused_tiles", 120, FUSED_TIMES, per_card=True),
     # torch's engine: how fast, then what is right
     Stage("rates", "gpu_stages.rates", 40, TRAINING, per_card=True),
     Stage("ops_agree", "gpu_stages.agreement", 130, OPS),

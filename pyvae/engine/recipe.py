@@ -91,13 +91,14 @@ class Recipe(Checked):
     10^(-i/7) times the learning rate; the last goes on to the end. Default: a constant rate."""
     precision: Precision = "fp32"
     """Of the networks' products, a discriminator's among them; weights, losses and moments are always float32. A CPU
-    takes tf32 as fp32. fp16 is of the fused engine alone: it errs as little as tf32 and is predicted to be 1.4
-    times as fast there, a discriminator's products are tf32 beside it, and what exceeds its range ends the run as any
-    divergence does."""
+    takes tf32 as fp32. fp16 is of the fused engine alone: it errs as little as tf32 and was twice as fast there
+    on an H100, a discriminator's products are tf32 beside it, and what exceeds its range ends the run as any divergence
+    does."""
     engine: Engine = "auto"
     """"torch": networks of torch's layers. "fused": networks, loss and Adam in some 28 kernels of our own, on NVIDIA
     GPUs of compute capability 8.0 and up, in fp16, bf16 or tf32; it rounds otherwise, and refuses what it cannot
-    train. "auto": fused on cards where measured results bear it out, of which there is none yet, and for fp16."""
+    train. "auto": fused for fp16, and for bf16 and tf32 on cards where measured results bear it out: the H100 (80 GB,
+    SXM) so far; torch otherwise."""
     steps: Steps = 1_500_000
     """Length of the run in steps. A finished run can be prolonged."""
     seed: Seed = 0

@@ -135,7 +135,7 @@ def plan_for(
         first.batch_size,
         first.precision,
         dataset.bits is not None,
-        tiles=tiles or Tiles(),
+        tiles=tiles,
         weighting=weighting_of(objective),
         before_norm=len(objective.extra_terms),
         behind_norm=len(_behind_norm(objective)),
@@ -151,8 +151,9 @@ def bytes_of(recipe: Recipe, dataset: Dataset, device: torch.device) -> int:
 
 def _options(recipes: Sequence[Recipe], device: torch.device) -> Options:
     """What pays on the device, but for what these recipes have no use for."""
-    options, first = options_on(device), recipes[0]
-    if first.batch_size % 8:  # boxes are of whole eights
+    first = recipes[0]
+    options = options_on(device, first.precision)
+    if first.batch_size % 4:  # boxes are of whole fours
         options = options._replace(descriptors=False)
     # edges of a graph that let a launch begin early lead from kernel to kernel, not from torch's copies
     copies = any(recipe.lr_stage_steps for recipe in recipes)

@@ -21,6 +21,7 @@ from pyvae.engine.fused.launch import (
     Size,
     Stride,
     Tiles,
+    tiles_of,
 )
 from pyvae.engine.fused.layout import ALIGNMENT, Layout, padded, z_width
 from pyvae.engine.fused.network import ENDS, SIDE, Dense, Network, Pair
@@ -42,6 +43,7 @@ class Plan:
         settle: the end of a step: its row, the controller's state, the step counter.
         first: the batch of the step that is to come, when no step before has made it.
         buffers: by name, what each member needs.
+        cut: ``tiles``; without them, those of the operands.
         gradients: by name of a parameter, where its parts lie in the buffer "gradients".
     """
 
@@ -50,7 +52,7 @@ class Plan:
     images: int
     operands: Operands
     bits: bool
-    tiles: Tiles = field(default_factory=Tiles)
+    tiles: Tiles | None = None
     weighting: Weighting = field(default_factory=Weighting)
     before_norm: int = 0
     """Terms of a row beside those that all objectives have, before the norm of the gradient, and behind it."""
@@ -62,6 +64,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         p = padded(self.network.latents)
+        self.cut = self.tiles or tiles_of(self.operands)
         self.buffers: dict[str, Buffer] = {}
         self.activations: dict[str, int] = {}
         self.gradients: dict[str, Gradient] = {}
@@ -81,7 +84,7 @@ class Plan:
         backward += self._backward_encoder()
         backward += self._weight_gradients(of_decoder, at=self.backward_latents, launches=backward)
         self.blocks = blocks_of(
-            self.layout.parameters, self.gradients, wide=self.tiles.wide, columns=self.tiles.columns
+            self.layout.parameters, self.gradients, wide=self.cut.wide, columns=self.cut.columns
         )
         adam = self._adam()
         self.backward = [*backward, _serial(adam)._replace(joins=True) if self.side_branch else adam]
@@ -152,7 +155,7 @@ class Plan:
 
     def _lay_boxes(self) -> None:
         """The maps of an encoder's pair and of its mirror image in the decoder side by side, for their descriptors."""
-        network, block = self.network, self._box_positions
+        network, block = self.network, self.cut.boxes_k
         for down, up, below, small in zip(
             network.down,
             network.up[::-1],
@@ -174,10 +177,6 @@ class Plan:
                 images=self.images,
                 block=block,
             )
-
-    @property
-    def _box_positions(self) -> int:
-        return self.tiles.boxes_k * 2 // DTYPES[self.operands].itemsize
 
     def _maps(self, side: int, channels: int) -> int:
         return maps(side, channels) if self.descriptors else side**2 * channels
@@ -211,11 +210,6 @@ class Plan:
 
     # the launches
 
-    @property
-    def _stages(self) -> int:
-        """Of loops over taps or inputs: what is in flight must fit where operands of 32 bits take twice the room."""
-        return 3 if DTYPES[self.operands].itemsize == 2 else 2
-
     def _launch(
         self,
         label: str,
@@ -224,11 +218,12 @@ class Plan:
         arguments: Sequence[Argument],
         constants: dict[str, Any],
         stages: int = 1,
+        warps: int = 4,
     ) -> Launch:
         constants = constants | {"PDL": self.pdl}
         if kernel[1] not in _WITHOUT_OPERANDS:
             constants["TF32"] = self.operands == "tf32"
-        return Launch(label, kernel, programs, tuple(arguments), tuple(constants.items()), stages=stages)
+        return Launch(label, kernel, programs, tuple(arguments), tuple(constants.items()), warps, stages)
 
     def _image_constants(self) -> dict[str, Any]:
         return {"CHANNELS": self.network.channels, "BITS": self.bits}
@@ -241,16 +236,16 @@ class Plan:
         return self._launch(
             "batch",
             ("conv_ends", "batch_kernel"),
-            self._batch_width // self.tiles.batch,
+            self._batch_width // self.cut.batch,
             [
                 *(Pointer("store"), Pointer(ahead), Pointer("key"), Pointer(buffer), self.images),
                 *_strides(ahead, buffer),
             ],
-            {"WINDOW": WINDOW, **self._image_constants(), "BLOCK": self.tiles.batch},
+            {"WINDOW": WINDOW, **self._image_constants(), "BLOCK": self.cut.batch},
         )
 
     def _encode(self, batch: str, *, decodes: bool) -> list[Launch]:
-        network, tiles = self.network, self.tiles
+        network, tiles = self.network, self.cut
         launches = [
             self._launch(
                 f"{network.first} forward",
@@ -275,7 +270,7 @@ class Plan:
         return launches
 
     def _decode(self) -> tuple[list[Launch], int]:
-        network, tiles = self.network, self.tiles
+        network, tiles = self.network, self.cut
         launches, at = [], network.decode_first
         for dense in network.decode:
             launches.append(self._dense(dense, at, dense.name))
@@ -300,18 +295,18 @@ class Plan:
                     *_strides("nll_parts", "gradients"),
                 ],
                 {**self._image_constants(), "EDGE": self._edge(32), "BM": tiles.loss},
-                stages=self._stages,
+                stages=tiles.loss_stages,
             )
         )
         return launches, parts
 
     def _backward_decoder(self) -> list[Launch]:
-        network, tiles = self.network, self.tiles
+        network, tiles = self.network, self.cut
         above = network.up[-1].name
         tile = tiles.loss_backward
         # more rows would not fit the registers of cards without wgmma
-        if network.channels > 1 and self.operands == "tf32":
-            tile = min(tile, 64)
+        if network.channels > 1 and self.operands != "fp32":
+            tile = min(tile, 64 if self.operands == "tf32" else 128)
         programs = self.images * 1024 // tile
         launches = [
             self._launch(
@@ -368,9 +363,14 @@ class Plan:
 
     def _down(self, pair: Pair, big: str, small: str, *, gated: bool = False) -> Launch:
         """``gated``: the data gradient of a transposed convolution, at the product whose ReLU is ``small``."""
-        tiles = self.tiles
+        tiles = self.cut
         rows = self.images * pair.side**2
-        tile = tiles.down[pair.side.bit_length() - 3]
+        at = pair.side.bit_length() - 3
+        tile, warps = tiles.down[at], tiles.down_warps[at]
+        if (
+            max(pair.big, pair.small) > 32
+        ):  # of more, two programs would not fit the shared memory of every card
+            tile, warps = min(tile, 32), 4
         programs = -(-rows // tile)
         features, sums, out = 0, Pointer("gradients"), small
         if gated:
@@ -399,16 +399,18 @@ class Plan:
                 "FEATURES": features,
                 "EDGE": self._edge(2 * pair.side),
             },
-            stages=self._stages,
+            stages=tiles.stages,
+            warps=warps,
         )
 
     def _up(self, pair: Pair, small: str, big: str, *, gated: bool = False) -> Launch:
         """``gated``: the data gradient of a convolution, at the product whose ReLU is ``big``."""
-        tiles = self.tiles
+        tiles = self.cut
         rows = self.images * pair.side**2
-        tile = tiles.up[pair.side.bit_length() - 3]
-        if min(pair.big, pair.small) > 32:  # more rows would not fit the registers of cards without wgmma
-            tile = min(tile, 32)
+        at = pair.side.bit_length() - 3
+        tile, warps = tiles.up[at], tiles.up_warps[at]
+        if max(pair.big, pair.small) > 32:  # more rows would not fit the registers of cards without wgmma
+            tile, warps = min(tile, 32 if min(pair.big, pair.small) > 32 else 64), 4
         programs = 4 * -(-rows // tile)
         sums = self._parts(f"{big}.bias", programs) if gated else Pointer("gradients")
         return self._launch(
@@ -429,10 +431,11 @@ class Plan:
                 "GATED": gated,
                 "EDGE": self._edge(2 * pair.side),
             },
+            warps=warps,
         )
 
     def _up_first_conv(self, pair: Pair) -> Launch:
-        network, tile = self.network, self.tiles.up_first_conv
+        network, tile = self.network, self.cut.up_first_conv
         programs = self.images * 256 // tile
         first = network.first
         return self._launch(
@@ -446,11 +449,13 @@ class Plan:
                 *_strides("batch", "weights", "master", "weights", "activations", "gradients", "gradients"),
             ],
             {**self._image_constants(), "EDGE": self._edge(16), "BM": tile},
+            # loads of bytes, ahead, would be copies of 4 of them
+            stages=self.cut.up_first_conv_stages if self.bits else 1,
         )
 
     def _dense(self, dense: Dense, x: str, y: str, *, gated: bool = False) -> Launch:
         """``gated``: its data gradient, at the product whose ReLU is ``y``."""
-        tiles = self.tiles
+        tiles = self.cut
         inputs, outputs = (dense.outputs, dense.inputs) if gated else (dense.inputs, dense.outputs)
         period = outputs // SIDE**2 if dense.shared and not gated else outputs
         columns, k = min(tiles.dense_columns, period), min(tiles.dense_k, inputs)
@@ -479,7 +484,7 @@ class Plan:
                 "TRANSPOSED": gated,
                 "GATED": gated,
             },
-            stages=self._stages,
+            stages=tiles.stages,
         )
 
     def _latents(self, x: str, batch: str, *, decodes: bool) -> Launch:
@@ -524,10 +529,11 @@ class Plan:
                 "STREAM": int(Stream.POSTERIOR),
                 "EXTRA": self.weighting.kind == "seam",
             },
+            warps=self.cut.latents_backward_warps,
         )
 
     def _latent_constants(self) -> dict[str, Any]:
-        network, tiles = self.network, self.tiles
+        network, tiles = self.network, self.cut
         return {
             "BM": tiles.latents,
             "K": network.width_in,
@@ -547,7 +553,7 @@ class Plan:
             if self.descriptors:
                 image = 0 if pair in self.network.down else self.images
                 self.weight_tiles += box_tiles(
-                    pair, out=out, image=image, first=first, positions=count, block=self._box_positions
+                    pair, out=out, image=image, first=first, positions=count, block=self.cut.boxes_k
                 )
                 continue
             a, b = self.activations[big], self.activations[small]
@@ -560,7 +566,7 @@ class Plan:
 
     def _split(self, name: str, positions: int, size: int) -> list[tuple[tuple[int, int], int]]:
         """Positions of each part of a weight gradient, first and how many, and where the part begins."""
-        most = self.tiles.positions
+        most = self.cut.positions
         firsts = range(0, positions, most)
         out = self._parts(name, len(firsts)).offset
         return [
@@ -590,25 +596,24 @@ class Plan:
             *self.boxes,
             *(Pointer("activations"), Pointer("tiles"), Pointer("gradients"), Pointer("flags"), first),
         ]
-        constants = {"BK": self.tiles.positions_k}
+        constants = {"BK": self.cut.positions_k}
         if self.descriptors:
             tiles = self.weight_tiles[first : first + count]
             sides = [tile.side for tile in tiles if isinstance(tile, BoxTile)]
             arguments += [sum(side >= least for side in sides) for least in SIDES]
-            constants |= {"BOX": self._box_positions, "STAGES": self._stages}
+            constants |= {"BOX": self.cut.boxes_k, "STAGES": self.cut.box_stages}
         return self._launch(
             label,
             (kernel, f"{kernel}_kernel"),
             count,
             [*arguments, *_strides("activations", "gradients")],
             constants,
-            # one stage of pointers: the loads of a tile of 64 positions are enough in flight, and copies ahead cost
-            # instructions
-            stages=self._stages - 1 if self.descriptors else 1,
+            # beside boxes, of the dense layers' loops
+            stages=self.cut.stages - 1 if self.descriptors else self.cut.positions_stages,
         )
 
     def _adam(self) -> Launch:
-        tiles = self.tiles
+        tiles = self.cut
         return self._launch(
             "Adam, next batch",
             ("flat_adam", "flat_adam_kernel"),
@@ -640,7 +645,7 @@ class Plan:
 
     @property
     def _latent_blocks(self) -> int:
-        return -(-self.images // self.tiles.latents)
+        return -(-self.images // self.cut.latents)
 
     def _weigh(self) -> list[Launch]:
         weighting, p = self.weighting, padded(self.network.latents)

@@ -97,9 +97,9 @@ WRONG = {
     f"{METHOD}sweep = {{ architecture = ['kim'] }}\nfollow = {{ lr = 'architecture' }}\n": (
         "architecture is swept over 'kim', which is no number"
     ),
-    "[axes]\nseeds = '0-99999'\n"
+    "[axes]\nseeds = '0-9999'\n"
     + METHOD
-    + "sweep = { beta = [1, 2] }\n": "200,000 models are more than 100,000",
+    + "sweep = { beta = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11] }\n": "110,000 models are more than 100,000",
     "[[methods]]\nrecipe = 'infogan'\nset = { latents = 3 }\n": "methods[1] (infogan): latents 3: this objective",
 }
 

@@ -43,6 +43,8 @@ class Abreast(Stepper):
     """Seeds, and the step before which a weight of theirs becomes NaN."""
     made: list[list[int]] = []  # noqa: RUF012
     """The seeds of each group that was made."""
+    stood: list[int] = []  # noqa: RUF012
+    """Seeds of those that were frozen."""
 
     def __init__(self, recipes, dataset, device, *, log_every=1, capture=True):
         self.trainers = [Trainer(recipe, dataset, device, log_every=log_every) for recipe in recipes]
@@ -56,9 +58,13 @@ class Abreast(Stepper):
     @property
     def parts(self):
         return [
-            Part(t.recipe, t.ledger, t.tensors, partial(self._restored, t), partial(self.frozen.add, n))
+            Part(t.recipe, t.ledger, t.tensors, partial(self._restored, t), partial(self._freeze, n))
             for n, t in enumerate(self.trainers)
         ]
+
+    def _freeze(self, member):
+        self.frozen.add(member)
+        Abreast.stood.append(self.trainers[member].recipe.seed)
 
     def _restored(self, trainer, step, tensors):
         trainer.restore(step, tensors)
@@ -99,6 +105,7 @@ def put_abreast(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(loop, name, value)
     patch.setattr(Abreast, "spoiled", {})
     patch.setattr(Abreast, "made", [])
+    patch.setattr(Abreast, "stood", [])
 
 
 def eight(kind: str, **changes) -> list[Recipe]:

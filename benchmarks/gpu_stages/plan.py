@@ -73,7 +73,7 @@ STAGES = (
     Stage("fused_rates", "gpu_stages.fused_times", 75, FUSED_TIMES, per_card=True),
     Stage("fused_kernels", "gpu_stages.fused_times", 35, FUSED_TIMES, per_card=True),
     Stage("fused_members", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),
-    Stage("ensembles", "gpu_stages.ensembles", 60, FUSED, per_card=True),
+    Stage("ensembles", "gpu_stages.ensembles", 90, FUSED, per_card=True),
     Stage("fused_training", "gpu_stages.fused_training", 50, FUSED, per_card=True),
     Stage("fused_sanitized", "gpu_stages.fused_sanitized", 60, FUSED),
     Stage("fused_num_stages", "gpu_stages.fused_times", 40, FUSED_TIMES, per_card=True),

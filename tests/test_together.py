@@ -1,6 +1,7 @@
 """Runs that train together: each becomes what it would have become alone, bit for bit, whatever befalls the others."""
 
 import errno
+import gc
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,7 +101,7 @@ def test_an_ensemble_fits_into_the_memory_of_its_card(free, size, monkeypatch):
     data = Corner()
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free + 1000, 80 << 30))
     monkeypatch.setattr(loop, "fitting", lambda dataset, device: torch.zeros(1000, dtype=torch.uint8))
-    monkeypatch.setattr(loop, "bytes_of", lambda recipe, dataset, device: 120_000)
+    monkeypatch.setattr(loop, "member_bytes", lambda recipe, channels, bits: 120_000)
     assert loop._size(8, RECIPE, data, torch.device("cuda")) == size
     assert loop._size(8, RECIPE, data, CPU) == 8
 
@@ -186,6 +188,34 @@ def test_those_behind_catch_up_and_the_finished_are_left_alone(tmp_path, straigh
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "seed-6").rglob("*")} == finished
     for n in range(8):
         assert_same(tmp_path / f"seed-{n}", straight / f"seed-{n}")
+
+
+def test_those_who_have_caught_up_leave_their_memory_to_the_next(tmp_path, monkeypatch):
+    recipes, make, alive, beside = eight("control-vae", steps=9), Abreast.__init__, weakref.WeakSet(), []
+    together(tmp_path, [replace(recipes[1], steps=3)])
+
+    def making(self, *args, **options):
+        make(self, *args, **options)
+        beside.append(len(alive))
+        alive.add(self)
+
+    monkeypatch.setattr(Abreast, "__init__", making)
+    gc.disable()  # a device's memory is not waited for
+    try:
+        together(tmp_path, recipes)
+    finally:
+        gc.enable()
+    assert beside == [0, 0]
+
+
+def test_of_many_the_one_that_another_engine_began_is_named(tmp_path):
+    recipes = [replace(each, engine="auto", precision="tf32", steps=1) for each in eight("beta-vae")[:2]]
+    together(tmp_path, recipes)
+    at = tmp_path / "seed-1/checkpoints"
+    saved = checkpoint.load_newest(at)
+    checkpoint.save(at, saved._replace(metadata={**saved.metadata, "engine": "fused"}))
+    with pytest.raises(RecipeError, match=r"seed-1: the fused engine began this run, and cannot go on"):
+        together(tmp_path, [replace(each, steps=2) for each in recipes])
 
 
 def test_a_shorter_recipe_is_written_though_nothing_is_left_to_train(tmp_path):

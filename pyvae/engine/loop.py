@@ -16,7 +16,7 @@ from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.batches import fitting
 from pyvae.engine.checkpoint import engine_of
 from pyvae.engine.course import Course, Outcome
-from pyvae.engine.fused.ensemble import bytes_of
+from pyvae.engine.fused.room import member_bytes
 from pyvae.engine.fused.supports import settled
 from pyvae.engine.fused.trainer import FusedTrainer
 from pyvae.engine.recipe import Recipe
@@ -25,10 +25,10 @@ from pyvae.engine.run import Run
 from pyvae.engine.together import shape_of
 from pyvae.engine.trainer import check_data
 from pyvae.engine.training import training
-from pyvae.errors import RunError
+from pyvae.errors import RecipeError, RunError
 
 _LOG = logging.getLogger(__name__)
-# the rest is for copies of what is saved, for adversaries, and for others
+# the rest is for graphs, for copies of what is saved, and for others
 _SHARE_OF_FREE_MEMORY = 0.5
 AT_ONCE = 64
 """Members of an ensemble, which fill an H100; more would cost memory and open files."""
@@ -197,7 +197,10 @@ def _standing(runs: Sequence[Run], dataset: Dataset, device: torch.device, compi
         if run.path.exists():
             with run.locked():
                 pass
-        begun = _begun(run, dataset, device, compile, repair=False)
+        try:
+            begun = _begun(run, dataset, device, compile, repair=False)
+        except RecipeError as error:
+            raise RecipeError(f"{run.path}: {error}") from error
         # its recipe.json may be of a length, or of a place of the data, that is no longer asked for
         finished = begun.step == run.recipe.steps and run.is_written()
         together = begun.recipe.engine == "fused" and begun.step < run.recipe.steps
@@ -212,7 +215,9 @@ def _size(at_once: int, recipe: Recipe, dataset: Dataset, device: torch.device) 
     free, _ = torch.cuda.mem_get_info(device)
     store = fitting(dataset, device)
     free -= 0 if store is None else store.nbytes
-    room = int(_SHARE_OF_FREE_MEMORY * free) // bytes_of(recipe, dataset, device)
+    room = int(_SHARE_OF_FREE_MEMORY * free) // member_bytes(
+        recipe, dataset.image_shape[0], dataset.bits is not None
+    )
     return max(min(at_once, room), 1)
 
 
@@ -244,6 +249,7 @@ def _train_group(
                 ended[n] = outcome
                 made[n] += outcome.made
             seconds += course.elapsed()
+            del course  # the next one needs its memory
             going = [n for n in going if ended[n].failure is None]
             if signals or not above:
                 break

@@ -11,16 +11,18 @@ import threading
 import time
 import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from abreast import CPU, OBJECTIVES, RECIPE, Abreast, eight, put_abreast, runs_of
-from pyvae.engine import checkpoint, loop
+from pyvae.engine import checkpoint, loop, trainer
 from pyvae.engine.loop import train, train_together
 from pyvae.engine.run import Run
 from pyvae.engine.together import shape_of
+from pyvae.engine.training import training
 from pyvae.errors import RecipeError, RunError
 from pyvae.objectives import TCVAE, ControlVAE
 from tiny import Corner
@@ -86,6 +88,17 @@ def test_torch_trains_one_after_another(tmp_path):
     for n, outcome in enumerate(outcomes):
         assert_same(tmp_path / f"together/seed-{n}", tmp_path / f"alone/seed-{n}")
         assert outcome.steps_per_second > 0
+
+
+def test_more_networks_are_compiled_than_torch_keeps_versions_of(tmp_path, monkeypatch):
+    """As a sweep of latents asks for. Traced, and not made into machine code, which takes long."""
+    traced = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
+    monkeypatch.setattr(trainer, "_compiled", traced)
+    monkeypatch.setattr(loop, "training", training)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    recipes = [replace(RECIPE, latents=1 + n // 2, seed=n, steps=1) for n in range(6)]
+    outcomes = together(tmp_path, recipes, compile=True)
+    assert [o.step for o in outcomes] == [1] * 6
 
 
 def test_groups_are_of_one_shape_and_not_too_large(tmp_path):

@@ -112,14 +112,19 @@ def train_together(
         if not each.finished:
             groups.setdefault(each.shape or n, []).append(n)
     outcomes = {n: Outcome(each.step, False, 0.0) for n, each in enumerate(standing) if each.finished}
-    portions = []
+    portions: list[list[int]] = []
     for whole in groups.values():
         size = _size(at_once, runs[whole[0]].recipe, dataset, device) if len(whole) > 1 else 1
         portions += [whole[i : i + size] for i in range(0, len(whole), size)]
+    compiled: tuple[object, ...] | None = None
     with _signals() as signals:
         for members in portions:
             if signals:
                 break
+            if compile and (shape := shape_of(runs[members[0]].recipe)) != compiled:
+                # torch keeps few versions of a network's code, and refuses one more; runs of one shape need one
+                torch.compiler.reset()
+                compiled = shape
             if len(portions) > 1:
                 _say_which([runs[n] for n in members], len(outcomes), len(runs))
             found = _train_group([runs[n] for n in members], dataset, device, options, signals)

@@ -109,10 +109,13 @@ def test_groups_are_of_one_shape_and_not_too_large(tmp_path):
 
 
 @pytest.mark.parametrize(("free", "size"), [(4_000_000, 8), (1_000_000, 4), (10_000, 1), (0, 1)])
-def test_an_ensemble_fits_into_the_memory_of_its_card(free, size, monkeypatch):
+@pytest.mark.parametrize("cached", [0, 500_000])
+def test_an_ensemble_fits_into_the_memory_of_its_card(free, size, cached, monkeypatch):
     """Half of what the data leaves."""
     data = Corner()
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free + 1000, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free + 1000 - cached, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7000 + cached)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 7000)
     monkeypatch.setattr(loop, "fitting", lambda dataset, device: torch.zeros(1000, dtype=torch.uint8))
     monkeypatch.setattr(loop, "member_bytes", lambda recipe, channels, bits: 120_000)
     assert loop._size(8, RECIPE, data, torch.device("cuda")) == size
@@ -238,6 +241,23 @@ def test_a_shorter_recipe_is_written_though_nothing_is_left_to_train(tmp_path):
         run.write_recipe()  # as when they are stopped at step 3 of 99
     together(tmp_path, recipes)
     assert [Run.open(tmp_path / f"seed-{n}").recipe for n in range(2)] == recipes
+
+
+def test_a_damaged_checkpoint_of_one_is_told_once_and_set_aside(tmp_path, straight, caplog):
+    recipes = eight("control-vae", steps=LENGTH)
+    for steps in (15, 35):
+        together(tmp_path, [replace(each, steps=steps) for each in recipes])
+    damaged = checkpoint.paths(tmp_path / "seed-3/checkpoints")[-1]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\1")
+    outcomes = together(tmp_path, recipes)
+    # all are saved where one of them is kept
+    assert [o.made for o in outcomes] == [LENGTH - (20 if n == 3 else 35) for n in range(8)]
+    told = [message for message in caplog.messages if "not a whole checkpoint" in message]
+    assert len(told) == 1
+    assert "seed-3" in told[0]
+    assert damaged.with_name(f"{damaged.name}.damaged").exists()
+    for n in range(8):
+        assert_same(tmp_path / f"seed-{n}", straight / f"seed-{n}")
 
 
 class Stopped(Exception):

@@ -166,12 +166,13 @@ def paths(directory: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def load_newest(directory: Path, *, repair: bool = False) -> Checkpoint | None:
-    """The newest whole checkpoint, or None where there is none at all; of a damaged one before it is told.
+def load_newest(directory: Path, *, repair: bool = False, tell: bool = True) -> Checkpoint | None:
+    """The newest whole checkpoint, or None where there is none at all.
 
     Args:
         directory: of the checkpoints.
         repair: rename damaged files, so that they are neither counted nor written over. For who holds the run.
+        tell: of damaged ones that are newer.
 
     Raises:
         RunError: there are checkpoints, and none is whole; the message says what to do.
@@ -183,11 +184,12 @@ def load_newest(directory: Path, *, repair: bool = False) -> Checkpoint | None:
         except DamagedError as error:
             if not os.path.lexists(path):
                 # training has written newer ones since they were listed, and removed this
-                return load_newest(directory, repair=repair)
+                return load_newest(directory, repair=repair, tell=tell)
             damaged.append((path, error))
             continue
         for later, problem in damaged:
-            _LOG.warning("%s: taking the one before, of step %s", problem, f"{found.step:,}")
+            if tell:
+                _LOG.warning("%s: taking the one before, of step %s", problem, f"{found.step:,}")
             if repair:
                 set_aside(later)
         return found

@@ -157,7 +157,8 @@ def _begun(run: Run, dataset: Dataset, device: torch.device, compile: bool, *, r
     Raises:
         RunError: it cannot, with this recipe, data or engine.
     """
-    saved = run.resumable(repair=repair)
+    # what is to be repaired is told when it is, not before
+    saved = run.resumable(repair=repair, tell=repair)
     begun = None if saved is None else engine_of(saved.metadata)
     recipe = settled(run.recipe, dataset, device, compile=compile, begun=begun)
     if begun is not None and recipe.engine != begun:
@@ -219,6 +220,8 @@ def _size(at_once: int, recipe: Recipe, dataset: Dataset, device: torch.device) 
         return at_once
     free, _ = torch.cuda.mem_get_info(device)
     store = fitting(dataset, device)
+    # what torch keeps of ensembles that are gone
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free -= 0 if store is None else store.nbytes
     room = int(_SHARE_OF_FREE_MEMORY * free) // member_bytes(
         recipe, dataset.image_shape[0], dataset.bits is not None

@@ -1,5 +1,6 @@
 """The command line, generated from the recipes' dataclasses."""
 
+import itertools
 import logging
 import math
 import os
@@ -112,10 +113,11 @@ class Train:
             raise PyvaeError(f"--seed {self.recipe.seed} and --seeds {self.seeds}: give one of them")
         seeds = None if self.seeds is None else parse_seeds(self.seeds)
         found = expand(self.recipe, [parse_sweep(self.recipe, each) for each in self.sweep], seeds)
-        if os.path.lexists(out / "recipe.json"):
-            raise RunError(
-                f"--out {out} holds a run: name another directory for the runs of --seeds and --sweep"
-            )
+        above = dict.fromkeys(path for each in found for path in (out, *_between(out, out / each.name)))
+        for path in above:
+            if os.path.lexists(path / "recipe.json"):
+                where = f"--out {out} holds a run" if path == out else f"{path}, in --out, is a run"
+                raise RunError(f"{where}: name another directory for the runs of --seeds and --sweep")
         return [Run.create_or_resume(out / each.name, each.recipe) for each in found]
 
     def _data(self, recipes: "Sequence[Recipe]") -> "Dataset":
@@ -163,6 +165,11 @@ class Train:
         if any(outcome.interrupted for outcome in outcomes):
             return _interrupted()
         return int(any(outcome.failure is not None for outcome in outcomes))
+
+
+def _between(top: Path, path: Path) -> Iterator[Path]:
+    """The directories that ``path`` lies in, below ``top``."""
+    return itertools.takewhile(lambda each: each != top, path.parents)
 
 
 @dataclass(frozen=True)

@@ -295,6 +295,28 @@ class Broken(Exception):
     pass
 
 
+def test_what_a_thread_writes_is_of_when_it_was_given_and_few_copies(tmp_path, monkeypatch):
+    copies, to_host = [], checkpoint.to_host
+    monkeypatch.setattr(checkpoint, "to_host", lambda x: copies.append(x) or to_host(x))
+    given = make(3)
+    given.tensors.update(
+        bias=torch.arange(3.0), seen=torch.arange(4), none=torch.zeros(0, 2), on=torch.tensor(True)
+    )
+    expected = checkpoint.load(checkpoint.save(tmp_path / "here", given)).tensors
+    with ThreadPoolExecutor(1) as writer:
+        saver = checkpoint.Saver(tmp_path / "there", writer, [lambda: time.sleep(0.1)])
+        saver.save(given)
+        for tensor in given.tensors.values():
+            tensor.zero_()
+        saver.wait()
+    written = checkpoint.load_newest(tmp_path / "there").tensors
+    assert written.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert (written[name].dtype, written[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(written[name], tensor)
+    assert len(copies) == 3  # one of a dtype
+
+
 def test_a_failure_on_the_thread_reaches_who_waits(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

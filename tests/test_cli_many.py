@@ -122,6 +122,13 @@ def test_a_run_is_not_a_place_for_many(call, tmp_path):
     assert call("train", "vae", "--seeds", "0", "--out", "y")[0] == 0
     status, *_ = call("train", "vae", "--out", "y")
     assert "--out y is not empty and holds no run" in status
+    # nor is one of those that a sweep has made
+    assert call("train", "beta-vae", "--sweep", "beta=4", "--out", "z")[0] == 0
+    status, *_ = call("train", "beta-vae", "--sweep", "beta=1,4", "--seeds", "0-1", "--out", "z")
+    assert status == (
+        "pyvae: error: z/beta-4, in --out, is a run: name another directory for the runs of --seeds and --sweep"
+    )
+    assert {path.name for path in (tmp_path / "z").iterdir()} == {"beta-4"}
     # one of them is of another recipe
     status, *_ = call("train", "vae", "--seeds", "0-1", "--lr", "0.1", "--out", "y")
     assert "y/seed-0 holds a run of another recipe (lr is 0.0005 there and 0.1 here)" in status

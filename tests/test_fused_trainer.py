@@ -11,11 +11,13 @@ from pyvae.engine.fused import ensemble
 from pyvae.engine.fused import plan as plans
 from pyvae.engine.fused.ensemble import Ensemble
 from pyvae.engine.fused.launch import Options
+from pyvae.engine.fused.room import member_bytes
 from pyvae.engine.fused.trainer import FusedTrainer
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
-from pyvae.engine.trainer import Trainer
+from pyvae.engine.stepper import RING_ROWS
+from pyvae.engine.trainer import Adversary, Trainer
 from pyvae.errors import RunError
 from pyvae.objectives import (
     DIPVAE,
@@ -219,9 +221,16 @@ def test_members_share_the_options_of_a_controller(data, device):
 
 
 def test_a_member_takes_the_bytes_that_are_said(data, device):
-    both = Ensemble([recipe(seed=s) for s in (3, 8)], data, device, rows=8, log_every=1)
-    held = sum(both.members.buffers[name].nbytes for name in both.plan.buffers)
-    assert held == 2 * ensemble.bytes_of(recipe(), data, device)
+    both = Ensemble([recipe(seed=s) for s in (3, 8)], data, device, rows=RING_ROWS, log_every=1)
+    held = {name: both.members.buffers[name].nbytes for name in (*both.plan.buffers, "ring")}
+    # which has a row for the steps that are not logged
+    held["ring"] -= 2 * 8 * len(both.fields)
+    said = member_bytes(recipe(), data.image_shape[0], data.bits is not None)
+    assert sum(held.values()) == 2 * (said - 8 * RING_ROWS)
+    # its step, gradients, weights and moments, none of which the plan has
+    adversary = Adversary(recipe(FactorVAE()), FactorVAE(), device).trained.tensors()
+    weights = sum(t.nbytes for name, t in adversary.items() if ".optimizer." not in name)
+    assert member_bytes(recipe(FactorVAE()), data.image_shape[0], True) > said + 4 * weights
 
 
 def test_members_are_at_one_step(data, device):

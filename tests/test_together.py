@@ -1,6 +1,7 @@
 """Runs that train together: each becomes what it would have become alone, bit for bit, whatever befalls the others."""
 
 import errno
+import gc
 import os
 import random
 import signal
@@ -8,17 +9,20 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from abreast import CPU, OBJECTIVES, RECIPE, Abreast, eight, put_abreast, runs_of
-from pyvae.engine import checkpoint, loop
+from pyvae.engine import checkpoint, loop, trainer
 from pyvae.engine.loop import train, train_together
 from pyvae.engine.run import Run
 from pyvae.engine.together import shape_of
+from pyvae.engine.training import training
 from pyvae.errors import RecipeError, RunError
 from pyvae.objectives import TCVAE, ControlVAE
 from tiny import Corner
@@ -86,6 +90,17 @@ def test_torch_trains_one_after_another(tmp_path):
         assert outcome.steps_per_second > 0
 
 
+def test_more_networks_are_compiled_than_torch_keeps_versions_of(tmp_path, monkeypatch):
+    """As a sweep of latents asks for. Traced, and not made into machine code, which takes long."""
+    traced = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
+    monkeypatch.setattr(trainer, "_compiled", traced)
+    monkeypatch.setattr(loop, "training", training)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    recipes = [replace(RECIPE, latents=1 + n // 2, seed=n, steps=1) for n in range(6)]
+    outcomes = together(tmp_path, recipes, compile=True)
+    assert [o.step for o in outcomes] == [1] * 6
+
+
 def test_groups_are_of_one_shape_and_not_too_large(tmp_path):
     recipes = eight("beta-vae", steps=2)
     recipes[1], recipes[6] = (replace(recipes[n], batch_size=3) for n in (1, 6))
@@ -94,12 +109,15 @@ def test_groups_are_of_one_shape_and_not_too_large(tmp_path):
 
 
 @pytest.mark.parametrize(("free", "size"), [(4_000_000, 8), (1_000_000, 4), (10_000, 1), (0, 1)])
-def test_an_ensemble_fits_into_the_memory_of_its_card(free, size, monkeypatch):
+@pytest.mark.parametrize("cached", [0, 500_000])
+def test_an_ensemble_fits_into_the_memory_of_its_card(free, size, cached, monkeypatch):
     """Half of what the data leaves."""
     data = Corner()
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free + 1000, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free + 1000 - cached, 80 << 30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7000 + cached)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 7000)
     monkeypatch.setattr(loop, "fitting", lambda dataset, device: torch.zeros(1000, dtype=torch.uint8))
-    monkeypatch.setattr(loop, "bytes_of", lambda recipe, dataset, device: 120_000)
+    monkeypatch.setattr(loop, "member_bytes", lambda recipe, channels, bits: 120_000)
     assert loop._size(8, RECIPE, data, torch.device("cuda")) == size
     assert loop._size(8, RECIPE, data, CPU) == 8
 
@@ -189,6 +207,34 @@ def test_those_behind_catch_up_and_the_finished_are_left_alone(tmp_path, straigh
         assert_same(tmp_path / f"seed-{n}", straight / f"seed-{n}")
 
 
+def test_those_who_have_caught_up_leave_their_memory_to_the_next(tmp_path, monkeypatch):
+    recipes, make, alive, beside = eight("control-vae", steps=9), Abreast.__init__, weakref.WeakSet(), []
+    together(tmp_path, [replace(recipes[1], steps=3)])
+
+    def making(self, *args, **options):
+        make(self, *args, **options)
+        beside.append(len(alive))
+        alive.add(self)
+
+    monkeypatch.setattr(Abreast, "__init__", making)
+    gc.disable()  # a device's memory is not waited for
+    try:
+        together(tmp_path, recipes)
+    finally:
+        gc.enable()
+    assert beside == [0, 0]
+
+
+def test_of_many_the_one_that_another_engine_began_is_named(tmp_path):
+    recipes = [replace(each, engine="auto", precision="tf32", steps=1) for each in eight("beta-vae")[:2]]
+    together(tmp_path, recipes)
+    at = tmp_path / "seed-1/checkpoints"
+    saved = checkpoint.load_newest(at)
+    checkpoint.save(at, saved._replace(metadata={**saved.metadata, "engine": "fused"}))
+    with pytest.raises(RecipeError, match=r"seed-1: the fused engine began this run, and cannot go on"):
+        together(tmp_path, [replace(each, steps=2) for each in recipes])
+
+
 def test_a_shorter_recipe_is_written_though_nothing_is_left_to_train(tmp_path):
     recipes = eight("beta-vae", steps=3)[:2]
     together(tmp_path, recipes)
@@ -196,6 +242,23 @@ def test_a_shorter_recipe_is_written_though_nothing_is_left_to_train(tmp_path):
         run.write_recipe()  # as when they are stopped at step 3 of 99
     together(tmp_path, recipes)
     assert [Run.open(tmp_path / f"seed-{n}").recipe for n in range(2)] == recipes
+
+
+def test_a_damaged_checkpoint_of_one_is_told_once_and_set_aside(tmp_path, straight, caplog):
+    recipes = eight("control-vae", steps=LENGTH)
+    for steps in (15, 35):
+        together(tmp_path, [replace(each, steps=steps) for each in recipes])
+    damaged = checkpoint.paths(tmp_path / "seed-3/checkpoints")[-1]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\1")
+    outcomes = together(tmp_path, recipes)
+    # all are saved where one of them is kept
+    assert [o.made for o in outcomes] == [LENGTH - (20 if n == 3 else 35) for n in range(8)]
+    told = [message for message in caplog.messages if "not a whole checkpoint" in message]
+    assert len(told) == 1
+    assert "seed-3" in told[0]
+    assert damaged.with_name(f"{damaged.name}.damaged").exists()
+    for n in range(8):
+        assert_same(tmp_path / f"seed-{n}", straight / f"seed-{n}")
 
 
 class Stopped(Exception):

@@ -116,8 +116,22 @@ class Saver:
             RunError: the checkpoint before could not be written.
         """
         self.wait()
-        copies = {name: to_host(tensor.detach()) for name, tensor in checkpoint.tensors.items()}
-        self._writing = checkpoint.step, self._writer.submit(self._write, checkpoint, copies)
+        alike: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
+        for name, tensor in checkpoint.tensors.items():
+            alike.setdefault((tensor.device, tensor.dtype), {})[name] = tensor.detach()
+        # a hundred tensors by themselves would cost a GPU's host milliseconds, for each of an ensemble's members
+        copies = [
+            (
+                {name: x.shape for name, x in held.items()},
+                to_host(torch.cat([x.reshape(-1) for x in held.values()])),
+            )
+            for held in alike.values()
+        ]
+        # the device's memory is free for others while this is written
+        self._writing = (
+            checkpoint.step,
+            self._writer.submit(self._write, checkpoint._replace(tensors={}), copies),
+        )
 
     def wait(self) -> int | None:
         """Wait for what is being written; returns its step, None when nothing was.
@@ -131,14 +145,17 @@ class Saver:
         writing.result()
         return step
 
-    def _write(self, checkpoint: Checkpoint, copies: dict[str, HostCopy]) -> Path:
-        tensors = {name: copy.wait() for name, copy in copies.items()}
+    def _write(self, about: Checkpoint, copies: list[tuple[dict[str, torch.Size], HostCopy]]) -> Path:
+        tensors: dict[str, Tensor] = {}
+        for shapes, copy in copies:
+            parts = copy.wait().split([shape.numel() for shape in shapes.values()])
+            tensors |= {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
         if not self._reached:
             sync_path(self._directory)
             self._reached = True
         for sync in self._rest_on:
             sync()
-        return save(self._directory, checkpoint._replace(tensors=tensors))
+        return save(self._directory, about._replace(tensors=tensors))
 
 
 def path_of(directory: Path, step: int) -> Path:
@@ -166,12 +183,13 @@ def paths(directory: Path) -> list[Path]:
     return sorted(found, key=step_of)
 
 
-def load_newest(directory: Path, *, repair: bool = False) -> Checkpoint | None:
-    """The newest whole checkpoint, or None where there is none at all; of a damaged one before it is told.
+def load_newest(directory: Path, *, repair: bool = False, tell: bool = True) -> Checkpoint | None:
+    """The newest whole checkpoint, or None where there is none at all.
 
     Args:
         directory: of the checkpoints.
         repair: rename damaged files, so that they are neither counted nor written over. For who holds the run.
+        tell: of damaged ones that are newer.
 
     Raises:
         RunError: there are checkpoints, and none is whole; the message says what to do.
@@ -183,11 +201,12 @@ def load_newest(directory: Path, *, repair: bool = False) -> Checkpoint | None:
         except DamagedError as error:
             if not os.path.lexists(path):
                 # training has written newer ones since they were listed, and removed this
-                return load_newest(directory, repair=repair)
+                return load_newest(directory, repair=repair, tell=tell)
             damaged.append((path, error))
             continue
         for later, problem in damaged:
-            _LOG.warning("%s: taking the one before, of step %s", problem, f"{found.step:,}")
+            if tell:
+                _LOG.warning("%s: taking the one before, of step %s", problem, f"{found.step:,}")
             if repair:
                 set_aside(later)
         return found

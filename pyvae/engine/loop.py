@@ -16,7 +16,7 @@ from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.batches import fitting
 from pyvae.engine.checkpoint import engine_of
 from pyvae.engine.course import Course, Outcome
-from pyvae.engine.fused.ensemble import bytes_of
+from pyvae.engine.fused.room import member_bytes
 from pyvae.engine.fused.supports import settled
 from pyvae.engine.fused.trainer import FusedTrainer
 from pyvae.engine.recipe import Recipe
@@ -25,10 +25,10 @@ from pyvae.engine.run import Run
 from pyvae.engine.together import shape_of
 from pyvae.engine.trainer import check_data
 from pyvae.engine.training import training
-from pyvae.errors import RunError
+from pyvae.errors import RecipeError, RunError
 
 _LOG = logging.getLogger(__name__)
-# the rest is for copies of what is saved, for adversaries, and for others
+# the rest is for graphs, for copies of what is saved, and for others
 _SHARE_OF_FREE_MEMORY = 0.5
 AT_ONCE = 64
 """Members of an ensemble, which fill an H100; more would cost memory and open files."""
@@ -112,14 +112,19 @@ def train_together(
         if not each.finished:
             groups.setdefault(each.shape or n, []).append(n)
     outcomes = {n: Outcome(each.step, False, 0.0) for n, each in enumerate(standing) if each.finished}
-    portions = []
+    portions: list[list[int]] = []
     for whole in groups.values():
         size = _size(at_once, runs[whole[0]].recipe, dataset, device) if len(whole) > 1 else 1
         portions += [whole[i : i + size] for i in range(0, len(whole), size)]
+    compiled: tuple[object, ...] | None = None
     with _signals() as signals:
         for members in portions:
             if signals:
                 break
+            if compile and (shape := shape_of(runs[members[0]].recipe)) != compiled:
+                # torch keeps few versions of a network's code, and refuses one more; runs of one shape need one
+                torch.compiler.reset()
+                compiled = shape
             if len(portions) > 1:
                 _say_which([runs[n] for n in members], len(outcomes), len(runs))
             found = _train_group([runs[n] for n in members], dataset, device, options, signals)
@@ -152,7 +157,8 @@ def _begun(run: Run, dataset: Dataset, device: torch.device, compile: bool, *, r
     Raises:
         RunError: it cannot, with this recipe, data or engine.
     """
-    saved = run.resumable(repair=repair)
+    # what is to be repaired is told when it is, not before
+    saved = run.resumable(repair=repair, tell=repair)
     begun = None if saved is None else engine_of(saved.metadata)
     recipe = settled(run.recipe, dataset, device, compile=compile, begun=begun)
     if begun is not None and recipe.engine != begun:
@@ -197,7 +203,10 @@ def _standing(runs: Sequence[Run], dataset: Dataset, device: torch.device, compi
         if run.path.exists():
             with run.locked():
                 pass
-        begun = _begun(run, dataset, device, compile, repair=False)
+        try:
+            begun = _begun(run, dataset, device, compile, repair=False)
+        except RecipeError as error:
+            raise RecipeError(f"{run.path}: {error}") from error
         # its recipe.json may be of a length, or of a place of the data, that is no longer asked for
         finished = begun.step == run.recipe.steps and run.is_written()
         together = begun.recipe.engine == "fused" and begun.step < run.recipe.steps
@@ -211,8 +220,12 @@ def _size(at_once: int, recipe: Recipe, dataset: Dataset, device: torch.device) 
         return at_once
     free, _ = torch.cuda.mem_get_info(device)
     store = fitting(dataset, device)
+    # what torch keeps of ensembles that are gone
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free -= 0 if store is None else store.nbytes
-    room = int(_SHARE_OF_FREE_MEMORY * free) // bytes_of(recipe, dataset, device)
+    room = int(_SHARE_OF_FREE_MEMORY * free) // member_bytes(
+        recipe, dataset.image_shape[0], dataset.bits is not None
+    )
     return max(min(at_once, room), 1)
 
 
@@ -244,6 +257,7 @@ def _train_group(
                 ended[n] = outcome
                 made[n] += outcome.made
             seconds += course.elapsed()
+            del course  # the next one needs its memory
             going = [n for n in going if ended[n].failure is None]
             if signals or not above:
                 break

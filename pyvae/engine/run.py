@@ -205,13 +205,13 @@ class Run:
             )
         return newest
 
-    def resumable(self, *, repair: bool = False) -> Checkpoint | None:
+    def resumable(self, *, repair: bool = False, tell: bool = True) -> Checkpoint | None:
         """The newest checkpoint, None where there is none yet; see :func:`pyvae.engine.checkpoint.load_newest`.
 
         Raises:
             RunError: as :meth:`newest_checkpoint`.
         """
-        newest = checkpoint.load_newest(self.checkpoints, repair=repair)
+        newest = checkpoint.load_newest(self.checkpoints, repair=repair, tell=tell)
         if newest is not None and "recipe" in newest.metadata:
             self._check_recipe(newest)
         return newest

@@ -143,12 +143,6 @@ def plan_for(
     )
 
 
-def bytes_of(recipe: Recipe, dataset: Dataset, device: torch.device) -> int:
-    """Bytes on the device that a member takes, beside the data and an adversary."""
-    buffers = plan_for([recipe], dataset, device).buffers.values()
-    return sum(size * dtype.itemsize for size, dtype in buffers)
-
-
 def _options(recipes: Sequence[Recipe], device: torch.device) -> Options:
     """What pays on the device, but for what these recipes have no use for."""
     first = recipes[0]

@@ -14,7 +14,7 @@ from pyvae.allocator import keep_large_buffers
 from pyvae.data.dataset import Dataset
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.batches import fitting
-from pyvae.engine.checkpoint import engine_of
+from pyvae.engine.checkpoint import engine_of, newest_description
 from pyvae.engine.course import Course, Outcome
 from pyvae.engine.fused.room import member_bytes
 from pyvae.engine.fused.supports import settled
@@ -200,6 +200,9 @@ def _standing(runs: Sequence[Run], dataset: Dataset, device: torch.device, compi
     for run in runs:
         if known.setdefault(os.path.realpath(run.path), run) is not run:
             raise RunError(f"{run.path} is named twice: each run needs a directory of its own")
+        if _is_finished(run, dataset):
+            found.append(_Standing(run.recipe.steps, True, None))
+            continue
         if run.path.exists():
             with run.locked():
                 pass
@@ -212,6 +215,17 @@ def _standing(runs: Sequence[Run], dataset: Dataset, device: torch.device, compi
         together = begun.recipe.engine == "fused" and begun.step < run.recipe.steps
         found.append(_Standing(begun.step, finished, shape_of(begun.recipe) if together else None))
     return found
+
+
+def _is_finished(run: Run, dataset: Dataset) -> bool:
+    """Whether there is nothing left to do, as far as a checkpoint's header says: of hundreds of runs, reading all
+    weights would take minutes, and whoever evaluates one may hold it."""
+    described = newest_description(run.checkpoints)
+    return (
+        described is not None
+        and (described["step"], described["data"]) == (run.recipe.steps, dataset.fingerprint)
+        and run.is_written()
+    )
 
 
 def _size(at_once: int, recipe: Recipe, dataset: Dataset, device: torch.device) -> int:

@@ -54,8 +54,8 @@ $failures
 """)
 _VIOLINS = (
     "Each violin holds the models of one method, all settings and seeds together; in brackets how many. The dot is the "
-    "median, the bar goes from the first to the third quartile, and small groups are drawn as points. Look for violins "
-    "that overlap: there the choice of method says little."
+    "median, the bar goes from the first to the third quartile; up to ten models are drawn as points instead of the "
+    "bar. Look for violins that overlap: there the choice of method says little."
 )
 _SETTINGS = (
     "The same scores by hyperparameter: a point or a violin for the seeds of each setting, lines through their means. "
@@ -63,8 +63,8 @@ _SETTINGS = (
 )
 _CORRELATIONS = (
     "Spearman's rank correlation of two columns over all models: 1 where both put the models into one order, -1 where "
-    "into opposite ones. Of reconstruction and of dependence between latents less is better, so there a negative "
-    "number is agreement. Look for scores that disagree though they are to measure the same."
+    "into opposite ones. Of reconstruction and of dependence between latents less is better, so against the other scores "
+    "a negative number is agreement. Look for scores that disagree though they are to measure the same."
 )
 _SHARES = (
     "What a score's variance over all models is made of, in percent. Method: sum of squares of the methods' means "

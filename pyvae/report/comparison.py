@@ -63,8 +63,8 @@ _SETTINGS = (
 )
 _CORRELATIONS = (
     "Spearman's rank correlation of two columns over all models: 1 where both put the models into one order, -1 where "
-    "into opposite ones. Of reconstruction and of dependence between latents less is better, so against the other scores "
-    "a negative number is agreement. Look for scores that disagree though they are to measure the same."
+    "into opposite ones. Of reconstruction and of dependence between latents less is better, so against the other "
+    "scores a negative number is agreement. Look for scores that disagree though they are to measure the same."
 )
 _SHARES = (
     "What a score's variance over all models is made of, in percent. Method: sum of squares of the methods' means "

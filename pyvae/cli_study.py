@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from pyvae.errors import PyvaeError, printable
+from pyvae.errors import PyvaeError, RecipeError, printable
 from pyvae.invocation import device_named, interrupted, say, whole_path
 
 if TYPE_CHECKING:
@@ -58,8 +58,16 @@ class Study:
     """On a GPU, run several steps as one CUDA graph: faster, and the same results."""
 
     def __call__(self) -> int:
+        from pyvae.studies.outlook import IN_FILE
+
+        try:
+            return self._call()
+        except RecipeError as error:
+            raise RecipeError(f"{error}{IN_FILE}") from None
+
+    def _call(self) -> int:
         from pyvae.engine.files import check_writable
-        from pyvae.studies.plan import SOURCE, keep_source, read_plan
+        from pyvae.studies.plan import SOURCE, read_plan
 
         self._check()
         file = whole_path(self.file)
@@ -82,7 +90,6 @@ class Study:
         status = 0
         if not self.report:
             device_named(self.device)
-            keep_source(plan, out)
             end = self._run(plan, out)
             for line in end.problems:
                 _LOG.warning(line)
@@ -103,6 +110,9 @@ class Study:
             raise PyvaeError(
                 f"--devices must be at least 1 and at most {_MOST_DEVICES:,}, got {self.devices}"
             )
+        for name, given in (("--rate", self.rate is not None), ("--devices", self.devices != 1)):
+            if given and not self.plan:
+                raise PyvaeError(f"{name} is of --plan: give both, or leave it out")
         for name, value in (("--num-gpus", self.num_gpus), ("--num-cpus", self.num_cpus)):
             if value is None:
                 continue

@@ -327,6 +327,20 @@ def test_without_any_row_a_page_says_that_all_is_missing(tmp_path):
     assert "0 of 4 models finished, 4 still missing" in report(plan, [], tmp_path).text
 
 
+def test_rows_from_before_the_file_was_changed_are_missing(tmp_path):
+    plan, rows = invented(["a"])
+    changed = replace(plan.models[0], recipe=replace(plan.models[0].recipe, lr=0.5))
+    page = report(replace(plan, models=(changed, *plan.models[1:])), rows, tmp_path)
+    assert "3 of 4 models finished, 1 still missing" in page.text
+    page = report(replace(plan, without=("shape",)), rows, tmp_path)
+    assert page.table("method")["a"]["finished"] == "4"
+    assert "None of them has a value of mig, unsupervised" in page.text
+    page = report(plan, rows, tmp_path)
+    assert (
+        "None of them has a value of unsupervised: `pyvae evaluate RUN --metrics unsupervised`" in page.text
+    )
+
+
 def test_results_without_their_runs_have_a_page(tmp_path):
     plan, rows = invented(["a"])
     text = report(plan, rows, tmp_path).text

@@ -142,3 +142,10 @@ class TestPartners:
 
     def test_work_grows_with_the_models_alone(self):
         assert len(partners(1000)) == 3000
+
+
+def test_rounding_is_no_variance():
+    values = [0.3, 0.1 + 0.2] * 3
+    assert len(set(values)) == 2
+    assert np.isnan(shares(values, ["a", "b"] * 3, [0] * 6)[:3]).all()
+    assert shares([0.3, 0.3 + 1e-9] * 3, ["a", "b"] * 3, [0] * 6).method == pytest.approx(1)

@@ -71,6 +71,7 @@ WRONG = {
     ),
     f"[scores]\nmetrics = ['mig']\nimages = 5\n{METHOD}": "scores.images: must be an integer of at least 100, got 5",
     f"[scores]\nmetrics = ['factor-vae']\nimages = 500\n{METHOD}": "scores.images: factor-vae needs all images",
+    f"[scores]\nmetrics = ['mig', 'sap']\nimages = 14999\n{METHOD}": "scores.images: sap is trained and tested",
     "methods = 3\n": "methods: write it as [[methods]]",
     "methods = [3]\n": "methods[1]: must be a table",
     "[[methods]]\nname = 'a'\n": "methods[1]: no recipe; name one of demo, vae, beta-vae",
@@ -136,7 +137,7 @@ def test_axes_are_multiplied_in_the_order_of_the_file(study):
             [scores]
             metrics = ["mig", "sap"]
             without = ["shape"]
-            images = 5000
+            images = 15000
             [[methods]]
             recipe = "dip-vae-i"
             sweep = { lr = [1e-4, 5e-4], lambda_od = [1, 2] }
@@ -160,7 +161,7 @@ def test_axes_are_multiplied_in_the_order_of_the_file(study):
     assert (last.recipe.objective.lambda_d, last.recipe.lr, last.recipe.seed) == (20.0, 5e-4, 5)
     assert (last.recipe.steps, last.recipe.keep_at, last.recipe.data) == (7, (2, 3), "/no/3dshapes.h5")
     assert plan.models[-1].recipe.steps == 9
-    assert (plan.title, plan.metrics, plan.without, plan.images) == ("t", ("mig", "sap"), ("shape",), 5000)
+    assert (plan.title, plan.metrics, plan.without, plan.images) == ("t", ("mig", "sap"), ("shape",), 15000)
     assert isinstance(plan.models[0].settings["lambda_od"], float)
 
 
@@ -188,6 +189,19 @@ def test_the_published_study_has_1800_models():
     for model in plan.models:
         if ratio := ratios.get(model.method):
             assert model.recipe.objective.lambda_d == ratio * model.recipe.objective.lambda_od
+
+
+def test_a_set_point_at_once_is_controlled():
+    """The published anti-windup would hold the integral back from the first step on, and beta at 1."""
+    plan = read_plan(next(path for path in EXAMPLES if path.stem == "control-vae"))
+    objectives = [model.recipe.objective for model in plan.models if model.method == "at-once"]
+    assert {(each.schedule, each.capacity, each.anti_windup) for each in objectives} == {
+        ("constant", 16.0, "conditional")
+    }
+    state = objectives[0].initial_control("cpu")
+    for step in range(200):  # of far too little KL, then of too much
+        state = objectives[0].control(state, torch.tensor(0.0 if step < 100 else 25.0), torch.tensor(step))
+    assert state.beta > 1.5
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -247,6 +261,8 @@ def test_the_command_line_plans_and_writes_nothing(study, tmp_path, capsys, monk
         (["--num-gpus", "1"], "--num-gpus is of Ray: give --ray local"),
         (["--ray", "local", "--num-cpus", "-1"], "--num-cpus must not be negative"),
         (["--devices", "0"], "--devices must be at least 1"),
+        (["--devices", "2"], "--devices is of --plan: give both"),
+        (["--rate", "2"], "--rate is of --plan: give both"),
         (["--log-every", "0"], "--log-every must be at least 1"),
         (["--seed", "-1"], "--seed must be from 0"),
         (["--data", "y.npz"], "--data y.npz: the study has several data sets"),
@@ -259,6 +275,31 @@ def test_wrong_options_are_one_line(options, why, study, monkeypatch, capsys):
         main()
     assert why in done.value.code
     assert "\n" not in done.value.code
+
+
+def test_a_directory_that_holds_a_run_is_left_as_it_is(study, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/recipe.json").write_text("{}")
+    monkeypatch.setattr("sys.argv", ["pyvae", "study", str(study(METHOD)), "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert "holds a run: name another directory" in done.value.code
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["recipe.json"]
+
+
+@pytest.mark.parametrize("more", [["--plan"], []])
+def test_what_a_machine_cannot_train_says_where_to_change_it(more, study, tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", images=np.full((8, 64, 64), 255, np.uint8))
+    path = study(
+        f"[shared]\narchitecture = 'rainforth'\nprecision = 'fp16'\n[axes]\ndata = ['{tmp_path}/x.npz']\n{METHOD}"
+    )
+    monkeypatch.setattr(
+        "sys.argv",
+        ["pyvae", "study", str(path), "--device", "cpu", "--out", str(tmp_path / "o"), *more],
+    )
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code.endswith("--precision tf32, as keys of [shared] in the study's file")
 
 
 def test_a_directory_that_holds_no_study(tmp_path, monkeypatch):

@@ -160,7 +160,9 @@ def test_a_run_of_another_recipe_is_told_and_the_others_go_on(tmp_path, data):
     end = run_study(plan, tmp_path, CPU, of(data))
     assert [row.model for row in end.rows] == [m.name for m in plan.models if m is not plan.models[1]]
     (line,) = end.problems
-    assert "holds a run of another recipe (latents is 2 there and 3 here)" in line
+    assert line.startswith(
+        f"{plan.models[1].name}: its directory holds a run of another recipe (latents is 2 there"
+    )
     assert Run.open(there.path).recipe.latents == 2
 
 
@@ -215,6 +217,7 @@ def test_one_process_at_a_time(tmp_path, data):
         pytest.raises(RunError, match=r"another process is at work on the study in .*: wait for it"),
     ):
         run_study(plan_of(data), tmp_path, CPU, of(data))
+    assert not (tmp_path / "study.toml").exists()  # that is the other's
 
 
 def test_a_directory_that_cannot_be_is_refused(tmp_path, data):
@@ -224,6 +227,7 @@ def test_a_directory_that_cannot_be_is_refused(tmp_path, data):
     Run(tmp_path, RECIPE).write_recipe()
     with pytest.raises(RunError, match="holds a run: name another directory"):
         run_study(plan_of(data), tmp_path, CPU, of(data))
+    assert not (tmp_path / "study.toml").exists()
 
 
 def test_a_signal_saves_and_ends(tmp_path, data, trained):

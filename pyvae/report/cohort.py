@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
-from pyvae.studies.analysis import LEAST_PAIRS
+from pyvae.studies.analysis import LEAST_PAIRS, differ
 from pyvae.studies.plan import Model, StudyPlan
 from pyvae.studies.results import Row
 
@@ -195,4 +195,4 @@ def is_supervised(score: str) -> bool:
 def enough(column: Column) -> bool:
     """Whether there are values to rank, and they differ."""
     known = column[np.isfinite(column)]
-    return len(known) >= LEAST_PAIRS and bool(np.ptp(known) > 0)
+    return len(known) >= LEAST_PAIRS and differ(known)

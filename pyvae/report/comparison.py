@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -35,7 +36,7 @@ from pyvae.report.palette import Palette, palette_of
 from pyvae.report.ranking import rank
 from pyvae.studies.analysis import Mean, Shares, best_setting, rank_correlation, shares
 from pyvae.studies.plan import Model, StudyPlan
-from pyvae.studies.results import Row, read_results
+from pyvae.studies.results import Row, is_of, read_results
 from pyvae.studies.work import Settings, dataset_of
 
 _MOST_FAILURES = 40
@@ -53,8 +54,8 @@ $failures
 """)
 _VIOLINS = (
     "Each violin holds the models of one method, all settings and seeds together; in brackets how many. The dot is the "
-    "median, the bar goes from the first to the third quartile, and small groups are drawn as points. Look for violins "
-    "that overlap: there the choice of method says little."
+    "median, the bar goes from the first to the third quartile; up to ten models are drawn as points instead of the "
+    "bar. Look for violins that overlap: there the choice of method says little."
 )
 _SETTINGS = (
     "The same scores by hyperparameter: a point or a violin for the seeds of each setting, lines through their means. "
@@ -62,8 +63,8 @@ _SETTINGS = (
 )
 _CORRELATIONS = (
     "Spearman's rank correlation of two columns over all models: 1 where both put the models into one order, -1 where "
-    "into opposite ones. Of reconstruction and of dependence between latents less is better, so there a negative "
-    "number is agreement. Look for scores that disagree though they are to measure the same."
+    "into opposite ones. Of reconstruction and of dependence between latents less is better, so against the other "
+    "scores a negative number is agreement. Look for scores that disagree though they are to measure the same."
 )
 _SHARES = (
     "What a score's variance over all models is made of, in percent. Method: sum of squares of the methods' means "
@@ -119,7 +120,7 @@ def write_comparison(
         asked=_asked(plan, rows),
         notes="".join(f"<li>{html.escape(note)}</li>" for note in plan.notes),
         cohorts="".join(
-            _section(cohort, out, colours, f"-{i + 1}" if len(cohorts) > 1 else "", opened)
+            _section(cohort, plan.metrics, out, colours, f"-{i + 1}" if len(cohorts) > 1 else "", opened)
             for i, cohort in enumerate(cohorts)
         ),
         spent=_spent(rows),
@@ -150,8 +151,11 @@ class _Images:
 
 
 def _of_plan(plan: StudyPlan, rows: Iterable[Row]) -> list[Row]:
-    planned = {model.name for model in plan.models}
-    return [r for r in rows if r.model in planned]
+    """Rows of the models as the plan has them, without scores that are of other factors or images."""
+    models = {model.name: model for model in plan.models}
+    known = [r for r in rows if (m := models.get(r.model)) is not None and is_of(r, m.method, m.recipe)]
+    asked = (" ".join(plan.without), plan.images)
+    return [r if (r.without, r.images) == asked else replace(r, scores={}) for r in known]
 
 
 def _subtitle(plan: StudyPlan, rows: Sequence[Row]) -> str:
@@ -242,6 +246,7 @@ def _alike(values: Iterable[str]) -> str:
 
 def _section(
     cohort: Cohort,
+    metrics: Sequence[str],
     out: Path,
     colours: Palette,
     suffix: str,
@@ -253,6 +258,10 @@ def _section(
     ranking = rank(cohort, out, images)
     cohort = cohort.with_column("udr", ranking.scores)
     parts = [f"<h2>{html.escape(cohort.data)}: {_count(len(cohort.models), 'finished model')}</h2>"]
+    there = {name.split(".")[0] for name in cohort.scores}
+    if lacking := [name for name in metrics if name not in there]:
+        how = f"`pyvae evaluate RUN --metrics {' '.join(lacking)}` computes it, or says why not"
+        parts.append(_note(f"None of them has a value of {', '.join(lacking)}: {how}."))
     if not cohort.columns:
         return "".join([*parts, _note("None of them has a score yet.")])
     unseeded = all(len(at) == 1 for at in cohort.cells.values())

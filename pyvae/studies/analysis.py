@@ -17,6 +17,8 @@ LEAST_OF_DENSITY = 3
 REACH = 3
 """How far a model's partners are from it on the ring of its seeds, so that it has at most six."""
 _POINTS = 96
+_ROUNDING = 1e-12
+"""Of the largest value: what another order of sums explains."""
 
 
 class Shares(NamedTuple):
@@ -84,6 +86,11 @@ def rank_correlations(columns: Sequence[npt.ArrayLike]) -> Array:
     return found
 
 
+def differ(values: Array) -> bool:
+    """Whether finite values do by more than rounding."""
+    return len(values) > 1 and bool(np.ptp(values) > _ROUNDING * np.abs(values).max())
+
+
 def shares(values: npt.ArrayLike, methods: Sequence[Hashable], settings: Sequence[Hashable]) -> Shares:
     """How much of a score's variance lies between methods, between settings of a method, and between seeds.
 
@@ -109,7 +116,7 @@ def shares(values: npt.ArrayLike, methods: Sequence[Hashable], settings: Sequenc
     models, cells = len(x), int(by_cell.max(initial=-1)) + 1
     groups = int(by_method.max(initial=-1)) + 1
     repeated = int((np.bincount(by_cell, minlength=cells) > 1).sum())
-    if models < 2 or np.ptp(x) == 0:
+    if not differ(x):
         nan = math.nan
         return Shares(nan, nan, nan, (nan, nan, nan), models, groups, cells, repeated)
     centre, method, cell = x.mean(), _means(x, by_method), _means(x, by_cell)

@@ -22,6 +22,8 @@ from pyvae.studies.plan import StudyPlan
 from pyvae.studies.rates import rate_of
 
 _COLUMNS = ("method", "models", "groups", "steps", "steps/s", "time", "disk", "device memory")
+IN_FILE = ", as keys of [shared] in the study's file"
+"""After what refuses a recipe, which names options of ``pyvae train``."""
 Load = Callable[[Recipe], Dataset]
 
 
@@ -70,7 +72,7 @@ def describe(
         rates, source = dict.fromkeys(fits, rate), "the rate that was given"
     elif why_not is not None:
         rates = {shape: _rate_on_card(fits[shape], members) for shape, members in largest.items()}
-        source = f"rates of beta-VAEs measured on an {card.NAME}: other methods may be slower"
+        source = f"rates of beta-VAEs of the burgess network measured on an {card.NAME}: others may be slower"
     else:
         rates = {
             shape: _measured(fits[shape].recipe, dataset, device, largest[shape])
@@ -83,7 +85,7 @@ def describe(
         total.join(row)
     lines = [plan.title, "", *_table([*rows, total]), ""]
     if why_not is not None:
-        lines.append(f"This machine cannot train it: {why_not}. The table is for an {card.NAME}.")
+        lines.append(f"This machine cannot train it: {why_not}{IN_FILE}. The table is for an {card.NAME}.")
     where = "one device" if places == 1 else f"{places} devices"
     lines.append(f"On {where}: {show_seconds(_last_end(seconds, places))} of training, by {source}.")
     if room := _lacking(out, total.disk):

@@ -19,7 +19,7 @@ from pyvae.engine.recipe import Recipe
 from pyvae.errors import PlanError, PyvaeError, printable, reason
 from pyvae.files import open_regular
 from pyvae.metrics import METRICS
-from pyvae.metrics.registry import OF_GRID
+from pyvae.metrics.registry import OF_GRID, defaults
 from pyvae.recipes import RECIPES
 
 if sys.version_info >= (3, 11):
@@ -376,6 +376,12 @@ def _images(scores: Mapping[str, Any], metrics: Sequence[str]) -> int | None:
         )
     if of_grid := [name for name in metrics if name in OF_GRID]:
         raise PlanError(f"scores.images: {of_grid[0]} needs all images; leave one of the two out")
+    for name in metrics:
+        values = defaults(name)
+        if "test" in values and images < (least := values["train"] + values["test"]):
+            raise PlanError(
+                f"scores.images: {name} is trained and tested on {least:,} images; give as many, or leave {name} out"
+            )
     return images
 
 

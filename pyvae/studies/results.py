@@ -75,6 +75,12 @@ def about(model: str, method: str, recipe: Recipe, **values: Any) -> Row:
     return Row(model, method, absolute(recipe.data), recipe.seed, flat(recipe), **values)
 
 
+def is_of(row: Row, method: str, recipe: Recipe) -> bool:
+    """Whether a row is of this method and recipe, and not of what a file asked for before it was changed."""
+    own = (row.method, row.data, row.seed, dict(row.recipe))
+    return own == (method, absolute(recipe.data), recipe.seed, flat(recipe))
+
+
 def write_results(path: Path, rows: Iterable[Row]) -> None:
     """Write rows in their order; the old file or the new one is there at any time.
 

@@ -16,8 +16,8 @@ from pyvae.engine.lock import lock
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError, RunError, printable
 from pyvae.studies.here import Here
-from pyvae.studies.plan import Model, StudyPlan
-from pyvae.studies.results import Row, flat, read_results, write_results
+from pyvae.studies.plan import Model, StudyPlan, keep_source
+from pyvae.studies.results import Row, is_of, read_results, write_results
 from pyvae.studies.work import ModelOutcome, Scored, Settings, failed_row
 
 _LOG = logging.getLogger(__name__)
@@ -100,6 +100,8 @@ def run_study(
     make_directory(out)
     with _held(out):
         clear_leftovers(out)
+        if plan.source:
+            keep_source(plan, out)
         work = _Work(plan, out, settings, told)
         work.stand()
         try:
@@ -159,8 +161,7 @@ class _Work:
     def _is_known(self, row: Row, model: Model) -> bool:
         """Whether a row says of a model all that is asked."""
         recipe = model.recipe
-        own = (row.method, row.data, row.seed, dict(row.recipe))
-        if own != (model.method, absolute(recipe.data), recipe.seed, flat(recipe)):
+        if not is_of(row, model.method, recipe):
             return False
         if row.failure is not None:
             return True
@@ -200,7 +201,8 @@ class _Work:
             if outcome.failure is not None:
                 self._add(failed_row(model, self._out, outcome.failure))
             elif outcome.error is not None:
-                self._problem(model.name, outcome.error)
+                # one line for all that have one cause
+                self._problem(model.name, outcome.error.replace(str(self._out / model.name), "its directory"))
             elif not outcome.interrupted:
                 place.score(model)
 

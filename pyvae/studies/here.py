@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pyvae.data.dataset import Dataset
+from pyvae.errors import printable
 from pyvae.studies.child import Child, GoneError
 from pyvae.studies.groups import Group, groups_of
 from pyvae.studies.plan import Model
@@ -56,7 +57,10 @@ class Here:
 
     def train(self, groups: Sequence[Sequence[Model]]) -> Iterator[list[ModelOutcome]]:
         """Train one group after another; what is to be scored meanwhile is."""
+        trained, total = 0, sum(map(len, groups))
         for group in groups:
+            _say_which(group, trained, total)
+            trained += len(group)
             if self._waiting and self._data[0] is None and self._lost < _MOST_LOST:
                 self._hand_over()
             yield train_group(group, self._out, self._settings, self._data[0])
@@ -87,6 +91,7 @@ class Here:
             self._child.close()
 
     def _scored_here(self, model: Model) -> Scored:
+        _LOG.info(printable(f"scoring {model.name}"))
         return scored(model, self._out, self._settings, *self._data)
 
     def _hand_over(self) -> None:
@@ -114,6 +119,13 @@ class Here:
             raise message
         if self._sent.pop(message.model, None) is not None:
             yield message
+
+
+def _say_which(group: Sequence[Model], trained: int, total: int) -> None:
+    first, last = trained + 1, trained + len(group)
+    numbers = f"model {first:,}" if first == last else f"models {first:,} to {last:,}"
+    others = f" and {len(group) - 1:,} others" if len(group) > 1 else ""
+    _LOG.info(printable(f"training {numbers} of {total:,}: {group[0].name}{others}"))
 
 
 def _score_all(inbox: "queue.Queue[Any]", send: Callable[[Any], None], out: Path, settings: Settings) -> None:

@@ -152,7 +152,7 @@ class _Work:
                 self._to_train.append(model)
         if earlier or self._to_score:
             _LOG.info(
-                "%s of %s models are finished, %s more are trained",
+                "%s of %s models are finished, %s more are trained and not yet scored",
                 f"{len(self.table.known()):,}",
                 f"{len(self._models):,}",
                 f"{len(self._to_score):,}",

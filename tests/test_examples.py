@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from disent_stub import import_disent
+from pyvae.studies.results import read_results
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 # so near that a thousandth more or less of beta or gamma shows
@@ -45,6 +46,30 @@ def test_a_plain_loop_is_the_same_loss(example, capsys):
     assert loss < SAME_LOSS
     assert gradient < SAME_GRADIENT
     assert "ms a step before" in capsys.readouterr().out
+
+
+def test_a_study_for_a_laptop(tmp_path):
+    """Twelve models trained, scored and reported; of their steps, a few."""
+    text = (EXAMPLES / "studies/laptop.toml").read_text()
+    short = re.sub("^steps = 700$", "steps = 20", text, flags=re.MULTILINE)
+    short = re.sub("capacity_steps = 350", "capacity_steps = 10", short)
+    assert "steps = 20" in short
+    (tmp_path / "laptop.toml").write_text(short)
+    command = [sys.executable, "-m", "pyvae", "study", "laptop.toml", "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "out/report.html\n"
+    rows = read_results(tmp_path / "out/results.csv")
+    assert len(rows) == 12
+    assert {row.steps_done for row in rows} == {20}
+    # twenty steps tell settings of one method apart
+    assert len({row.recon for row in rows}) >= 6
+    for row in rows:
+        assert 0 <= row.scores["mig"] <= 1
+        assert row.failure is None
+    page = (tmp_path / "out/report.html").read_text()
+    assert "Twelve tiny models" in page
+    assert page.count("data:image/png") >= 5
 
 
 def test_lightning(example):

@@ -59,7 +59,7 @@ class Study:
 
     def __call__(self) -> int:
         from pyvae.engine.files import check_writable
-        from pyvae.studies.plan import SOURCE, keep_source, read_plan
+        from pyvae.studies.plan import SOURCE, read_plan
 
         self._check()
         file = whole_path(self.file)
@@ -82,7 +82,6 @@ class Study:
         status = 0
         if not self.report:
             device_named(self.device)
-            keep_source(plan, out)
             end = self._run(plan, out)
             for line in end.problems:
                 _LOG.warning(line)

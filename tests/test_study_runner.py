@@ -83,6 +83,7 @@ def test_a_study_comes_to_its_end(tmp_path, data, trained):
     assert sorted(trained) == sorted(model.name for model in plan.models)
     assert [row.model for row in end.rows] == [model.name for model in plan.models]
     assert read_results(out / "results.csv") == end.rows
+    assert (out / "study.toml").read_text() == plan.source
     assert sorted(told, key=lambda row: row.model) == end.rows
     for model, row in zip(plan.models, end.rows, strict=True):
         assert bits(out, model.name) == alone(model, tmp_path)
@@ -199,7 +200,7 @@ def test_a_full_disk_ends_the_study_in_one_line(tmp_path, data, trained, monkeyp
     assert len(run_study(plan, tmp_path, CPU, of(data)).rows) == 4
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG])
 def test_a_disk_that_takes_nothing_is_no_fault_of_a_model(tmp_path, data, monkeypatch, number):
     def refuse(path, content):
         raise OSError(number, os.strerror(number), str(path))
@@ -215,6 +216,8 @@ def test_one_process_at_a_time(tmp_path, data):
         pytest.raises(RunError, match=r"another process is at work on the study in .*: wait for it"),
     ):
         run_study(plan_of(data), tmp_path, CPU, of(data))
+    # nor does whoever is refused write its own file over that of the study at work
+    assert not (tmp_path / "study.toml").exists()
 
 
 def test_a_directory_that_cannot_be_is_refused(tmp_path, data):
@@ -224,6 +227,7 @@ def test_a_directory_that_cannot_be_is_refused(tmp_path, data):
     Run(tmp_path, RECIPE).write_recipe()
     with pytest.raises(RunError, match="holds a run: name another directory"):
         run_study(plan_of(data), tmp_path, CPU, of(data))
+    assert not (tmp_path / "study.toml").exists()
 
 
 def test_a_signal_saves_and_ends(tmp_path, data, trained):

@@ -16,7 +16,7 @@ from pyvae.engine.lock import lock
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError, RunError, printable
 from pyvae.studies.here import Here
-from pyvae.studies.plan import Model, StudyPlan
+from pyvae.studies.plan import Model, StudyPlan, keep_source
 from pyvae.studies.results import Row, flat, read_results, write_results
 from pyvae.studies.work import ModelOutcome, Scored, Settings, failed_row
 
@@ -100,6 +100,8 @@ def run_study(
     make_directory(out)
     with _held(out):
         clear_leftovers(out)
+        if plan.source:
+            keep_source(plan, out)
         work = _Work(plan, out, settings, told)
         work.stand()
         try:
@@ -150,7 +152,7 @@ class _Work:
                 self._to_train.append(model)
         if earlier or self._to_score:
             _LOG.info(
-                "%s of %s models are finished, %s more are trained",
+                "%s of %s models are finished, %s more are trained and will be scored",
                 f"{len(self.table.known()):,}",
                 f"{len(self._models):,}",
                 f"{len(self._to_score):,}",

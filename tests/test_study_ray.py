@@ -1,5 +1,6 @@
 """A study on a real Ray cluster of two nodes: workers, tasks, its head and its path may fail, and the study goes on."""
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from study_tiny import RECIPE, bits, data_in, plan_of
 
 from pyvae.data import load
 from pyvae.engine import checkpoint
+from pyvae.engine.lock import lock
 from pyvae.engine.loop import train
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError
@@ -142,7 +144,6 @@ def begun_at(path):
 def test_a_head_that_goes_away_ends_the_study_and_the_same_call_goes_on(tmp_path, data, cluster):
     out, plan = tmp_path / "out", plan_of(data, betas=(1.0,), steps=STEPS)
     path = out / plan.models[0].name
-    saved = []
 
     def kill(path):
         for pid, name in children(os.getpid()):
@@ -160,10 +161,18 @@ def test_a_head_that_goes_away_ends_the_study_and_the_same_call_goes_on(tmp_path
     thread.join()
     assert "\n" not in str(told.value)
     assert "Traceback" not in (out / ".ray.log").read_text()
-    saved.append(bits(out, plan.models[0].name)[0])
+    # its workers go on until they find themselves alone: how far, nobody knows before
+    with contextlib.ExitStack() as ended:
+        for model in plan.models:
+            if (out / model.name).exists():
+                ended.enter_context(lock(out / model.name / ".lock", wait=True))
+    found = [checkpoint.newest_description(out / model.name / "checkpoints") for model in plan.models]
+    saved = [0 if known is None else known["step"] for known in found]
     assert saved[0] > 0
+    plan = plan_of(data, betas=(1.0,), steps=max(saved) + 50)
     end = run_study(plan, out, SETTINGS, RayPlace(cluster.address, num_cpus=1))
     assert (len(end.rows), end.problems) == (2, [])
+    assert not list(out.glob(".pyvae-*"))
     for model in plan.models:
         assert bits(out, model.name) == alone(model, tmp_path)
 

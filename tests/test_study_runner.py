@@ -29,7 +29,7 @@ from pyvae.studies import here as here_module
 from pyvae.studies import work
 from pyvae.studies.here import Here
 from pyvae.studies.plan import Model, StudyPlan
-from pyvae.studies.results import about, read_results
+from pyvae.studies.results import about, read_results, write_results
 from pyvae.studies.runner import run_study
 from pyvae.studies.work import ModelOutcome, OutOfRoomError, Scored, Settings, score_model
 from tiny import Corner, TinyData
@@ -83,6 +83,7 @@ def test_a_study_comes_to_its_end(tmp_path, data, trained):
     assert sorted(trained) == sorted(model.name for model in plan.models)
     assert [row.model for row in end.rows] == [model.name for model in plan.models]
     assert read_results(out / "results.csv") == end.rows
+    assert (out / "study.toml").read_text() == plan.source
     assert sorted(told, key=lambda row: row.model) == end.rows
     for model, row in zip(plan.models, end.rows, strict=True):
         assert bits(out, model.name) == alone(model, tmp_path)
@@ -118,6 +119,20 @@ def test_more_models_and_metrics_leave_what_is_there(tmp_path, data, trained, mo
         assert run_study(plan_of(data), out, CPU, of(data)).rows == end.rows
     assert trained == []
     assert (out / "results.csv.damaged").read_bytes() == b"no table"
+
+
+def test_a_row_of_something_else_is_not_believed(tmp_path, data, trained):
+    plan = plan_of(data, betas=(1.0,), seeds=(0,))
+    (row,) = run_study(plan, tmp_path, CPU, of(data)).rows
+    trained.clear()
+    spoilt = replace(row, recon=-1.0)
+    others = ({"method": "b"}, {"data": "c"}, {"seed": 7}, {"recipe": {**row.recipe, "lr": 1.0}})
+    for change in (*others, {"steps_done": 5}, {"without": "size"}, {"images": 5}, {"scores": {}}):
+        write_results(tmp_path / "results.csv", [replace(spoilt, **change)])
+        assert run_study(plan, tmp_path, CPU, of(data)).rows == [row], change
+    write_results(tmp_path / "results.csv", [spoilt])
+    assert run_study(plan, tmp_path, CPU, of(data)).rows == [spoilt]
+    assert trained == []
 
 
 def test_what_is_known_is_not_opened(tmp_path, data, monkeypatch):
@@ -201,7 +216,7 @@ def test_a_full_disk_ends_the_study_in_one_line(tmp_path, data, trained, monkeyp
     assert len(run_study(plan, tmp_path, CPU, of(data)).rows) == 4
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG])
 def test_a_disk_that_takes_nothing_is_no_fault_of_a_model(tmp_path, data, monkeypatch, number):
     def refuse(path, content):
         raise OSError(number, os.strerror(number), str(path))

@@ -207,6 +207,8 @@ def _drive(
     threading.Thread(target=_watch_head, args=(send, cluster, out), daemon=True).start()
     token = out / f".pyvae-{secrets.token_hex(8)}"
     try:
+        for left in out.glob(".pyvae-*"):  # by those that were killed
+            left.unlink(missing_ok=True)
         token.write_text(token.name)
         share = _share_of(cluster)
         _check_nodes(token)

@@ -37,7 +37,7 @@ from pyvae.studies.plan import Model
 from pyvae.studies.results import Row, about
 
 _ROWS = 10_000
-_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 _WAIT_SECONDS = 2.0
 
 

@@ -53,7 +53,7 @@ class Study:
     checkpoint_seconds: float = 60.0
     """Seconds between checkpoints."""
     seed: int = 0
-    """Of what the metrics draw; scores that are there already are kept."""
+    """Of what the metrics draw; models that were scored with another are scored anew."""
     capture: bool = True
     """On a GPU, run several steps as one CUDA graph: faster, and the same results."""
 

@@ -64,7 +64,7 @@ def test_every_field_of_a_recipe_is_a_column(tmp_path):
 )
 def test_what_is_no_table_is_told(tmp_path, content, why):
     (tmp_path / "r.csv").write_bytes(content)
-    with pytest.raises(RunError, match=f"is not a table.*{why}.*run the study again") as told:
+    with pytest.raises(RunError, match=f"is not a table.*{why}.*makes it anew") as told:
         read_results(tmp_path / "r.csv")
     assert "\n" not in str(told.value)
 

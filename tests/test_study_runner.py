@@ -127,12 +127,31 @@ def test_a_row_of_something_else_is_not_believed(tmp_path, data, trained):
     trained.clear()
     spoilt = replace(row, recon=-1.0)
     others = ({"method": "b"}, {"data": "c"}, {"seed": 7}, {"recipe": {**row.recipe, "lr": 1.0}})
-    for change in (*others, {"steps_done": 5}, {"without": "size"}, {"images": 5}, {"scores": {}}):
+    for change in (
+        *others,
+        {"steps_done": 5},
+        {"without": "size"},
+        {"images": 5},
+        {"scoring_seed": 5},
+        {"scores": {}},
+    ):
         write_results(tmp_path / "results.csv", [replace(spoilt, **change)])
         assert run_study(plan, tmp_path, CPU, of(data)).rows == [row], change
     write_results(tmp_path / "results.csv", [spoilt])
     assert run_study(plan, tmp_path, CPU, of(data)).rows == [spoilt]
     assert trained == []
+
+
+def test_another_seed_of_the_metrics_scores_anew_and_trains_nothing(tmp_path, data, trained):
+    plan = plan_of(data, betas=(1.0,), seeds=(0,))
+    first, again, other = (
+        run_study(plan, tmp_path, replace(CPU, seed=seed), of(data)).rows[0] for seed in (0, 0, 5)
+    )
+    assert len(trained) == 1
+    assert first == again
+    assert (first.scoring_seed, other.scoring_seed) == (0, 5)
+    written = json.loads((tmp_path / other.model / "metrics.json").read_text())
+    assert written["scores"]["unsupervised"]["seed"] == 5
 
 
 def test_what_is_known_is_not_opened(tmp_path, data, monkeypatch):

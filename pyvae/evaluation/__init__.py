@@ -155,8 +155,9 @@ def compute_scores(
     table = encode(net.to(device), dataset, device=device, index=index, images=source)
     options = _options(len(table.mu), names, without)
     found, failed = evaluate_possible(table, names, seed=seed, options=options)
-    if index is not None:
-        found = {name: {**score, "images": len(index)} for name, score in found.items()}
+    # what is not as usual stands in the scores, so that nobody takes them for others
+    apart = ({} if index is None else {"images": len(index)}) | ({"seed": seed} if seed else {})
+    found = {name: {**score, **apart} for name, score in found.items()}
     return Scores(steps, found, failed)
 
 

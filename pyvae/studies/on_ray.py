@@ -272,7 +272,8 @@ def _share_of(cluster: _Cluster) -> _Share:
         raise PyvaeError(
             f"the Ray cluster ({cluster.address}) has {cpus:g} CPU cores: give --num-cpus {max(int(cpus), 1)} or fewer"
         )
-    places = int(min(cpus // each_cpu, gpus / each_gpu if each_gpu else cpus))
+    # 2 // 0.1 is 19
+    places = int(min(cpus / each_cpu, gpus / each_gpu if each_gpu else cpus) + 1e-9)
     train = {"num_cpus": each_cpu, "max_retries": _RETRIES}
     # scores need no core of their own: they are few, and training may hold all
     score = {"num_cpus": 0, "max_retries": _RETRIES, "scheduling_strategy": "SPREAD"}

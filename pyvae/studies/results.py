@@ -52,6 +52,8 @@ class Row:
     """Factors that the scores leave out, with a space between."""
     images: int | None = None
     """That the scores are of; None: all."""
+    scoring_seed: int = 0
+    """Of what the metrics drew."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """By metric, ``dci`` or ``dci.completeness``; NaN where one cannot be computed."""
     failure: str | None = None
@@ -119,8 +121,7 @@ def read_results(path: Path) -> list[Row]:
         return list(_rows(content.decode(errors="surrogateescape")))
     except (ValueError, csv.Error) as error:
         raise RunError(
-            f"{path} is not a table of this version of pyvae ({error}): move it away, and run the study again, which "
-            "finds what is finished"
+            f"{path} is not a table of this version of pyvae ({error}); `pyvae study` makes it anew from the runs"
         ) from error
 
 
@@ -154,7 +155,7 @@ def _column(name: str) -> str:
     return _ASKED + name if name in (*_FIRST, *_LAST) else name
 
 
-_WHOLE = ("seed", "steps_done", "images")
+_WHOLE = ("seed", "steps_done", "images", "scoring_seed")
 _NUMBERS = ("seconds", "steps_per_second", "recon", "kl")
 
 

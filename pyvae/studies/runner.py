@@ -169,6 +169,7 @@ class _Work:
         return (
             row.steps_done == recipe.steps
             and (row.without, row.images) == (" ".join(self._settings.without), self._settings.images)
+            and row.scoring_seed == self._settings.seed
             and scored >= set(self._settings.metrics)
             # of how many samples and of which images, metrics.json says
             and not self._settings.samples
@@ -261,8 +262,10 @@ class _Table:
         try:
             return {row.model: row for row in read_results(self._path)}
         except RunError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
             kept = set_aside(self._path)
-            _LOG.warning("%s: kept as %s, and made again", error, kept.name)
+            _LOG.warning("%s; it is kept as %s, and made again", error, kept.name)
             return {}
 
     def add(self, row: Row) -> None:

@@ -312,6 +312,7 @@ def _row(model: Model, out: Path, settings: Settings, dataset: Dataset, held_out
         kl=known.get("kl"),
         without=" ".join(settings.without),
         images=settings.images,
+        scoring_seed=settings.seed,
         scores=_numbers(known, missing, settings),
     )
 
@@ -360,9 +361,11 @@ def _scores(
 
 
 def _stands(score: dict[str, Any] | None, dataset: Dataset, settings: Settings) -> bool:
-    """Whether a score is of these factors and images, and a number."""
+    """Whether a score is of these factors, images and seed, and a number."""
     part = settings.images is not None and settings.images < len(dataset)
     if score is None or score.get("images") != (settings.images if part else None):
+        return False
+    if score.get("seed", 0) != settings.seed:
         return False
     if "factors" not in score:  # a metric of codes alone
         return True

@@ -22,11 +22,7 @@ from pyvae.bounds import parsing
 from pyvae.cli_study import Study
 from pyvae.engine.recipe import Engine, Precision, Recipe
 from pyvae.errors import DataError, PyvaeError, RunError, printable
-from pyvae.invocation import INTERRUPTED
-from pyvae.invocation import device_named as _device
-from pyvae.invocation import interrupted as _interrupted
-from pyvae.invocation import say as _say
-from pyvae.invocation import whole_path as _path
+from pyvae.invocation import INTERRUPTED, device_named, interrupted, say, whole_path
 from pyvae.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -81,14 +77,14 @@ class Train:
             raise PyvaeError(f"--log-every must be at least 1, got {self.log_every}")
         if not 0 <= self.checkpoint_seconds < math.inf:
             raise PyvaeError(f"--checkpoint-seconds must not be negative, got {self.checkpoint_seconds}")
-        device = _device(self.device, self.recipe.precision)
-        runs = self._runs(_path(self.out))
+        device = device_named(self.device, self.recipe.precision)
+        runs = self._runs(whole_path(self.out))
         dataset = self._data([run.recipe for run in runs])
         if self.profile:
             from pyvae.engine.profile import profile_steps
 
             check_writable(runs[0].path / "profile")
-            _say(profile_steps(self.recipe, dataset, device, runs[0].path / "profile").rstrip())
+            say(profile_steps(self.recipe, dataset, device, runs[0].path / "profile").rstrip())
             return 0
         for line in dict.fromkeys(line for run in runs for line in _cut_short(run.recipe)):
             _LOG.warning(line)
@@ -143,7 +139,7 @@ class Train:
 
         outcome = train(run, dataset, device, **self._options)
         _say_trained(run, outcome)
-        return _interrupted() if outcome.interrupted else 0
+        return interrupted() if outcome.interrupted else 0
 
     def _train_many(self, runs: "Sequence[Run]", dataset: "Dataset", device: "torch.device") -> int:
         from pyvae.engine.loop import train_together
@@ -158,12 +154,12 @@ class Train:
                 sys.stderr.write(f"pyvae: error: {printable(f'{run.path}: {outcome.failure}')}\n")
         made = sum(outcome.made for outcome in outcomes)
         ended = sum(outcome.step == run.recipe.steps for run, outcome in zip(runs, outcomes, strict=True))
-        _say(
+        say(
             f"{ended:,} of {len(runs):,} models are trained; {made:,} model-steps in {seconds:,.1f} s, "
             f"{made / seconds:,.1f} model-steps/s"
         )
         if any(outcome.interrupted for outcome in outcomes):
-            return _interrupted()
+            return interrupted()
         return int(any(outcome.failure is not None for outcome in outcomes))
 
 
@@ -195,7 +191,7 @@ class Traverse:
         run, dataset = _open(self.run, self.data)
         check_writable(run.figures)
         for path in traverse(run, dataset, span=self.span, columns=self.columns, seeds=self.seeds):
-            _say(printable(str(path)))
+            say(printable(str(path)))
         return 0
 
 
@@ -246,7 +242,7 @@ class Evaluate:
         names = list(dict.fromkeys(asked))
         of_codes = [name for name in names if name != MARGINAL_LIKELIHOOD]
         run, dataset = _open(self.run, self.data)
-        device = _device(self.device)
+        device = device_named(self.device)
         held_out = None if self.held_out is None else _load(replace(run.recipe, data=self.held_out))
         sizes: dict[str, Any] = {"samples": self.samples, "images": self.images, "held_out": held_out}
         # whatever can be refused is, before the minutes that the encoder takes
@@ -303,7 +299,7 @@ class Report:
 
         run, dataset = _open(self.run, self.data)
         check_writable(run.figures)
-        _say(printable(str(report(run, dataset, span=self.span))))
+        say(printable(str(report(run, dataset, span=self.span))))
         return 0
 
 
@@ -350,7 +346,7 @@ class Reproduce:
 
         if self.list:
             toys = [f"{name}: {title}" for name, (title, _) in TOYS.items()]
-            _say("\n\n".join([*(describe(name) for name in STUDIES), *toys]))
+            say("\n\n".join([*(describe(name) for name in STUDIES), *toys]))
             return 0
         if self.name is None:
             raise PyvaeError(f"name what to reproduce: there are {', '.join([*STUDIES, *TOYS])}")
@@ -367,7 +363,7 @@ class Reproduce:
         if place is not None and study is None:
             raise PyvaeError(f"{self.name} takes no cluster: leave --ray out")
         name = self.name if scale == 1 else f"{self.name}-{self.scale:g}"
-        out = _path(self.out) if self.out else Path("runs") / name
+        out = whole_path(self.out) if self.out else Path("runs") / name
         try:
             if study is None:
                 page: Path | None = reproduce_toy(self.name, out, seeds=seeds, scale=self.scale)
@@ -379,7 +375,7 @@ class Reproduce:
                     self.name,
                     study,
                     dataset,
-                    _device(self.device, self.precision),
+                    device_named(self.device, self.precision),
                     out,
                     seeds=seeds,
                     scale=scale,
@@ -395,8 +391,8 @@ class Reproduce:
         except KeyboardInterrupt:
             page = None
         if page is None:
-            return _interrupted()
-        _say(printable(str(page)))
+            return interrupted()
+        say(printable(str(page)))
         return 0
 
     def _place(self) -> "Place | None":
@@ -417,7 +413,7 @@ class Doctor:
     def __call__(self) -> int:
         from pyvae.doctor import describe
 
-        _say(describe())
+        say(describe())
         return 0
 
 
@@ -508,7 +504,7 @@ def _open(path: Path, data: str | None) -> tuple["Run", "Dataset"]:
     from pyvae.data.paths import NAMES, lies_there
     from pyvae.engine.run import Run
 
-    run = Run.open(path := _path(path))
+    run = Run.open(path := whole_path(path))
     trained_on = run.newest_checkpoint().metadata["data"]
     if data is not None:
         run = Run(path, replace(run.recipe, data=data))
@@ -539,11 +535,11 @@ def _cut_short(recipe: Recipe) -> Iterator[str]:
 
 def _say_trained(run: "Run", outcome: "Outcome") -> None:
     rate = f"{outcome.steps_per_second:,.1f} steps/s" if outcome.made else "none of them now"
-    _say(f"{printable(run.path)}: {outcome.step:,} of {run.recipe.steps:,} steps, {rate}")
+    say(f"{printable(run.path)}: {outcome.step:,} of {run.recipe.steps:,} steps, {rate}")
 
 
 def _version() -> int:
-    _say(f"pyvae {pyvae.__version__}")
+    say(f"pyvae {pyvae.__version__}")
     return 0
 
 
@@ -552,7 +548,7 @@ def _say_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
         for part, value in parts.items():
             label = f"{name if part == 'score' else f'{name} {part}':28s}"
             if isinstance(value, int | float):
-                _say(f"{label} {value:.4f}" if isinstance(value, float) else f"{label} {value:,}")
+                say(f"{label} {value:.4f}" if isinstance(value, float) else f"{label} {value:,}")
 
 
 def _say_missing(missing: Mapping[str, str]) -> None:

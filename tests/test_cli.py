@@ -400,7 +400,7 @@ def test_reproduce_on_mnists_files(pyvae, tmp_path):
 )
 def test_bfloat16_without_instructions_for_it_is_named(monkeypatch, caplog, known, warns):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
-    cli._device("cpu", "fp32")
+    cli.device_named("cpu", "fp32")
     assert not caplog.records
-    cli._device("cpu", "bf16")
+    cli.device_named("cpu", "bf16")
     assert ("--precision fp32" in caplog.text) is warns

@@ -348,7 +348,10 @@ def test_every_error_of_ours_is_one_of_the_users():
             ):
                 own.add(value.__name__)
     users = {cls.__name__ for cls in (PyvaeError, *PyvaeError.__subclasses__())}
-    assert users == {"PyvaeError", "DataError", "RunError", "RecipeError", "BackendError", "SeedError"}
+    assert users == {
+        *("PyvaeError", "DataError", "RunError", "RecipeError", "BackendError", "SeedError"),
+        *("PlanError", "OutOfRoomError"),
+    }
     assert own - users == {
         "UnusableError",
         "CropError",

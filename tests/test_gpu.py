@@ -220,6 +220,7 @@ class TestPlan:
                 assert any(ROOT.glob(pattern)), (stage.name, pattern)
 
     def test_names_are_different_and_nine_and_a_half_minutes_prove_and_measure_both_engines(self):
+        """All but a sweep of tiles, which is for those who cut kernels anew."""
         stages = module("gpu_stages.plan").STAGES
         names = [stage.name for stage in stages]
         assert len(set(names)) == len(names)
@@ -229,8 +230,8 @@ class TestPlan:
             if spent > 570:
                 break
             within.append(stage.name)
-        fused = [name for name in names if name.startswith("fused")]
-        assert {*fused, "early_launches", "rates"} <= set(within)
+        fused = {name for name in names if name.startswith("fused")} - {"fused_tiles"}
+        assert {*fused, "early_launches", "ensembles", "rates"} <= set(within)
         # rates of steps that were not looked at mean nothing
         assert within.index("fused_agree") < within.index("fused_rates")
 
@@ -308,7 +309,7 @@ class TestRunsThatGoOn:
         said = []
         case = SimpleNamespace(out=out, dry=False, emit=lambda case, **values: said.append((case, values)))
         out.mkdir(exist_ok=True)
-        return tables._OneRun("beta-vae", study, study.arms[0], seed, case), said
+        return tables._OneRun("beta-vae", study, study.arms[0], seed, "tf32", case), said
 
     def train(self, one, step):
         from pyvae.engine import checkpoint

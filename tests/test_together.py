@@ -90,12 +90,12 @@ def test_torch_trains_one_after_another(tmp_path):
         assert outcome.steps_per_second > 0
 
 
+@torch._dynamo.config.patch(recompile_limit=1)
 def test_more_networks_are_compiled_than_torch_keeps_versions_of(tmp_path, monkeypatch):
     """As a sweep of latents asks for. Traced, and not made into machine code, which takes long."""
     traced = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
     monkeypatch.setattr(trainer, "_compiled", traced)
     monkeypatch.setattr(loop, "training", training)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     recipes = [replace(RECIPE, latents=1 + n // 2, seed=n, steps=1) for n in range(6)]
     outcomes = together(tmp_path, recipes, compile=True)
     assert [o.step for o in outcomes] == [1] * 6

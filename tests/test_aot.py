@@ -14,10 +14,17 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).with_name("aot.py")
 
 
-@pytest.fixture(scope="module")
-def figures():
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(["--briefly"], id="briefly"),
+        pytest.param([], id="all", marks=pytest.mark.slow),
+    ],
+)
+def figures(request):
     # a process of its own: this one interprets kernels
-    done = subprocess.run([sys.executable, str(SCRIPT), "--json"], capture_output=True, text=True)
+    command = [sys.executable, str(SCRIPT), "--json", *request.param]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

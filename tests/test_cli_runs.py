@@ -359,6 +359,9 @@ def test_every_error_of_ours_is_one_of_the_users():
         "DamagedError",
         "NotRegularError",
         "UnknownNetworkError",
+        "GoneError",
+        "HeldError",
+        "NoCodesError",
     }  # caught
 
 

@@ -93,7 +93,10 @@ def test_steps_are_those_of_torch(objective, data, device, monkeypatch):
         assert error <= 2e-4 * tensor.double().norm() + 1e-9, name
 
 
-@pytest.mark.parametrize(("objective", "precision"), [("control-vae", "fp16"), ("factor-vae", "tf32")])
+@pytest.mark.parametrize(
+    ("objective", "precision"),
+    [("control-vae", "fp16"), pytest.param("factor-vae", "tf32", marks=pytest.mark.slow)],
+)
 def test_what_is_gone_on_with_is_what_was_never_stopped(objective, precision, data, device):
     changes = {"objective": OBJECTIVES[objective], "precision": precision}
     through, later = fused(data, device, **changes), fused(data, device, **changes)

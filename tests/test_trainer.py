@@ -203,7 +203,7 @@ def test_a_step_that_is_not_finite_changes_nothing(kind, optimizer, where, monke
 @pytest.mark.parametrize(
     ("kind", "where"),
     [
-        ("beta-vae", "gradient"),
+        pytest.param("beta-vae", "gradient", marks=pytest.mark.slow),
         pytest.param("beta-vae", "loss", marks=pytest.mark.slow),
         pytest.param("factor-vae", "discriminator", marks=pytest.mark.slow),
     ],

@@ -440,7 +440,7 @@ def main() -> None:
     parser.add_argument(
         "--briefly",
         action="store_true",
-        help="but for 9.0, only the first four launches of each kernel, those of training",
+        help="but for 9.0, only the first two launches of each kernel",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--processes", type=int, default=2)
@@ -456,7 +456,7 @@ def main() -> None:
         jobs = [
             (launch, arch)
             for arch in ARCHITECTURES
-            for launch in (_first_of_each(found, 4) if args.briefly and arch != 90 else found)
+            for launch in (_first_of_each(found, 2) if args.briefly and arch != 90 else found)
         ]
         with ProcessPoolExecutor(args.processes) as pool:
             rows = list(pool.map(figures, jobs))

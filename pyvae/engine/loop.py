@@ -210,10 +210,8 @@ def _standing(runs: Sequence[Run], dataset: Dataset, device: torch.device, compi
             begun = _begun(run, dataset, device, compile, repair=False)
         except RecipeError as error:
             raise RecipeError(f"{run.path}: {error}") from error
-        # its recipe.json may be of a length, or of a place of the data, that is no longer asked for
-        finished = begun.step == run.recipe.steps and run.is_written()
         together = begun.recipe.engine == "fused" and begun.step < run.recipe.steps
-        found.append(_Standing(begun.step, finished, shape_of(begun.recipe) if together else None))
+        found.append(_Standing(begun.step, False, shape_of(begun.recipe) if together else None))
     return found
 
 
@@ -224,6 +222,7 @@ def _is_finished(run: Run, dataset: Dataset) -> bool:
     return (
         described is not None
         and (described["step"], described["data"]) == (run.recipe.steps, dataset.fingerprint)
+        # its recipe.json may be of a length, or of a place of the data, that is no longer asked for
         and run.is_written()
     )
 

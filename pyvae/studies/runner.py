@@ -113,10 +113,6 @@ def run_study(
         return StudyEnd(work.table.known(), work.problems(), interrupted)
 
 
-def _absolute(data: str | None) -> str | None:
-    return None if data is None else absolute(data)
-
-
 @contextmanager
 def _held(out: Path) -> Iterator[None]:
     with lock(out / ".study-lock", wait=False) as held:

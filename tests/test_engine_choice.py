@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyvae import doctor, reference
+from pyvae import doctor
 from pyvae.cli import main
 from pyvae.engine import batches
 from pyvae.engine.fused import supports as module
@@ -19,7 +19,7 @@ from pyvae.errors import RecipeError
 from pyvae.objectives import IWAE, InfoGAN, InfoWGANGP
 from scripts import module as module_of
 from scripts import scripts  # noqa: F401
-from tiny import GreyData, TinyData
+from tiny import GreyData, TinyData, packed_data
 
 CPU = torch.device("cpu")
 FUSED = Recipe(engine="fused", precision="fp16")
@@ -27,9 +27,7 @@ FUSED = Recipe(engine="fused", precision="fp16")
 
 @pytest.fixture
 def data():
-    found = TinyData()
-    found.bits = reference.pack_bits(found.images(torch.arange(len(found))).flatten(1))
-    return found
+    return packed_data()
 
 
 REFUSED = {

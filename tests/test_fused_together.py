@@ -7,14 +7,13 @@ import torch
 
 from abreast import NUMBERS, OBJECTIVES
 from fused import INTERPRETED, quick_interpreter
-from pyvae import reference
 from pyvae.engine import checkpoint
 from pyvae.engine.fused import plan as plans
 from pyvae.engine.fused.members import Members
 from pyvae.engine.loop import train, train_together
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
-from tiny import TinyData
+from tiny import packed_data
 
 EIGHT = 8
 
@@ -28,9 +27,7 @@ def quick(triton_backend, monkeypatch):
 
 @pytest.fixture(scope="module")
 def data():
-    found = TinyData()
-    found.bits = reference.pack_bits(found.images(torch.arange(len(found))).flatten(1))
-    return found
+    return packed_data()
 
 
 def recipes(kind, count, steps=2):

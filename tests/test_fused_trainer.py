@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fused import INTERPRETED, quick_interpreter
-from pyvae import reference
 from pyvae.engine.fused import ensemble
 from pyvae.engine.fused import plan as plans
 from pyvae.engine.fused.ensemble import Ensemble
@@ -28,7 +27,7 @@ from pyvae.objectives import (
     ControlVAE,
     FactorVAE,
 )
-from tiny import TinyData
+from tiny import packed_data
 
 OBJECTIVES = {
     "beta-vae": BetaVAE(),
@@ -50,9 +49,7 @@ def quick(triton_backend, monkeypatch):
 
 @pytest.fixture(scope="module")
 def data():
-    found = TinyData()
-    found.bits = reference.pack_bits(found.images(torch.arange(len(found))).flatten(1))
-    return found
+    return packed_data()
 
 
 def recipe(objective=BetaVAE(), **changes):  # noqa: B008  # frozen

@@ -2,6 +2,7 @@
 
 import torch
 
+from pyvae import reference
 from pyvae.data.dataset import Dataset, FactorDataset
 
 
@@ -53,3 +54,10 @@ class GreyData(Dataset):
 
     def images(self, index):
         return self.pixels[self._checked(index)].float() / 255
+
+
+def packed_data():
+    """Bright squares, 120 of them, with their bits, which lie on a device."""
+    data = TinyData()
+    data.bits = reference.pack_bits(data.images(torch.arange(len(data))).flatten(1))
+    return data

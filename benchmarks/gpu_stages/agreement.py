@@ -11,7 +11,6 @@ from torch import Tensor
 
 import pyvae
 from gpu_stages.cases import Cases, refuse_reference
-from gpu_stages.tiny_data import packed_data
 from pyvae import bias_activation, reference
 from pyvae.control import Control
 from pyvae.data import binarised
@@ -32,6 +31,7 @@ from pyvae.objectives import ControlVAE, InfoWGANGP
 from pyvae.ops.permute_dims import tc_batch
 from pyvae.random import Stream, bits, data_order, make_key, normal, uniform
 from test_trainer import OBJECTIVES, recipe_of
+from tiny import packed_data
 
 # largest |ours - float64| / |float64|, of the inputs' dtype
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}

@@ -5,14 +5,13 @@ from typing import Any
 import torch
 
 from gpu_stages.cases import Cases
-from gpu_stages.tiny_data import packed_data
 from pyvae.data import load
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.training import training
 from pyvae.objectives import BetaVAE, InfoGAN
 from test_trainer import OBJECTIVES, recipe_of
-from tiny import TinyData
+from tiny import TinyData, packed_data
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 

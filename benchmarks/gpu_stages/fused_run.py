@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 import bench_train
-from gpu_stages.tiny_data import packed_data
 from pyvae.data import load
 from pyvae.data.dataset import Dataset
 from pyvae.engine.batches import BatchOrder
@@ -24,6 +23,7 @@ from pyvae.engine.fused.weighting import weighting_of
 from pyvae.engine.stepper import BURST
 from pyvae.nets import Autoencoder, build
 from pyvae.objectives import TERMS, Objective
+from tiny import packed_data
 
 RECIPE = replace(bench_train.RECIPE, batch_size=64)
 _WARM_UP = 3

@@ -21,7 +21,7 @@ STEP = (
     ),
     *("pyvae/engine/*.py", "pyvae/engine/fused/*.py", "pyvae/objectives/*.py", "pyvae/data/*.py"),
 )
-SMALL_DATA = ("tests/tiny.py", "benchmarks/gpu_stages/tiny_data.py")
+SMALL_DATA = ("tests/tiny.py",)
 STEPS_OF_TESTS = (*STEP, "tests/test_trainer.py", *SMALL_DATA)
 TRAINING = (*STEP, "benchmarks/bench_train.py", "pyvae/recipes.py")
 FUSED = (

@@ -8,11 +8,11 @@ from torch.profiler import ProfilerActivity, profile
 
 import bench_train
 from gpu_stages.cases import Cases
-from gpu_stages.tiny_data import packed_data
 from pyvae.data import load
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.profile import kernels_of
 from pyvae.engine.training import training
+from tiny import packed_data
 
 _SECONDS = 0.5
 _STEPS = 32

@@ -21,7 +21,6 @@ from typing import Any
 
 from checkout import ROOT
 from gpu_stages.cases import Cases, OutOfTimeError
-from gpu_stages.tiny_data import packed_data
 from pyvae.data import load
 from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
@@ -29,6 +28,7 @@ from pyvae.engine.recipe import Precision
 from pyvae.reproduce import reproduce, study_of
 from pyvae.studies.published import Arm, Study
 from pyvae.toys import reproduce_toy
+from tiny import packed_data
 
 RESULTS = ROOT / "benchmarks/results"
 RUNS = ROOT / "runs/gpu"

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -113,14 +114,13 @@ struct Layer {
       STD_TORCH_CHECK(height % 2 == 0 && width % 2 == 0, "x: odd sides ", height, " x ", width);
       height /= 2, width /= 2;
     }
-    STD_TORCH_CHECK(height < 1 << 14 && width < 1 << 14, "x: sides are too long");
+    STD_TORCH_CHECK(batch < int64_t{1} << 32 && height < 1 << 14 && width < 1 << 14, "x: it is too large");
     const bool end = k == 4 && (big == 1 || big == 3);
     STD_TORCH_CHECK((small == 32 || small == 64) && (end || big == 32 || big == 64), "weight: between ", big, " and ",
                     small, " channels");
     STD_TORCH_CHECK(end || k == 2 || (height % 2 == 0 && width % 2 == 0), "x: the small map has odd sides");
     STD_TORCH_CHECK(!bf16 || level() >= kAvx512Bf16, "bf16: this processor has no instructions for it");
     STD_TORCH_CHECK(find(end, k == 4, bf16), "convolution: there is none for this processor or compiler");
-    check_sizes();
   }
 
   int64_t units_of_image() const { return kernels.tile ? height / kernels.tile * (width / kernels.tile) : 1; }
@@ -129,8 +129,6 @@ struct Layer {
   int64_t weight_count() const { return small * taps * big; }
 
  private:
-  void check_sizes() const { STD_TORCH_CHECK(batch < int64_t{1} << 40, "x: too many images"); }
-
   bool find([[maybe_unused]] bool end, [[maybe_unused]] bool winograd, [[maybe_unused]] bool low) {
 #ifdef PYVAE_CONVOLUTIONS
     const int b = static_cast<int>(big), s = static_cast<int>(small);
@@ -271,6 +269,17 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& given_grad, const Tens
   return {grad_x, grad_w, sums};
 }
 
+using ActivationBackward = void (*)(const float* grad, const float* y, float slope, float* out, float* sums,
+                                    int64_t pixels, int channels);
+
+ActivationBackward activation_for_processor() {
+#ifdef PYVAE_CONVOLUTIONS
+  if (level() >= kAvx512) return avx512::activation_backward;
+  if (level() >= kAvx2) return avx2::activation_backward;
+#endif
+  return nullptr;
+}
+
 // Gradient of the input of an activation with output y, or of none, and its sums over all but the last dimension. Without
 // an activation it is what comes, and none is returned.
 std::tuple<Tensor, Tensor> activation_backward(const Tensor& given_grad, const std::optional<Tensor>& given_y,
@@ -292,17 +301,15 @@ std::tuple<Tensor, Tensor> activation_backward(const Tensor& given_grad, const s
   float* to = given_y ? out.mutable_data_ptr<float>() : nullptr;
   const auto s = static_cast<float>(slope.value_or(0.0));
   const int64_t image = pixels * channels;
-  STD_TORCH_CHECK(level() >= kAvx2, "activation: there is none for this processor or compiler");
-  torch::stable::parallel_for(0, groups.count, 1, [&]([[maybe_unused]] int64_t begin, [[maybe_unused]] int64_t end) {
-#ifdef PYVAE_CONVOLUTIONS
-    const auto run = level() >= kAvx512 ? avx512::activation_backward : avx2::activation_backward;
+  const ActivationBackward run = activation_for_processor();
+  STD_TORCH_CHECK(run != nullptr, "activation: there is none for this processor or compiler");
+  torch::stable::parallel_for(0, groups.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       for (int64_t i = groups.first(group); i < groups.last(group); ++i) {
         run(from + i * image, mask ? mask + i * image : nullptr, s, to ? to + i * image : nullptr,
             parts.data() + group * channels, pixels, static_cast<int>(channels));
       }
     }
-#endif
   });
   add_up(parts, groups.count, sums);
   return {out, sums};

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyvae.bias_activation import Activation, plain_backward
 from pyvae.transforms import transform_of_gradients
 
-CHUNK = 8
+CHUNK = 32
 """Images whose maps are computed together where no gradient is wanted, so that they stay in the cache."""
 
 Parameters: TypeAlias = Sequence[Tensor | None]
@@ -231,9 +231,9 @@ class _Plainly:
 
 
 def _masked(grad: Tensor, y: Tensor | None, slope: float | None) -> tuple[Tensor, Tensor]:
-    """The gradient behind an activation of output ``y``, and its sums over batch and pixels."""
-    grads: tuple[Tensor, Tensor] = torch.ops.pyvae_native.activation_bwd.default(grad, y, slope)
-    return grads
+    """The gradient before an activation of output ``y``, if there is one, and its sums over batch and pixels."""
+    masked, sums = torch.ops.pyvae_native.activation_bwd.default(grad, y, slope)
+    return grad if y is None else masked, sums
 
 
 def _last(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""The ops and losses as modules, for training loops of your own; and :func:`fuse_convolutions`, for networks of your own.
+"""The ops and losses as modules, for training loops of your own; for networks of your own, :func:`fuse_convolutions`.
 
-No module has weights but the discriminator that :class:`TotalCorrelationDiscriminatorLoss` is given. Losses are float32 for
-half precision, so that they work under autocast; gradients come in the dtype of the inputs.
+No module has weights but the discriminator that :class:`TotalCorrelationDiscriminatorLoss` is given. Losses are float32
+for half precision, so that they work under autocast; gradients come in the dtype of the inputs.
 
 Latents may come as networks give them, and their rank says what they are, in every module:
 
@@ -198,7 +198,7 @@ class TotalCorrelationDiscriminatorLoss(nn.Module):
 
 
 def fuse_convolutions(net: Net) -> Net:
-    """Let pyvae compute a network's convolutions, and the ReLU or leaky ReLU behind them, where it is quicker than torch.
+    """Let pyvae compute a network's convolutions, with the ReLU or leaky ReLU behind them, where it is quicker.
 
     Each plain nn.Sequential that holds such a convolution becomes a :class:`pyvae.layers.Layers`, in place: the same
     children, weights, names in the state_dict, hooks and training mode, and the same results within rounding. Whatever
@@ -220,9 +220,9 @@ def fuse_convolutions(net: Net) -> Net:
 
     >>> import torch
     >>> from torch import nn
-    >>> encoder = nn.Sequential(nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(), nn.Flatten())
+    >>> encoder = nn.Sequential(nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 64, 4, 2, 1), nn.ReLU())
     >>> list(fuse_convolutions(encoder)(torch.zeros(2, 1, 64, 64)).shape)
-    [2, 8192]
+    [2, 64, 16, 16]
     """
     if not take_sequences(net):
         raise ValueError(

@@ -18,7 +18,7 @@ MODULES = sorted(p for p in (ROOT / "pyvae").rglob("*.py") if p.relative_to(ROOT
 
 # lowest first; a part imports from layers below its own alone
 LAYERS = [
-    {"allocator", "constants", "files", "kernels", "errors", "native", "panels", "transforms"},
+    {"allocator", "constants", "files", "kernels", "errors", "native", "panels", "processor", "transforms"},
     {"random", "checks"},
     {"backend", "bounds", "console", "invocation"},
     {"reference"},
@@ -54,6 +54,7 @@ ONLY = {
     "native": set(),
     "errors": set(),
     "panels": set(),
+    "processor": set(),
     "reference": {"checks", "panels", "random", "transforms"},
 }
 ENGINE = {"adam", "bias_activation", "binarise", "controller", "draw", "ledger"}

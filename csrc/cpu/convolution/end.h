@@ -124,7 +124,7 @@ struct End {
   static constexpr int kSummed = 4;  // pixels whose gradients are summed first, whatever the block
 
   static __attribute__((noinline)) void down_image(const Job& job, const Picture& picture, int64_t image) {
-    with_finisher(job, [&](const auto& finish) {
+    with_finisher(job, [&](const auto finish) {
       const auto* weights = static_cast<const float*>(job.weights);
       Sums<kSmall> sums;
       for (int y = 0; y < job.height; ++y) {

@@ -667,8 +667,27 @@ def test_sides_and_shapes_that_are_torchs():
             y = Layers(layer)(x)
         assert runs == ([1] if (layer, shape) in taken else [])
         torch.testing.assert_close(y, layer(x), rtol=1e-4, atol=1e-5)
-    with pytest.raises(RuntimeError, match="channels"):
+    with pytest.raises(RuntimeError, match="to have 32 channels"):  # torch's words
         Layers(conv)(torch.randn(2, 64, 8, 8))
+
+
+class Nobody(nn.Module):
+    def forward(self, x):
+        return x[:0]
+
+
+@own
+def test_batches_that_become_empty_and_slopes_that_are_torchs():
+    module, x = every_kind()
+    with counted() as runs:
+        assert module[:1](x).shape == (3, 32, 16, 16)
+        assert Layers(Nobody(), *module)(x).shape == (0, 1, 32, 32)
+    assert runs == [1]
+    for slope in (-0.5, 0.0, float("inf"), float("nan")):
+        leaky = Layers(module[0], nn.LeakyReLU(slope), module[2])
+        with counted() as runs:
+            torch.testing.assert_close(leaky(x), torchs(leaky)(x), rtol=1e-4, atol=1e-5, equal_nan=True)
+        assert runs == [1, 1]
 
 
 @own

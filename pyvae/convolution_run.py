@@ -114,9 +114,8 @@ class Run(NamedTuple):
         """Maps as the layers would give them."""
         y = maps.permute(0, 3, 1, 2)
         y = y.bfloat16() if self.bf16 else y
-        y = (
-            y if self.channels_last else y.contiguous().view(y.shape)
-        )  # strides of one channel say the order too
+        if not self.channels_last:
+            y = y.contiguous().view(y.shape)  # strides of one channel say the order too
         return y.detach()  # a view of what is made here could not be written to
 
     def _by_chunks(self, x: Tensor) -> Tensor:

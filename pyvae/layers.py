@@ -1,5 +1,5 @@
 """Layers one after another: on a GPU, bias and activation behind each product are one launch, and so are their
-gradients."""
+gradients; on a CPU, convolutions are our own."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -9,13 +9,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from pyvae import convolutions
 from pyvae.backend import takes_triton
 from pyvae.bias_activation import Activation, ticket_count
+from pyvae.convolutions import is_hooked
 from pyvae.product import Behind, Layer, product
 from pyvae.transforms import transform
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_PRODUCTS = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""Dtype of a CPU's products by the precision of a recipe."""
 
 
 class Tickets:
@@ -43,29 +52,82 @@ class Tickets:
 class Layers(nn.Sequential):
     """nn.Sequential, and what it computes; see :func:`run`."""
 
+    own_convolutions: bool = True
+    """Whether its convolutions on a CPU may be our own; they are torch's if not."""
+
     def __init__(self, *layers: Any) -> None:
         super().__init__(*layers)
         self._tickets = Tickets()
 
     def forward(self, input: Tensor) -> Tensor:
         """The last layer's output."""
-        return run(self._modules.items(), input, self._tickets)  # with those that stand in it twice
+        layers = self._modules.items()  # with those that stand in it twice
+        return run(layers, input, self._tickets, own_convolutions=self.own_convolutions)
 
 
-def run(layers: Iterable[tuple[str, nn.Module]], x: Tensor, tickets: Tickets) -> Tensor:
-    """What layers by name make of ``x``, one after another; where Triton runs, in fewer launches.
+def run(
+    layers: Iterable[tuple[str, nn.Module]], x: Tensor, tickets: Tickets, *, own_convolutions: bool = True
+) -> Tensor:
+    """What layers by name make of ``x``, one after another; where Triton runs, in fewer launches, and on a CPU by
+    convolutions of our own (:mod:`pyvae.convolutions`), if ``own_convolutions``.
 
-    There, a convolution or a linear layer, the activation behind it and a change between maps and rows of them are one
-    step of their own. Layers that it does not know, or that have hooks, are called as they are. So are all of them
+    With Triton, a convolution or a linear layer, the activation behind it and a change between maps and rows of them
+    are one step of their own. Layers that neither knows, or that have hooks, are called as they are. So are all of them
     under torch.compile and other transforms of torch (:mod:`pyvae.transforms`), and in float64.
     """
-    if not _fuses(x):
-        for _, layer in layers:
-            x = layer(x)
-        return x
-    for step in _steps(layers):
-        x = step(x, tickets)
+    if _fuses(x):
+        if takes_triton(x.device):
+            for step in _steps(layers):
+                x = step(x, tickets)
+            return x
+        if own_convolutions and x.device.type == "cpu":
+            return convolutions.forward(list(_flat(layers)), x)
+    for _, layer in layers:
+        x = layer(x)
     return x
+
+
+def set_own_convolutions(net: nn.Module, wanted: bool) -> None:
+    """Whether convolutions of a network on a CPU may be our own (:mod:`pyvae.convolutions`), or are torch's."""
+    for module in net.modules():
+        if isinstance(module, Layers):
+            module.own_convolutions = wanted
+
+
+def convolutions_of(net: nn.Module, device: torch.device, precision: str) -> str:
+    """What computes the convolutions of a network that compiled operators would take.
+
+    Args:
+        net: any module; only what stands in its :class:`Layers` counts.
+        device: where it runs.
+        precision: as a recipe has it: "fp32", "tf32", "bf16" or "fp16".
+
+    Returns:
+        "native"; "torch"; "none" where it has no such convolution.
+
+    Raises:
+        BackendError: PYVAE_BACKEND asks for what cannot run here.
+    """
+    holders = [m for m in net.modules() if isinstance(m, Layers) and _holds_convolutions(m)]
+    if not holders:
+        return "none"
+    if not any(holder.own_convolutions for holder in holders):
+        return "torch"
+    return convolutions.arithmetic(device, _PRODUCTS[precision]).backend
+
+
+def take_sequences(net: nn.Module) -> bool:
+    """Make :class:`Layers` of every plain nn.Sequential in a network that holds a convolution that compiled operators
+    would take, itself or in one within it; whether there is any such :class:`Layers` now."""
+    found = False
+    for module in net.modules():
+        plain = type(module) is nn.Sequential
+        if (plain or isinstance(module, Layers)) and _holds_convolutions(module):
+            found = True
+            if plain:
+                module.__class__ = Layers
+                module._tickets = Tickets()  # type: ignore[assignment]
+    return found
 
 
 def weight_of(layer: Layer, dtype: torch.dtype) -> Tensor:
@@ -94,7 +156,7 @@ class _Step(NamedTuple):
 
     def __call__(self, x: Tensor, tickets: Tickets) -> Tensor:
         layer = self.layer
-        if _is_product(layer) and not any(map(_is_hooked, (layer, *self.following))):
+        if _is_product(layer) and not any(map(is_hooked, (layer, *self.following))):
             dtype, bias = _product_dtype(x, layer.weight), layer.bias
             ranks = 2 if isinstance(layer, nn.Linear) else 4
             if dtype is not None and x.ndim == ranks and bias is not None and bias.dtype in _FLOATS:
@@ -113,8 +175,25 @@ def _fuses(x: Tensor) -> bool:
         and x.dtype in _FLOATS
         and x.numel() > 0
         and not _has_any_global_hook()
-        and takes_triton(x.device)
     )
+
+
+def _flat(layers: Iterable[tuple[str, nn.Module]]) -> Iterator[nn.Module]:
+    """Layers, and those of plain containers that stand among them."""
+    for _, layer in layers:
+        kind = type(layer)
+        if (kind is nn.Sequential or kind is Layers) and not is_hooked(layer) and _is_open(layer):
+            yield from _flat(layer._modules.items())  # type: ignore[arg-type]
+        else:
+            yield layer
+
+
+def _is_open(container: nn.Module) -> bool:
+    return not isinstance(container, Layers) or container.own_convolutions
+
+
+def _holds_convolutions(container: nn.Module) -> bool:
+    return any(map(convolutions.takes, _flat(container._modules.items())))  # type: ignore[arg-type]
 
 
 def _product_dtype(x: Tensor, weight: Tensor) -> torch.dtype | None:
@@ -186,8 +265,3 @@ def _reads_channels_last(layer: nn.Module) -> bool:
         return False
     weight = layer.weight
     return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
-
-
-def _is_hooked(layer: nn.Module) -> bool:
-    kinds = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return any(kinds) or "forward" in layer.__dict__

@@ -1,0 +1,199 @@
+"""Which convolutions on a CPU are our own: compiled operators that take the layers of the published networks.
+
+What they do not take is called as it is, by torch, which is the reference.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+from pyvae.backend import Choice, wanted_backend
+from pyvae.convolution_run import Run, Stage
+from pyvae.errors import BackendError
+from pyvae.native import missing
+
+_CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+_WIDTHS = (32, 64)
+"""Channels between layers."""
+_ENDS = (1, 3)
+"""Channels of images."""
+_LEVELS = ("", "AVX2", "AVX-512", "AVX-512 with products of bfloat16")
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def arithmetic(device: torch.device, dtype: torch.dtype = torch.float32) -> Choice:
+    """What computes convolutions on this device, "native" or "torch", and why.
+
+    Args:
+        device: of the maps.
+        dtype: of the products: float32, or bfloat16 as under autocast.
+
+    Raises:
+        BackendError: PYVAE_BACKEND holds an unknown name, or asks for compiled operators where there are none.
+    """
+    return _arithmetic(device.type, dtype, wanted_backend())
+
+
+@lru_cache(maxsize=32)
+def _arithmetic(device_type: str, dtype: torch.dtype, wanted: str) -> Choice:
+    if device_type != "cpu":
+        return Choice("torch", f"{device_type} tensors: the compiled convolutions are for CPUs")
+    if wanted in ("reference", "triton"):
+        return Choice("torch", f"PYVAE_BACKEND={wanted}")
+    if reason := missing("convolution_fwd", "cpu"):
+        if wanted == "native":
+            raise BackendError(f"PYVAE_BACKEND=native but {reason}")
+        return Choice("torch", reason, slow=True)
+    level = torch.ops.pyvae_native.convolution_level.default()
+    if level == 0:
+        return Choice("torch", "the compiled convolutions need AVX2, which this processor or build lacks")
+    if dtype == torch.bfloat16 and level < len(_LEVELS) - 1:
+        return Choice("torch", f"this processor or build has {_LEVELS[level]}, without products of bfloat16")
+    if dtype not in (torch.float32, torch.bfloat16):
+        return Choice("torch", f"the compiled convolutions do not take {dtype}")
+    return Choice("native", _LEVELS[level])
+
+
+def takes(layer: nn.Module) -> bool:
+    """Whether compiled operators take a layer, of maps whose side halves, or doubles, without a remainder.
+
+    Those are torch's own Conv2d and ConvTranspose2d, with neither hooks nor parametrisations: 4 x 4 of stride 2 and
+    padding 1, and 2 x 2 of stride 2, between 32 and 64 channels; the former between those and 1 or 3 channels too.
+    """
+    return _is_common(layer) and _is_compiled(layer)
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether calling a layer does more than its class says."""
+    kinds = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(kinds) or "forward" in layer.__dict__
+
+
+def forward(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """What layers make of ``x``, one after another: runs that are our own, and the others as they are.
+
+    Raises:
+        BackendError: see :func:`arithmetic`.
+    """
+    at = 0
+    while at < len(layers):
+        run, count = _run(layers, at, x)
+        if run is not None:
+            x = run(x)
+        else:
+            for layer in layers[at : at + count]:
+                x = layer(x)
+        at += count
+    return x
+
+
+def _run(layers: Sequence[nn.Module], at: int, x: Tensor) -> tuple[Run | None, int]:
+    """The longest run of layers that takes ``x``, and how many layers that is; without one, how many to call."""
+    dtype = _products(x) if type(layers[at]) in _CONVOLUTIONS else None
+    if dtype is None:
+        return None, 1
+    stages: list[Stage] = []
+    parameters: list[Tensor | None] = []
+    last, end = _is_channels_last(x), at
+    shape: tuple[int, ...] = x.shape[1:]
+    while end < len(layers):
+        layer = layers[end]
+        if not _is_common(layer) or (compiled := _kind(layer, *shape)) is None:
+            break
+        weight, bias, padding = layer.weight, layer.bias, layer.padding
+        if isinstance(padding, str) or not (_is_plain(weight) and (bias is None or _is_plain(bias))):
+            break
+        end += 1
+        slope = _slope(layers[end]) if end < len(layers) else None
+        end += slope is not None
+        stages.append(Stage(compiled, layer.transposed, slope, layer.stride, padding))
+        parameters += [weight, bias]
+        shape = _shape(layer, compiled, *shape[1:])
+        last = last or _is_channels_last(weight)
+    if not any(stage.compiled for stage in stages):
+        return None, max(end - at, 1)
+    if arithmetic(x.device, dtype).backend != "native":
+        return None, end - at
+    return Run(tuple(stages), parameters, dtype == torch.bfloat16, last), end - at
+
+
+def _products(x: Tensor) -> torch.dtype | None:
+    """The dtype of the products of maps ``x``; ``None`` where they are not ours."""
+    if x.ndim != 4 or len(x) == 0 or not _is_on_cpu(x):
+        return None
+    if not torch.is_autocast_enabled("cpu"):
+        return torch.float32 if x.dtype == torch.float32 else None
+    asked = torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return torch.bfloat16 if asked and x.dtype in (torch.float32, torch.bfloat16) else None
+
+
+def _is_on_cpu(x: Tensor) -> bool:
+    return type(x) in _PLAIN and x.device.type == "cpu" and x.layout == torch.strided
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    return parameter.dtype == torch.float32 and _is_on_cpu(parameter)
+
+
+def _is_common(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.ConvTranspose2d]:
+    return (
+        isinstance(layer, _CONVOLUTIONS)
+        and type(layer) in _CONVOLUTIONS
+        and layer.groups == 1
+        and layer.dilation == (1, 1)
+        and layer.output_padding == (0, 0)
+        and layer.padding_mode == "zeros"
+        and not is_hooked(layer)
+    )
+
+
+def _is_compiled(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    wide, narrow, *kernel = layer.weight.shape
+    if layer.stride != (2, 2) or wide not in _WIDTHS:
+        return False
+    if kernel == [4, 4] and layer.padding == (1, 1):
+        return narrow in _WIDTHS or narrow in _ENDS
+    return kernel == [2, 2] and layer.padding == (0, 0) and narrow in _WIDTHS
+
+
+def _kind(layer: nn.Conv2d | nn.ConvTranspose2d, channels: int, *side: int) -> bool | None:
+    """Whether a layer is compiled, or a matrix product, on maps of this shape; ``None`` if it is neither."""
+    inputs, others, *kernel = layer.weight.shape
+    if not layer.transposed:
+        inputs, others = others, inputs
+    if inputs != channels:
+        return None
+    if layer.padding == (0, 0) and list(side) == ([1, 1] if layer.transposed else kernel):
+        return False
+    step = 1 if layer.transposed else 2
+    if kernel == [4, 4] and min(inputs, others) in _WIDTHS:
+        step *= 2  # where tiles are of two by two
+    return True if _is_compiled(layer) and not any(size % step for size in side) else None
+
+
+def _shape(layer: nn.Conv2d | nn.ConvTranspose2d, compiled: bool, *side: int) -> tuple[int, ...]:
+    """Channels, height and width of what a layer makes."""
+    if layer.transposed:
+        _, channels, *kernel = layer.weight.shape
+        return (channels, *(2 * size for size in side)) if compiled else (channels, *kernel)
+    return (len(layer.weight), *(size // 2 for size in side)) if compiled else (len(layer.weight), 1, 1)
+
+
+def _slope(layer: nn.Module) -> float | None:
+    """Of an activation on the negative side; ``None`` for any other layer."""
+    kind = type(layer)
+    if (kind is not nn.ReLU and kind is not nn.LeakyReLU) or is_hooked(layer):
+        return None
+    if kind is nn.ReLU:
+        return 0.0
+    slope = float(layer.negative_slope)  # type: ignore[arg-type]
+    return slope if 0.0 < slope < float("inf") else None
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether torch would make its output so."""
+    _, channels, _, width = x.shape
+    return x.stride()[1:] == (1, width * channels, channels)

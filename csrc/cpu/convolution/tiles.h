@@ -1,0 +1,418 @@
+// Two ways of making a layer's products: by Winograd's tiles for kernel 4, stride 2, padding 1, and by patches for kernel
+// 2, stride 2. Included once for each instruction set.
+
+// Small maps of batch x height x width pixels, in tiles of kSide x kSide.
+template <int kSide>
+struct Tiles {
+  int height, width, rows, columns;
+
+  explicit Tiles(const Job& job)
+      : height(job.height), width(job.width), rows(job.height / kSide), columns(job.width / kSide) {}
+
+  struct Place {
+    int64_t image;
+    int y, x;  // of the first pixel, in the small map
+  };
+  PYVAE_HD Place at(int64_t tile) const {
+    const int64_t row = tile / columns;
+    const int x = static_cast<int>(tile - row * columns);
+    const int64_t image = row / rows;
+    return {image, static_cast<int>(row - image * rows) * kSide, x * kSide};
+  }
+  PYVAE_HD int64_t small_pixel(const Place& p) const { return (p.image * height + p.y) * width + p.x; }
+  PYVAE_HD int64_t big_pixel(const Place& p) const { return (p.image * 2 * height + 2 * p.y) * 2 * width + 2 * p.x; }
+};
+
+// What is outside of a map.
+alignas(64) constexpr float kNothing[64] = {};
+
+// The kN x kN pixels from (y, x) on.
+template <int kN>
+struct Window {
+  const float* pixel[kN][kN];
+
+  PYVAE_HD Window(const float* image, int height, int width, int channels, int y, int x) {
+    for (int i = 0; i < kN; ++i) {
+      for (int j = 0; j < kN; ++j) {
+        const bool inside = y + i >= 0 && y + i < height && x + j >= 0 && x + j < width;
+        pixel[i][j] = inside ? image + (static_cast<int64_t>(y + i) * width + x + j) * channels : kNothing;
+      }
+    }
+  }
+};
+
+// What becomes of sums, channels [c, c + kLanes) of a pixel at a time.
+template <Finish kFinish>
+struct Finisher {
+  const Job& job;
+  Activation activation;
+
+  explicit Finisher(const Job& job) : job(job), activation(job.slope) {}
+
+  PYVAE_HD void operator()(int64_t at, int c, Lanes y, Lanes& sum) const {
+    if (kFinish == Finish::kLinear || kFinish == Finish::kActivated) y += load(job.bias + c);
+    if (kFinish == Finish::kActivated) y = activation.forward(y);
+    if (kFinish == Finish::kMasked) y = activation.backward(load(job.mask + at + c), y);
+    if (kFinish == Finish::kMasked || kFinish == Finish::kSummed) sum += y;
+    store(job.out + at + c, y);
+  }
+};
+
+// Calls visit with a Finisher of the job's kind.
+template <class Visit>
+PYVAE_HD void with_finisher(const Job& job, const Visit& visit) {
+  switch (job.finish) {
+    case Finish::kLinear: return visit(Finisher<Finish::kLinear>(job));
+    case Finish::kActivated: return visit(Finisher<Finish::kActivated>(job));
+    case Finish::kMasked: return visit(Finisher<Finish::kMasked>(job));
+    case Finish::kSummed: return visit(Finisher<Finish::kSummed>(job));
+  }
+}
+
+// Sums over the pixels of a strip, which are then added to the job's.
+template <int kChannels>
+struct Sums {
+  alignas(64) float value[kChannels] = {};
+
+  PYVAE_HD Lanes at(int c) const { return load(value + c); }
+  PYVAE_HD void put(int c, Lanes x) { store(value + c, x); }
+  PYVAE_HD void add_to(const Job& job) const {
+    if (!job.is_gradient()) return;
+    for (int c = 0; c < kChannels; c += kLanes) store(job.sums + c, load(job.sums + c) + at(c));
+  }
+};
+
+// kBig and kSmall are channels; a strip's buffers are of kPositions products, each of a matrix of its own.
+template <int kBig, int kSmall>
+struct Winograd {
+  static constexpr int kBigChannels = kBig, kSmallChannels = kSmall;
+  static constexpr int kSide = 2;
+  static constexpr int kDepth = 4 * kBig;  // four parities of the big map
+  static constexpr int kTaps = 16, kPositions = 9, kUpPositions = 25, kUpProducts = 9;
+  using Places = Tiles<kSide>;
+
+  // [kPositions][tiles][4 parities][kBig]
+  template <class Layout, class Word>
+  static __attribute__((noinline)) void spread_big(const Job& job, const Places& places, int64_t first, int count,
+                                                   Word* strip, int64_t position) {
+    for (int s = 0; s < count; s += Layout::kTiles) {
+      const float* pixel[Layout::kTiles][6][6];
+      for (int t = 0; t < Layout::kTiles; ++t) {
+        const auto place = places.at(first + std::min(s + t, count - 1));
+        const float* image = job.big + place.image * 4 * job.height * job.width * kBig;
+        const Window<6> window(image, 2 * job.height, 2 * job.width, kBig, 2 * place.y - 1, 2 * place.x - 1);
+        std::memcpy(pixel[t], window.pixel, sizeof window.pixel);
+      }
+#pragma GCC unroll 4
+      for (int parity = 0; parity < 4; ++parity) {
+        const int py = parity >> 1, px = parity & 1;
+        for (int c = 0; c < kBig; c += kLanes) {
+          Lanes value[9][Layout::kTiles];
+#pragma GCC unroll 2
+          for (int t = 0; t < Layout::kTiles; ++t) {
+            Three<Lanes> row[3];
+#pragma GCC unroll 3
+            for (int i = 0; i < 3; ++i) {
+              const float* const* p = pixel[t][2 * i + py];
+              row[i] = spread(load(p[px] + c), load(p[px + 2] + c), load(p[px + 4] + c));
+            }
+            put_spread(row, value, t, s + t < count);
+          }
+#pragma GCC unroll 9
+          for (int q = 0; q < 9; ++q) Layout::put(strip + q * position, s, kDepth, parity * kBig + c, value[q]);
+        }
+      }
+    }
+  }
+
+  // [kPositions][tiles][kSmall], of gradients for those of the weights
+  template <class Layout, class Word>
+  static __attribute__((noinline)) void spread_small(const Job& job, const Places& places, int64_t first, int count,
+                                                     Word* strip, int64_t position) {
+    const int64_t row = static_cast<int64_t>(job.width) * kSmall;
+    for (int s = 0; s < count; s += Layout::kTiles) {
+      for (int c = 0; c < kSmall; c += kLanes) {
+        Lanes value[9][Layout::kTiles];
+#pragma GCC unroll 2
+        for (int t = 0; t < Layout::kTiles; ++t) {
+          const float* from =
+              job.small + places.small_pixel(places.at(first + std::min(s + t, count - 1))) * kSmall + c;
+          const Three<Lanes> top = both(load(from), load(from + kSmall));
+          const Three<Lanes> bottom = both(load(from + row), load(from + row + kSmall));
+          const bool there = s + t < count;
+          put_column(both(top.first, bottom.first), value, 0, t, there);
+          put_column(both(top.middle, bottom.middle), value, 1, t, there);
+          put_column(both(top.last, bottom.last), value, 2, t, there);
+        }
+#pragma GCC unroll 9
+        for (int q = 0; q < 9; ++q) Layout::put(strip + q * position, s, kSmall, c, value[q]);
+      }
+    }
+  }
+
+  // [kUpPositions][tiles][kSmall]
+  template <class Layout, class Word>
+  static __attribute__((noinline)) void spread_up(const Job& job, const Places& places, int64_t first, int count,
+                                                  Word* strip, int64_t position) {
+    for (int s = 0; s < count; ++s) {
+      const auto place = places.at(first + s);
+      const float* image = job.small + place.image * job.height * job.width * kSmall;
+      const Window<4> window(image, job.height, job.width, kSmall, place.y - 1, place.x - 1);
+      for (int c = 0; c < kSmall; c += kLanes) {
+        Five<Lanes> row[4];
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+          const float* const* p = window.pixel[i];
+          row[i] = spread(load(p[0] + c), load(p[1] + c), load(p[2] + c), load(p[3] + c));
+        }
+#pragma GCC unroll 5
+        for (int j = 0; j < 5; ++j) {
+          const Five<Lanes> column = spread(row[0].value[j], row[1].value[j], row[2].value[j], row[3].value[j]);
+#pragma GCC unroll 5
+          for (int i = 0; i < 5; ++i) Layout::put(strip + (5 * i + j) * position, s, kSmall, c, &column.value[i]);
+        }
+      }
+    }
+  }
+  static constexpr int up_position(int parity, int product) {
+    return (product / 3 + 2 * (parity >> 1)) * 5 + product % 3 + 2 * (parity & 1);
+  }
+
+  static __attribute__((noinline)) void finish_small(const Job& job, const Places& places, int64_t first, int count,
+                                                     const float* products, int64_t position) {
+    with_finisher(job, [&](const auto& finish) {
+      const int64_t row = static_cast<int64_t>(job.width) * kSmall;
+      Sums<kSmall> sums;
+      for (int s = 0; s < count; ++s) {
+        const int64_t to = places.small_pixel(places.at(first + s)) * kSmall;
+        finish_tile<kSmall>(products + static_cast<int64_t>(s) * kSmall, position, to, row, kSmall, finish, sums);
+      }
+      sums.add_to(job);
+    });
+  }
+
+  static __attribute__((noinline)) void finish_big(const Job& job, const Places& places, int64_t first, int count,
+                                                   int parity, const float* products, int64_t position) {
+    with_finisher(job, [&](const auto& finish) {
+      const int64_t row = static_cast<int64_t>(2 * job.width) * kBig;
+      Sums<kBig> sums;
+      for (int s = 0; s < count; ++s) {
+        const int64_t to = places.big_pixel(places.at(first + s)) * kBig + (parity >> 1) * row + (parity & 1) * kBig;
+        finish_tile<kBig>(products + static_cast<int64_t>(s) * kBig, position, to, 2 * row, 2 * kBig, finish, sums);
+      }
+      sums.add_to(job);
+    });
+  }
+
+  // [kPositions][kDepth][kSmall] of w [kSmall][16 taps][kBig]; `turned` has room for as many numbers as w
+  static void weights_down(const float* w, float* turned, float* out) {
+    constexpr int kTap = kBig * kSmall;
+    for (int s = 0; s < kSmall; ++s) {
+      for (int k = 0; k < 16 * kBig; ++k) turned[k * kSmall + s] = w[s * 16 * kBig + k];
+    }
+    for (int parity = 0; parity < 4; ++parity) {
+      const float* tap = turned + ((parity >> 1) * 4 + (parity & 1)) * kTap;
+      for (int e = 0; e < kTap; e += kLanes) {
+        const Three<Lanes> top = both(load(tap + e), load(tap + 2 * kTap + e));
+        const Three<Lanes> bottom = both(load(tap + 8 * kTap + e), load(tap + 10 * kTap + e));
+        Lanes value[9];
+        put_both(both(top.first, bottom.first), value, 0);
+        put_both(both(top.middle, bottom.middle), value, 1);
+        put_both(both(top.last, bottom.last), value, 2);
+        for (int q = 0; q < 9; ++q) store(out + (static_cast<int64_t>(q) * 4 + parity) * kTap + e, value[q]);
+      }
+    }
+  }
+
+  // [4 parities][kUpProducts][kSmall][kBig]
+  static void weights_up(const float* w, float* out) {
+    for (int parity = 0; parity < 4; ++parity) {
+      const bool odd_y = parity >> 1, odd_x = parity & 1;
+      for (int s = 0; s < kSmall; ++s) {
+        for (int c = 0; c < kBig; c += kLanes) {
+          Three<Lanes> row[2];
+          for (int i = 0; i < 2; ++i) {
+            const float* taps = w + (s * 16 + tap_transposed(odd_y, i) * 4) * kBig + c;
+            row[i] = both_transposed(odd_x, load(taps + tap_transposed(odd_x, 0) * kBig),
+                                     load(taps + tap_transposed(odd_x, 1) * kBig));
+          }
+          Lanes value[9];
+          put_both(both_transposed(odd_y, row[0].first, row[1].first), value, 0);
+          put_both(both_transposed(odd_y, row[0].middle, row[1].middle), value, 1);
+          put_both(both_transposed(odd_y, row[0].last, row[1].last), value, 2);
+          for (int q = 0; q < 9; ++q) {
+            store(out + ((static_cast<int64_t>(parity) * 9 + q) * kSmall + s) * kBig + c, value[q]);
+          }
+        }
+      }
+    }
+  }
+
+  // of sums [parts][kPositions][kSmall][kDepth]
+  static void weight_gradient(const float* sums, int64_t parts, float* grad, int first, int last) {
+    constexpr int64_t kPart = static_cast<int64_t>(kPositions) * kSmall * kDepth;
+    for (int s = first; s < last; ++s) {
+      for (int parity = 0; parity < 4; ++parity) {
+        for (int c = 0; c < kBig; c += kLanes) {
+          Lanes m[9];
+          for (int q = 0; q < 9; ++q) {
+            const float* own = sums + (static_cast<int64_t>(q) * kSmall + s) * kDepth + parity * kBig + c;
+            m[q] = load(own);
+            for (int64_t part = 1; part < parts; ++part) m[q] += load(own + part * kPart);
+          }
+          Two<Lanes> row[3];
+          for (int i = 0; i < 3; ++i) row[i] = gather(m[3 * i], m[3 * i + 1], m[3 * i + 2]);
+          const Two<Lanes> left = gather(row[0].first, row[1].first, row[2].first);
+          const Two<Lanes> right = gather(row[0].last, row[1].last, row[2].last);
+          float* tap = grad + (s * 16 + (parity >> 1) * 4 + (parity & 1)) * kBig + c;
+          store(tap, left.first);
+          store(tap + 2 * kBig, right.first);
+          store(tap + 8 * kBig, left.last);
+          store(tap + 10 * kBig, right.last);
+        }
+      }
+    }
+  }
+
+ private:
+  template <int kTiles>
+  static PYVAE_HD void put_spread(const Three<Lanes>* row, Lanes (*value)[kTiles], int t, bool there) {
+    put_column(spread(row[0].first, row[1].first, row[2].first), value, 0, t, there);
+    put_column(spread(row[0].middle, row[1].middle, row[2].middle), value, 1, t, there);
+    put_column(spread(row[0].last, row[1].last, row[2].last), value, 2, t, there);
+  }
+  // a tile that is not there adds nothing to a sum along tiles
+  template <int kTiles>
+  static PYVAE_HD void put_column(Three<Lanes> column, Lanes (*value)[kTiles], int j, int t, bool there) {
+    value[j][t] = there ? column.first : Lanes{};
+    value[3 + j][t] = there ? column.middle : Lanes{};
+    value[6 + j][t] = there ? column.last : Lanes{};
+  }
+  static PYVAE_HD void put_both(Three<Lanes> column, Lanes* value, int j) {
+    value[j] = column.first;
+    value[3 + j] = column.middle;
+    value[6 + j] = column.last;
+  }
+
+  template <int kChannels, class Finish>
+  static PYVAE_HD void finish_tile(const float* m, int64_t position, int64_t to, int64_t down, int64_t right,
+                                   const Finish& finish, Sums<kChannels>& sums) {
+    for (int c = 0; c < kChannels; c += kLanes) {
+      Two<Lanes> row[3];
+#pragma GCC unroll 3
+      for (int i = 0; i < 3; ++i) {
+        const float* own = m + 3 * i * position + c;
+        row[i] = gather(load(own), load(own + position), load(own + 2 * position));
+      }
+      const Two<Lanes> left = gather(row[0].first, row[1].first, row[2].first);
+      const Two<Lanes> right_side = gather(row[0].last, row[1].last, row[2].last);
+      Lanes sum{};
+      finish(to, c, left.first, sum);
+      finish(to + right, c, right_side.first, sum);
+      finish(to + down, c, left.last, sum);
+      finish(to + down + right, c, right_side.last, sum);
+      sums.put(c, sums.at(c) + sum);
+    }
+  }
+};
+
+// A patch of 2 x 2 pixels of the big map is a row of the product.
+template <int kBig, int kSmall>
+struct Patches {
+  static constexpr int kBigChannels = kBig, kSmallChannels = kSmall;
+  static constexpr int kSide = 1;
+  static constexpr int kDepth = 4 * kBig;
+  static constexpr int kTaps = 4, kPositions = 1, kUpPositions = 1, kUpProducts = 1;
+  using Places = Tiles<kSide>;
+
+  template <class Layout, class Word>
+  static void spread_big(const Job& job, const Places& places, int64_t first, int count, Word* strip, int64_t) {
+    const int64_t row = static_cast<int64_t>(2 * job.width) * kBig;
+    for (int s = 0; s < count; s += Layout::kTiles) {
+      for (int c = 0; c < kDepth; c += kLanes) {
+        Lanes value[Layout::kTiles];
+        for (int t = 0; t < Layout::kTiles; ++t) {
+          const float* patch = job.big + places.big_pixel(places.at(first + std::min(s + t, count - 1))) * kBig;
+          value[t] = s + t < count ? load(patch + (c / (2 * kBig)) * row + c % (2 * kBig)) : Lanes{};
+        }
+        Layout::put(strip, s, kDepth, c, value);
+      }
+    }
+  }
+
+  template <class Layout, class Word>
+  static void spread_small(const Job& job, const Places&, int64_t first, int count, Word* strip, int64_t) {
+    for (int s = 0; s < count; s += Layout::kTiles) {
+      for (int c = 0; c < kSmall; c += kLanes) {
+        Lanes value[Layout::kTiles];
+        for (int t = 0; t < Layout::kTiles; ++t) {
+          value[t] = s + t < count ? load(job.small + (first + s + t) * kSmall + c) : Lanes{};
+        }
+        Layout::put(strip, s, kSmall, c, value);
+      }
+    }
+  }
+
+  template <class Layout, class Word>
+  static void spread_up(const Job& job, const Places& places, int64_t first, int count, Word* strip, int64_t) {
+    spread_small<Layout>(job, places, first, count, strip, 0);
+  }
+  static constexpr int up_position(int, int) { return 0; }
+
+  static void finish_small(const Job& job, const Places&, int64_t first, int count, const float* products, int64_t) {
+    with_finisher(job, [&](const auto& finish) {
+      Sums<kSmall> sums;
+      for (int s = 0; s < count; ++s) {
+        finish_pixel<kSmall>(products + static_cast<int64_t>(s) * kSmall, (first + s) * kSmall, finish, sums);
+      }
+      sums.add_to(job);
+    });
+  }
+
+  static void finish_big(const Job& job, const Places& places, int64_t first, int count, int parity,
+                         const float* products, int64_t) {
+    with_finisher(job, [&](const auto& finish) {
+      const int64_t own = static_cast<int64_t>(parity >> 1) * 2 * job.width + (parity & 1);
+      Sums<kBig> sums;
+      for (int s = 0; s < count; ++s) {
+        const int64_t to = (places.big_pixel(places.at(first + s)) + own) * kBig;
+        finish_pixel<kBig>(products + static_cast<int64_t>(s) * kBig, to, finish, sums);
+      }
+      sums.add_to(job);
+    });
+  }
+
+  // [kDepth][kSmall] of w [kSmall][4 taps][kBig]
+  static void weights_down(const float* w, float*, float* out) {
+    for (int s = 0; s < kSmall; ++s) {
+      for (int k = 0; k < kDepth; ++k) out[k * kSmall + s] = w[s * kDepth + k];
+    }
+  }
+
+  // [4 taps][kSmall][kBig]
+  static void weights_up(const float* w, float* out) {
+    for (int s = 0; s < kSmall; ++s) {
+      for (int tap = 0; tap < 4; ++tap) {
+        std::memcpy(out + (tap * kSmall + s) * kBig, w + (s * 4 + tap) * kBig, kBig * sizeof(float));
+      }
+    }
+  }
+
+  static void weight_gradient(const float* sums, int64_t parts, float* grad, int first, int last) {
+    for (int64_t i = static_cast<int64_t>(first) * kDepth; i < static_cast<int64_t>(last) * kDepth; i += kLanes) {
+      Lanes sum = load(sums + i);
+      for (int64_t part = 1; part < parts; ++part) sum += load(sums + part * kSmall * kDepth + i);
+      store(grad + i, sum);
+    }
+  }
+
+ private:
+  template <int kChannels, class Finish>
+  static PYVAE_HD void finish_pixel(const float* product, int64_t to, const Finish& finish, Sums<kChannels>& sums) {
+    for (int c = 0; c < kChannels; c += kLanes) {
+      Lanes sum = sums.at(c);
+      finish(to, c, load(product + c), sum);
+      sums.put(c, sum);
+    }
+  }
+};

@@ -11,6 +11,7 @@ import torch
 import pyvae
 from checkout import ROOT, commit_of
 from pyvae import processor
+from pyvae.convolutions import arithmetic
 from pyvae.engine.files import write_atomically
 
 
@@ -19,6 +20,7 @@ def describe(threads: list[int] | None = None) -> dict[str, Any]:
     return {
         "cpu": processor.name(),
         "threads": threads or torch.get_num_threads(),
+        "convolutions": ", ".join(arithmetic(torch.device("cpu"), torch.float32)[:2]),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,

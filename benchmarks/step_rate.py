@@ -83,13 +83,13 @@ def rates_by_threads(measure: Callable[[], Rate], threads: list[int]) -> dict[st
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    """``--threads``: a list of whole numbers, each once; one and two unless said, as far as there are cores."""
+    """``--threads``: a list of whole numbers, each once; one and two on a CPU that has two cores, unless said."""
     parser.add_argument(
         "--threads",
         nargs="+",
         type=_count,
         action=_Once,
-        default=[1, 2] if (os.cpu_count() or 1) > 1 else [1],
+        default=[1, 2] if (os.cpu_count() or 1) > 1 and not torch.cuda.is_available() else [1],
         metavar="N",
         help="of the CPU: each number in turn; without it, one and two",
     )

@@ -231,9 +231,9 @@ class _Plainly:
 
 
 def _masked(grad: Tensor, y: Tensor | None, slope: float | None) -> tuple[Tensor, Tensor]:
-    """The gradient behind an activation of output ``y``, and its sums over batch and pixels."""
-    grads: tuple[Tensor, Tensor] = torch.ops.pyvae_native.activation_bwd.default(grad, y, slope)
-    return grads
+    """The gradient before an activation of output ``y``, if there is one, and its sums over batch and pixels."""
+    masked, sums = torch.ops.pyvae_native.activation_bwd.default(grad, y, slope)
+    return grad if y is None else masked, sums
 
 
 def _last(x: Tensor) -> Tensor:

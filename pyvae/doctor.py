@@ -1,4 +1,5 @@
-"""What ``pyvae doctor`` prints: versions, devices, which backend each op takes and why, and the data cache."""
+"""What ``pyvae doctor`` prints: versions, devices, which backend each op takes and why, what computes convolutions on a
+CPU, and the data cache."""
 
 import os
 import platform
@@ -8,12 +9,14 @@ import torch
 
 import pyvae
 from pyvae.backend import choose, wanted_backend
+from pyvae.convolutions import arithmetic
 from pyvae.data import cache
 from pyvae.engine.fused.supports import lacks, proven_on
 from pyvae.errors import BackendError
 
 _PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard", "nvtx", "tyro")
 _KERNELS_OF = {"tc_batch": "permute_dims"}
+_PRODUCTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _VARIABLES = ("PYVAE_BACKEND", "PYVAE_CHECK", "PYVAE_CACHE", "PYVAE_LIMIT", "TRITON_INTERPRET")
 
 
@@ -23,6 +26,7 @@ def describe() -> str:
         "versions": [f"pyvae {pyvae.__version__}", f"python {platform.python_version()}", *_versions()],
         "devices": _devices(),
         "ops": _ops(),
+        "convolutions on a CPU": [f"{name}: {_arithmetic(dtype)}" for name, dtype in _PRODUCTS.items()],
         "fused engine": _fused(),
         "environment": [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ]
         or ["(nothing set)"],
@@ -79,6 +83,14 @@ def _backend(op: str, device: torch.device) -> str:
     except BackendError as error:
         return f"none ({error})"
     return f"{backend} ({reason})"
+
+
+def _arithmetic(dtype: torch.dtype) -> str:
+    try:
+        backend, reason, _ = arithmetic(torch.device("cpu"), dtype)
+    except BackendError as error:
+        return f"none ({error})"
+    return f"{'native' if backend == 'native' else 'oneDNN of torch'} ({reason})"
 
 
 def _fused() -> list[str]:

@@ -96,8 +96,8 @@ def encode(
     """Encode a data set, in its order.
 
     Args:
-        net: moved to ``device``; of generator and critic, the information head encodes; its training mode is left as
-            it was.
+        net: moved to ``device``, its convolutions' weights to channels last, which is quicker; of generator and critic,
+            the information head encodes; its training mode is left as it was.
         dataset: images, on the full grid of their factors where these are known.
         device: where the encoder runs.
         batch_size: of the encoder; results may differ in the last bits between batch sizes. None: 1024, and 256 on a
@@ -128,17 +128,22 @@ def encode(
     training = net.training
     if torch.device(device).type == "cpu":
         keep_large_buffers()
-    net.to(device).eval()
+    net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     try:
         batches = tqdm(rows.split(batch_size), desc="encode", unit="batch", disable=not progress)
         with torch.inference_mode():
-            codes = [net.encoder(load(batch)) for batch in batches]
+            codes = [net.encoder(_channels_last(load(batch))) for batch in batches]
     finally:
         net.train(training)
     mu, logvar = (torch.cat(parts).float().cpu() for parts in zip(*codes, strict=True))
     if known is None:
         return CodeTable(mu, logvar, (), ())
     return CodeTable(mu, logvar, known.factor_names, known.factor_sizes, factors)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Images so; numbers of factors, which some networks encode, as they are."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def check_tensor(name: str, x: object, dtype: torch.dtype) -> None:

@@ -1,0 +1,775 @@
+"""Convolutions of our own on a CPU against the same layers of torch, both held against float64."""
+
+import copy
+import io
+import pickle
+from contextlib import contextmanager
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from pyvae import convolution_run, convolutions, doctor, native
+from pyvae.adversarial_nets import build_pair
+from pyvae.convolution_run import Run
+from pyvae.errors import BackendError
+from pyvae.layers import Layers, Tickets, convolutions_of, set_own_convolutions
+from pyvae.metrics import encode
+from pyvae.modules import fuse_convolutions
+from pyvae.nets import build
+from tiny import TinyData
+
+CPU = torch.device("cpu")
+LAST, DENSE = torch.channels_last, torch.contiguous_format
+NETWORKS = ["burgess", "beta-vae-h", "kim", "locatello"]
+ABSENT = native.missing("convolution_fwd", "cpu")
+LEVEL = 0 if ABSENT else torch.ops.pyvae_native.convolution_level()
+own = pytest.mark.skipif(LEVEL == 0, reason=ABSENT or "a processor without AVX2")
+bfloat16 = pytest.mark.skipif(LEVEL < 3, reason=ABSENT or "a processor without products of bfloat16")
+
+
+@pytest.fixture(autouse=True)
+def automatic(monkeypatch):
+    monkeypatch.delenv("PYVAE_BACKEND", raising=False)
+    convolutions._arithmetic.cache_clear()
+    yield
+    convolutions._arithmetic.cache_clear()
+
+
+@contextmanager
+def counted():
+    """Stages of the runs that are our own within."""
+    runs = []
+    call = Run.__call__
+
+    def count(run, x):
+        runs.append(len(run.stages))
+        return call(run, x)
+
+    with mock.patch.object(Run, "__call__", count):
+        yield runs
+
+
+class Whole(nn.Module):
+    """An encoder of one output."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images):
+        return torch.cat(self.encoder(images), -1)
+
+
+def part(architecture, name, channels, batch, order=LAST):
+    """An encoder or a decoder, and what it reads."""
+    net = build(architecture, channels, 4).to(memory_format=order)
+    g = torch.Generator().manual_seed(batch)
+    if name == "decoder":
+        return net.decoder, torch.randn(batch, 4, generator=g)
+    images = torch.rand(batch, channels, 64, 64, generator=g)
+    return Whole(net.encoder), images.contiguous(memory_format=order)
+
+
+def every_kind():
+    """Each kind of layer that is taken, behind each activation and none: 32 x 32 to 1 x 1 and back."""
+    torch.manual_seed(1)
+    layers = [
+        *(nn.Conv2d(3, 32, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(32, 64, 4, 2, 1)),
+        *(nn.Conv2d(64, 32, 2, 2, bias=False), nn.ReLU(), nn.Conv2d(32, 40, 4), nn.LeakyReLU(0.1)),
+        *(nn.ConvTranspose2d(40, 64, 4), nn.ReLU(inplace=True), nn.ConvTranspose2d(64, 32, 2, 2)),
+        *(nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.LeakyReLU(1.5), nn.ConvTranspose2d(32, 1, 4, 2, 1)),
+    ]
+    images = torch.randn(3, 3, 32, 32)
+    return Layers(*layers), images
+
+
+def torchs(module):
+    """The same with torch's convolutions."""
+    other = copy.deepcopy(module)
+    set_own_convolutions(other, False)
+    return other
+
+
+def gradients(module, x):
+    """Output, and gradients of the input and all parameters, of those that want one."""
+    y = module(x)
+    wanted = [t for t in (x, *module.parameters()) if t.requires_grad]
+    towards = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad((y * towards).sum(), wanted)]
+
+
+def assert_as_near(found, theirs, exact):
+    """An error of at most twice torch's, and a unit in the last place; some more of biases, sums of what cancels."""
+    assert len(found) == len(theirs) == len(exact)
+    for mine, other, truth in zip(found, theirs, exact, strict=True):
+        assert mine.dtype == other.dtype
+        assert mine.shape == truth.shape
+        unit = 2.0**-21 if truth.ndim == 1 else 2.0**-24
+        limit = 2 * (other.double() - truth).norm() + unit * truth.norm()
+        assert (mine.double() - truth).norm() <= limit  # which NaN does not pass
+
+
+def assert_near_float64(module, x):
+    theirs = gradients(torchs(module), x)
+    exact = gradients(copy.deepcopy(module).double(), x.detach().double().requires_grad_(x.requires_grad))
+    assert_as_near(gradients(module, x), theirs, exact)
+
+
+STAGES = {"burgess": 4, "beta-vae-h": 5, "kim": 4, "locatello": 4}
+
+
+@own
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_published_networks(architecture, channels, name):
+    module, x = part(architecture, name, channels, batch=5)
+    with counted() as runs:
+        assert_near_float64(module, x.requires_grad_())
+    assert runs == [STAGES[architecture] if name == "encoder" or architecture == "beta-vae-h" else 4]
+
+
+@own
+@pytest.mark.parametrize(
+    "batch", [1, 2, 9, *(pytest.param(n, marks=pytest.mark.slow) for n in (31, 64, 130))]
+)
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_batches_of_any_size(name, batch):
+    for architecture in NETWORKS if batch > 9 else ["burgess"]:
+        module, x = part(architecture, name, 1, batch)
+        assert_near_float64(module, x)
+
+
+@own
+@pytest.mark.parametrize("weights", [LAST, DENSE], ids=["last", "dense"])
+@pytest.mark.parametrize("inputs", [LAST, DENSE], ids=["last", "dense"])
+def test_memory_orders_are_torchs(inputs, weights):
+    module, x = every_kind()
+    for layers, channels in (
+        (module[:3], 3),
+        (module[-3:], 32),
+        (module[-1:], 32),
+        (module[:7], 3),
+    ):
+        layers.to(memory_format=weights)
+        images = x[:, :1].expand(-1, channels, -1, -1).contiguous(memory_format=inputs)
+        with counted() as runs:
+            y = layers(images)
+        assert len(runs) == 1
+        theirs = torchs(layers)(images)
+        if y.shape[2:] != (1, 1):  # which are of both
+            assert y.stride() == theirs.stride()
+        torch.testing.assert_close(y.flatten(1), theirs.flatten(1), rtol=1e-4, atol=1e-6)
+        with torch.no_grad():
+            assert layers(images).stride() == y.stride()
+
+
+@own
+@pytest.mark.parametrize("wants_x", [True, False])
+@pytest.mark.parametrize("frozen", ["none", "weights", "biases", "first", "last", "all"])
+def test_every_kind_of_layer_and_what_needs_no_gradient(frozen, wants_x):
+    module, x = every_kind()
+    x.requires_grad_(wants_x)
+    parameters = list(module.named_parameters())
+    for number, (name, parameter) in enumerate(parameters):
+        parameter.requires_grad_(
+            not (
+                frozen == "all"
+                or (frozen == "weights" and name.endswith("weight"))
+                or (frozen == "biases" and name.endswith("bias"))
+                or (frozen == "first" and number < 5)
+                or (frozen == "last" and number >= 5)
+            )
+        )
+    if frozen == "all" and not wants_x:
+        assert not module(x).requires_grad
+        return
+    with counted() as runs:
+        assert_near_float64(module, x)
+    assert runs == [8]
+
+
+class _Asked(TorchDispatchMode):
+    """What backward operators are asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        if op.overloadpacket.__name__ == "convolution_bwd":
+            self.calls.append(args[5:7])
+        return op(*args, **(kwargs or {}))
+
+
+@own
+def test_nothing_needless_is_computed():
+    module = Layers(*(nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU()) * 2, nn.Conv2d(32, 32, 4, 2, 1))
+    x = torch.randn(2, 32, 16, 16)
+    module = Layers(*(copy.deepcopy(layer) for layer in module))
+    for frozen, expected in (
+        ((), [(True, True), (True, True), (False, True)]),
+        ((0,), [(True, True), (False, True)]),
+    ):
+        for number in frozen:
+            module[number].requires_grad_(False)
+        with _Asked() as asked:
+            module(x).sum().backward()
+        assert asked.calls == expected
+    module[2].bias.requires_grad_(False)
+    module[4].requires_grad_(False)
+    with _Asked() as asked:
+        module(x).sum().backward()
+    assert asked.calls == [(True, False), (False, True)]
+    module[2].weight.requires_grad_(False)
+    module[4].bias.requires_grad_()
+    with _Asked() as asked:
+        module(x).sum().backward()
+    assert asked.calls == []
+
+
+@own
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["encoder", "decoder"])
+def test_what_is_not_finite_reaches_the_end(name, value):
+    module, x = part("burgess", name, 1, batch=3)
+    clean = module(x)
+    x[1, ..., 3] = value
+    found = gradients(module, x)
+    assert not found[0][1].isfinite().all()
+    torch.testing.assert_close(found[0][::2], clean[::2])
+    weights = [g for g, p in zip(found[1:], module.parameters(), strict=True) if p.ndim == 4]
+    assert weights
+    assert not any(g.isfinite().all() for g in weights)
+
+
+@own
+@pytest.mark.parametrize("number", [0, 2, 5, 9, 12])
+def test_a_weight_that_is_not_a_number_reaches_the_end(number):
+    module, x = every_kind()
+    with torch.no_grad():
+        module[number].weight.fill_(float("nan"))
+    y, *grads = gradients(module, x.requires_grad_())
+    assert y.isnan().any()
+    assert grads[0].isnan().any()
+
+
+@own
+def test_inputs_of_any_strides():
+    module, x = every_kind()
+    wide = torch.randn(6, 32, 64, 3).permute(0, 3, 1, 2)
+    for images in (
+        x[:1].expand(4, -1, -1, -1),
+        wide[::2, :, :, ::2],
+        x.transpose(2, 3),
+        x.flip(1)[:, :, :, :],
+    ):
+        module.requires_grad_()
+        with counted() as runs:
+            found = gradients(module, images.detach().requires_grad_())
+        assert runs == [8]
+        exact = gradients(torchs(module), images.detach().clone().requires_grad_())
+        for mine, theirs in zip(found, exact, strict=True):
+            assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@own
+def test_without_gradients_it_is_the_same(monkeypatch):
+    """Bits of an image depend neither on the images beside it nor on how many are computed together."""
+    module, _ = every_kind()
+    x = torch.randn(19, 3, 32, 32)
+    expected = module(x)
+    front = module[:4]
+    maps = front(x)
+    for chunk in (1, 2, 5, 100):
+        monkeypatch.setattr(convolution_run, "CHUNK", chunk)
+        with torch.no_grad():
+            assert torch.equal(module(x), expected)
+        with torch.inference_mode():
+            assert torch.equal(module(x), expected)
+            assert torch.equal(front(x[3:4]), maps[3:4])
+    with torch.no_grad(), counted() as runs:
+        module.bfloat16().float()
+        assert not module(x).requires_grad
+    assert runs == [8]
+
+
+@own
+def test_the_output_may_be_written_to():
+    module, x = every_kind()
+    for layers in (module, module[:7]):
+        for context in (torch.enable_grad(), torch.no_grad()):
+            with context:
+                y = layers(x)
+            if not y.requires_grad:
+                y += torch.ones(1, requires_grad=True)
+                continue
+            module.zero_grad()
+            y = nn.functional.elu(y, inplace=True) if layers is module else y
+            y.sum().backward()
+    y = module[:7](x)
+    y.add_(1)
+    with pytest.raises(
+        RuntimeError, match="modified by an inplace operation"
+    ):  # as behind torch's activation
+        y.sum().backward()
+
+
+def penalty(module, x):
+    """Gradients of a gradient's square, of the input and of parameters."""
+    y = module(x)
+    (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    return torch.autograd.grad(slope.square().sum(), [x, *module.parameters()], allow_unused=True)
+
+
+@own
+@pytest.mark.parametrize("kind", ["every kind", "twice"])
+def test_gradients_of_gradients(kind):
+    module, x = every_kind()
+    if kind == "twice":
+        same, relu = nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU()
+        module = Layers(module[0], relu, same, relu, same, relu)
+    x.requires_grad_()
+    found, theirs = penalty(module, x), penalty(torchs(module), x)
+    exact = penalty(copy.deepcopy(module).double(), x.detach().double().requires_grad_())
+    assert [g is None for g in found] == [g is None for g in exact]
+    for mine, other, truth in zip(found, theirs, exact, strict=True):
+        if truth is not None:
+            limit = 3 * (other - truth).norm() + 2e-6 * truth.norm()  # a unit may be on either side of zero
+            assert (mine - truth).norm() <= limit
+
+
+@own
+def test_a_layer_may_stand_twice():
+    same, relu = nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU()
+    module = Layers(same, relu, same, relu)
+    with counted() as runs:
+        assert_near_float64(module, torch.randn(2, 32, 16, 16, requires_grad=True))
+    assert runs == [2]
+
+
+@own
+def test_batches_and_tangents_of_gradients():
+    module, x = every_kind()
+    x.requires_grad_()
+    y, theirs = module(x), torchs(module)(x)
+    assert "_Function" in type(y.grad_fn).__name__
+    wanted, others = [x, *module.parameters()], None
+    towards = torch.randn(2, *y.shape)
+    other = torchs(module)
+    theirs, others = other(x), [x, *other.parameters()]
+    expected = [torch.autograd.grad(theirs, others, t, retain_graph=True) for t in towards]
+    stacked = [torch.stack(pair) for pair in zip(*expected, strict=True)]
+
+    def assert_same(found, exact):
+        for a, b in zip(found, exact, strict=True):
+            assert (a - b).norm() <= 1e-5 * b.norm()
+
+    assert_same(torch.autograd.grad(y, wanted, towards, is_grads_batched=True, retain_graph=True), stacked)
+    found = vmap(lambda t: torch.autograd.grad(y, wanted, t, retain_graph=True))(towards)
+    assert_same(found, stacked)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(towards[0], towards[1])
+        pairs = [forward_ad.unpack_dual(g) for g in torch.autograd.grad(y, wanted, dual, retain_graph=True)]
+    assert_same([pair.tangent for pair in pairs], expected[1])
+
+
+@own
+def test_checkpoints_and_backwards_that_follow():
+    module, x = every_kind()
+    x.requires_grad_()
+    expected = gradients(module, x)
+    for reentrant in (True, False):
+        y = checkpoint(module, x, use_reentrant=reentrant)
+        towards = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        module.zero_grad()
+        y.backward(towards)
+        for found, known in zip([p.grad for p in module.parameters()], expected[2:], strict=True):
+            assert torch.equal(found, known)
+    y = module(x)
+    first = torch.autograd.grad(y.sum(), list(module.parameters()), retain_graph=True)
+    again = torch.autograd.grad(y.sum(), list(module.parameters()))
+    assert all(map(torch.equal, first, again))
+
+
+@bfloat16
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_in_bfloat16_errs_no_more_than_torchs(dtype):
+    module, x = every_kind()
+    x = x.to(dtype)
+    exact = gradients(torchs(module), x.float().requires_grad_())
+    found = []
+    for each in (module, torchs(module)):
+        with torch.autocast("cpu", torch.bfloat16), counted() as runs:
+            y = each(x.requires_grad_())
+        assert runs == ([8] if each is module else [])
+        assert y.dtype == torch.bfloat16
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            assert torch.equal(each(x), y)
+        towards = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        wanted = [x, *each.parameters()]
+        found.append([y.detach(), *torch.autograd.grad((y.float() * towards).sum(), wanted)])
+    for mine, theirs, truth in zip(*found, exact, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert (mine.float() - truth).norm() <= 1.25 * (theirs.float() - truth).norm() + 1e-3 * truth.norm()
+
+
+@own
+def test_a_backward_within_autocast_is_what_it_was():
+    module, x = every_kind()
+    expected = gradients(module, x.requires_grad_())
+    y = module(x)
+    towards = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(y, [x, *module.parameters()], towards)
+    assert all(map(torch.equal, found, expected[1:]))
+
+
+@own
+def test_dtypes_that_are_torchs():
+    module, x = every_kind()
+    half = copy.deepcopy(module).bfloat16()
+    with counted() as runs:
+        half(x.bfloat16()), copy.deepcopy(module).double()(x.double())
+        with torch.autocast("cpu", torch.float16):
+            module(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            half(x)
+    assert runs == []
+
+
+@own
+def test_without_products_of_bfloat16_autocast_is_torchs(monkeypatch):
+    module, x = every_kind()
+    level = mock.Mock(default=lambda: 2)
+    monkeypatch.setattr(torch.ops.pyvae_native, "convolution_level", level)
+    convolutions._arithmetic.cache_clear()
+    with counted() as runs:
+        with torch.autocast("cpu", torch.bfloat16):
+            module(x)
+        assert runs == []
+        module(x)
+    assert runs == [8]
+    assert convolutions_of(module, CPU, "bf16") == "torch"
+    assert convolutions_of(module, CPU, "fp32") == "native"
+    assert "bf16: oneDNN of torch (this processor or build has AVX-512, without products" in doctor.describe()
+    level.default = lambda: 0
+    convolutions._arithmetic.cache_clear()
+    with counted() as runs:
+        module(x)
+    assert runs == []
+    assert "fp32: oneDNN of torch (the compiled convolutions need AVX2" in doctor.describe()
+
+
+@own
+def test_backends(monkeypatch):
+    module, x = every_kind()
+    assert convolutions_of(module, CPU, "fp32") == "native"
+    assert convolutions_of(module, torch.device("cuda"), "fp32") == "torch"
+    assert convolutions_of(module, CPU, "fp16") == "torch"
+    assert convolutions_of(build("mlp", 1, 4), CPU, "fp32") == "none"
+    assert convolutions_of(nn.Sequential(*module), CPU, "fp32") == "none"
+    assert f"  fp32: native ({convolutions.arithmetic(CPU).reason})" in doctor.describe().splitlines()
+    for backend, expected in (("reference", []), ("native", [8]), ("auto", [8])):
+        monkeypatch.setenv("PYVAE_BACKEND", backend)
+        with counted() as runs:
+            module(x)
+        assert runs == expected
+        assert convolutions_of(module, CPU, "tf32") == ("native" if expected else "torch")
+    set_own_convolutions(module, False)
+    with counted() as runs:
+        module(x)
+    assert runs == []
+    assert convolutions_of(module, CPU, "fp32") == "torch"
+
+
+def test_where_nothing_is_compiled(monkeypatch):
+    module, x = every_kind()
+    monkeypatch.setattr(
+        convolutions, "missing", lambda op, device_type: "the operators are not built: make them"
+    )
+    with counted() as runs:
+        module(x)
+    assert runs == []
+    assert (
+        "  fp32: oneDNN of torch (the operators are not built: make them)" in doctor.describe().splitlines()
+    )
+    monkeypatch.setenv("PYVAE_BACKEND", "native")
+    with pytest.raises(
+        BackendError, match=r"^PYVAE_BACKEND=native but the operators are not built: make them$"
+    ):
+        module(x)
+    Layers(nn.Conv2d(3, 5, 3), nn.ReLU())(x)  # which would be torch's in any case
+    assert "  fp32: none (PYVAE_BACKEND=native but the operators" in doctor.describe()
+
+
+@own
+def test_names_and_copies():
+    module, x = every_kind()
+    plain = nn.Sequential(*module)
+    assert list(module.state_dict()) == list(plain.state_dict())
+    expected = gradients(module, x)
+    set_own_convolutions(module, False)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert other.own_convolutions is False
+        set_own_convolutions(other, True)
+        assert all(map(torch.equal, gradients(other, x), expected))
+    saved = module.__getstate__()
+    del saved["own_convolutions"]  # as it was pickled before there were any
+    older = Layers.__new__(Layers)
+    older.__setstate__(saved)
+    assert older.own_convolutions is True
+    assert isinstance(module[:2], Layers)
+
+
+@own
+def test_weights_put_in_place_of_a_modules():
+    module, x = every_kind()
+    x.requires_grad_()
+    frozen = {name: p.detach() * 1.1 for name, p in module.named_parameters()}
+    with counted() as runs:
+        found = functional_call(module, frozen, (x,))
+    assert runs == [8]
+    torch.testing.assert_close(found, functional_call(torchs(module), frozen, (x,)), rtol=1e-4, atol=1e-6)
+    found.sum().backward()
+    assert all(p.grad is None for p in module.parameters())
+    assert x.grad is not None
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, input):
+        return super().forward(input) * 2
+
+
+HOOKS = {
+    "forward": lambda layer: layer.register_forward_hook(lambda module, x, y: y * 2),
+    "forward pre": lambda layer: layer.register_forward_pre_hook(lambda module, x: (x[0] * 2,)),
+    "backward": lambda layer: layer.register_full_backward_hook(lambda module, x, y: (x[0] * 2,)),
+    "backward pre": lambda layer: layer.register_full_backward_pre_hook(lambda module, y: (y[0] * 2,)),
+    "replaced": lambda layer: setattr(layer, "forward", lambda x, forward=layer.forward: forward(x) * 3),
+    "parametrised": parametrizations.spectral_norm,
+    "subclass": lambda layer: setattr(layer, "__class__", Doubled),
+}
+
+
+@own
+@pytest.mark.parametrize("kind", HOOKS)
+def test_layers_that_do_more_are_called(kind):
+    module, x = every_kind()
+    HOOKS[kind](module[2])
+    module.eval()  # in which a spectral norm stays what it is
+    with counted() as runs:
+        found = gradients(module, x.requires_grad_())
+    assert runs == [1, 6]
+    with mock.patch.object(Layers, "own_convolutions", False):
+        expected = gradients(module, x)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@own
+def test_hooks_of_activations_and_of_all_modules():
+    module, x = every_kind()
+    seen = []
+    handle = module[4].register_forward_hook(lambda *of: seen.append(of[-1].shape))
+    with counted() as runs:
+        module(x)
+    assert runs == [3, 5]
+    assert seen == [(3, 32, 4, 4)]
+    handle.remove()
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *of: seen.append(module))
+    with counted() as runs:
+        module(x)
+    handle.remove()
+    assert runs == []
+    assert set(module) < set(seen[1:])
+
+
+@own
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(32, 32, 4, 2, 1, groups=2),
+        nn.Conv2d(32, 32, 3, 2, 1),
+        nn.Conv2d(32, 32, 4, 2, 1, padding_mode="reflect"),
+        nn.Conv2d(32, 32, 4, 2, 2),
+        nn.Conv2d(32, 32, 4, (2, 1), 1),
+        nn.Conv2d(32, 32, 2, 2, dilation=3),
+        nn.Conv2d(32, 32, 3, padding="same"),
+        nn.Conv2d(32, 48, 4, 2, 1),
+        nn.Conv2d(32, 3, 4, 2, 1),
+        nn.ConvTranspose2d(32, 32, 4, 2, 1, output_padding=1),
+        nn.ConvTranspose2d(32, 3, 2, 2),
+        nn.Conv2d(32, 7, 10),
+    ],
+    ids=str,
+)
+def test_layers_that_are_torchs(layer):
+    module, x = Layers(layer, nn.ReLU()), torch.randn(2, 32, 10, 10)
+    with counted() as runs:
+        assert torch.equal(module(x), torchs(module)(x))
+    assert runs == []
+
+
+@own
+def test_sides_and_shapes_that_are_torchs():
+    conv, up, images = (
+        nn.Conv2d(32, 32, 4, 2, 1),
+        nn.ConvTranspose2d(64, 32, 4, 2, 1),
+        nn.Conv2d(3, 32, 4, 2, 1),
+    )
+    taken = [(conv, (2, 32, 8, 12)), (up, (2, 64, 2, 6)), (images, (2, 3, 6, 10))]
+    left = [
+        *((conv, shape) for shape in ((2, 32, 10, 8), (2, 32, 9, 8), (0, 32, 8, 8), (32, 8, 8))),
+        *((up, shape) for shape in ((2, 64, 3, 2), (64, 4, 4))),
+        (images, (2, 3, 7, 6)),
+    ]
+    for layer, shape in taken + left:
+        x = torch.randn(shape)
+        with counted() as runs:
+            y = Layers(layer)(x)
+        assert runs == ([1] if (layer, shape) in taken else [])
+        torch.testing.assert_close(y, layer(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(RuntimeError, match="channels"):
+        Layers(conv)(torch.randn(2, 64, 8, 8))
+
+
+@own
+def test_what_follows_other_rules_goes_to_torch():
+    module = Layers(nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 4, 2, 1))
+    x = torch.randn(2, 1, 8, 8)
+    parameters = dict(module.named_parameters())
+    with counted() as runs:
+        expected = module(x)
+        assert runs == [2]
+        torch.testing.assert_close(vmap(module)(x.unsqueeze(1)).squeeze(1), expected)
+        found = grad(lambda p: functional_call(module, p, (x,)).sum())(parameters)
+        torch._dynamo.reset()
+        torch.testing.assert_close(torch.compile(module, backend="aot_eager", fullgraph=True)(x), expected)
+        torch.testing.assert_close(torch.jit.trace(module, x, check_trace=False)(x), expected)
+        torch.testing.assert_close(jvp(module, (x,), (x,))[0], expected)
+        assert module.to("meta")(x.to("meta")).shape == expected.shape
+    assert runs == [2]
+    for name, g in zip(
+        parameters, torch.autograd.grad(expected.sum(), list(parameters.values())), strict=True
+    ):
+        torch.testing.assert_close(found[name], g, rtol=1e-4, atol=1e-5)
+
+
+@own
+def test_containers_among_layers():
+    module, x = every_kind()
+    expected = module(x)
+    nested = Layers(nn.Sequential(*module[:3]), Layers(nn.Sequential(*module[3:7]), *module[7:]))
+    with counted() as runs:
+        assert torch.equal(nested(x), expected)
+    assert runs == [8]
+    nested[0].register_forward_hook(lambda *of: None)
+    nested[1].own_convolutions = False
+    with counted() as runs:
+        nested(x)
+    assert runs == []
+
+
+SEEN = []
+
+
+def see(module, inputs, output):
+    SEEN.append(output.shape)
+
+
+class Model(nn.Module):
+    """As other people write theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Sequential(nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(32, 64, 4, 2, 1), nn.LeakyReLU()),
+            nn.Flatten(),
+            nn.Linear(1024, 10),
+        )
+        self.norm = nn.Sequential(nn.Linear(10, 10), nn.BatchNorm1d(10))
+
+    def forward(self, x):
+        return self.norm(self.encoder(x))
+
+
+@own
+def test_fuse_convolutions():
+    model, x = Model().eval(), torch.randn(2, 1, 16, 16)
+    SEEN.clear()
+    model.encoder.register_forward_hook(see)
+    names, expected = list(model.state_dict()), gradients(model, x)
+    for _ in range(2):
+        assert fuse_convolutions(model) is model
+        assert type(model.encoder) is type(model.encoder[0]) is Layers
+        assert type(model.norm) is nn.Sequential
+        assert not model.encoder.training
+    assert list(model.state_dict()) == names
+    for other in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with counted() as runs:
+            for mine, theirs in zip(gradients(other, x), expected, strict=True):
+                assert (mine - theirs).norm() <= 1e-5 * theirs.norm()
+        assert runs == [2]
+    assert len(SEEN) == 4
+    kept = io.BytesIO()
+    torch.save(model, kept)
+    kept.seek(0)
+    assert isinstance(torch.load(kept, weights_only=False).encoder._tickets, Tickets)
+    plain = nn.Sequential(nn.ConvTranspose2d(32, 1, 4, 2, 1))
+    assert fuse_convolutions(plain) is plain
+    assert type(plain) is Layers
+    assert convolutions_of(plain, CPU, "fp32") == "native"
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        nn.Linear(2, 3),
+        nn.Conv2d(1, 32, 4, 2, 1),
+        nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU()),
+        nn.ModuleList([nn.Conv2d(1, 32, 4, 2, 1)]),
+        nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(1, 32, 4, 2, 1))),
+    ],
+    ids=lambda net: type(net).__name__,
+)
+def test_nothing_to_fuse(net):
+    before = type(net)
+    with pytest.raises(
+        ValueError, match=rf"^net: no nn.Sequential in this {before.__name__} holds a convolution"
+    ):
+        fuse_convolutions(net)
+    assert type(net) is before
+
+
+@own
+@pytest.mark.parametrize("order", [LAST, DENSE], ids=["last", "dense"])
+def test_encoding_a_data_set(order):
+    data, net = TinyData(), build("burgess", 1, 3).to(memory_format=order)
+    with torch.no_grad():
+        mu, logvar = copy.deepcopy(net).double().encoder(data.images(torch.arange(len(data))).double())
+    with counted() as runs:
+        table = encode(net, data, device="cpu", batch_size=50, progress=False)
+    assert runs == [4, 4, 4]
+    torch.testing.assert_close(table.mu, mu.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(table.logvar, logvar.float(), rtol=1e-5, atol=1e-6)
+    set_own_convolutions(net, False)
+    theirs = encode(net, data, device="cpu", batch_size=50, progress=False)
+    torch.testing.assert_close(theirs.mu, table.mu, rtol=1e-5, atol=1e-6)
+
+
+@own
+def test_a_generator_has_its_own_and_a_normalised_critic_torchs():
+    pair = build_pair(1, continuous=2, categories=0, noise=3, batch_norm=False)
+    with counted() as runs:
+        pair.critic(pair.generator.images(torch.randn(2, 5)))
+    assert runs == [4]
+    assert convolutions_of(pair.critic, CPU, "fp32") == "none"

@@ -814,7 +814,8 @@ class TestReport:
         assert "Not measured yet." in filled
         assert report.render(filled, tmp_path) == filled
         assert report.render(filled.replace("25.0", "26.0"), tmp_path) == filled
-        result["machine"] = {**MACHINE, "threads": [1, 2]}
+        row = {"variant": "pyvae", "threads": 2, "steps_per_second": [25.0] * 3}
+        result = {"machine": {**MACHINE, "threads": [1, 2]}, "setting": "net", "rates": [row]}
         (tmp_path / "train-x.json").write_text(json.dumps(result))
         assert "a CPU, 1 and 2 threads; torch" in report.render(filled, tmp_path)
 

@@ -17,7 +17,8 @@ STEP = (
     *OPS,
     *_files(
         "pyvae",
-        "bias_activation product layers nets adversarial_nets constants control schedules bounds files",
+        "bias_activation product convolution_run convolutions layers nets adversarial_nets constants control "
+        "schedules bounds files",
     ),
     *("pyvae/engine/*.py", "pyvae/engine/fused/*.py", "pyvae/objectives/*.py", "pyvae/data/*.py"),
 )

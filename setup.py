@@ -21,6 +21,7 @@ CXX = [
     "-fno-signed-zeros",
     "-fopenmp-simd",
     "-fvisibility=hidden",
+    "-Wno-psabi",  # wide registers are handed over within a file alone
 ]
 NVCC = ["-std=c++17", "-O3", "-lineinfo", "-Xcompiler", "-fvisibility=hidden"]
 

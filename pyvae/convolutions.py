@@ -5,7 +5,7 @@ What they do not take is called as it is, by torch, which is the reference.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from pyvae.convolution_run import Run, Stage
 from pyvae.errors import BackendError
 from pyvae.native import missing
 
+_Convolution: TypeAlias = nn.Conv2d | nn.ConvTranspose2d
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _WIDTHS = (32, 64)
 """Channels between layers."""
@@ -63,13 +64,19 @@ def takes(layer: nn.Module) -> bool:
     Those are torch's own Conv2d and ConvTranspose2d, with neither hooks nor parametrisations: 4 x 4 of stride 2 and
     padding 1, and 2 x 2 of stride 2, between 32 and 64 channels; the former between those and 1 or 3 channels too.
     """
-    return _is_common(layer) and _is_compiled(layer)
+    return _is_common(layer) and _is_compiled(layer, layer.weight.shape)
 
 
 def is_hooked(layer: nn.Module) -> bool:
     """Whether calling a layer does more than its class says."""
-    kinds = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return any(kinds) or "forward" in layer.__dict__
+    own = layer.__dict__
+    return bool(
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or "forward" in own
+    )
 
 
 def forward(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
@@ -101,17 +108,20 @@ def _run(layers: Sequence[nn.Module], at: int, x: Tensor) -> tuple[Run | None, i
     shape: tuple[int, ...] = x.shape[1:]
     while end < len(layers):
         layer = layers[end]
-        if not _is_common(layer) or (compiled := _kind(layer, *shape)) is None:
+        if not _is_common(layer):
             break
         weight, bias, padding = layer.weight, layer.bias, layer.padding
         if isinstance(padding, str) or not (_is_plain(weight) and (bias is None or _is_plain(bias))):
             break
+        made = _made(layer, weight.shape, shape)
+        if made is None:
+            break
+        compiled, shape = made
         end += 1
         slope = _slope(layers[end]) if end < len(layers) else None
         end += slope is not None
         stages.append(Stage(compiled, layer.transposed, slope, layer.stride, padding))
         parameters += [weight, bias]
-        shape = _shape(layer, compiled, *shape[1:])
         last = last or _is_channels_last(weight)
     if not any(stage.compiled for stage in stages):
         return None, max(end - at, 1)
@@ -138,7 +148,7 @@ def _is_plain(parameter: Tensor) -> bool:
     return parameter.dtype == torch.float32 and _is_on_cpu(parameter)
 
 
-def _is_common(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.ConvTranspose2d]:
+def _is_common(layer: nn.Module) -> TypeGuard[_Convolution]:
     return (
         isinstance(layer, _CONVOLUTIONS)
         and type(layer) in _CONVOLUTIONS
@@ -150,8 +160,9 @@ def _is_common(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.ConvTranspose2d]:
     )
 
 
-def _is_compiled(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
-    wide, narrow, *kernel = layer.weight.shape
+def _is_compiled(layer: _Convolution, size: Sequence[int]) -> bool:
+    """Whether compiled operators take a layer with a weight of this size."""
+    wide, narrow, *kernel = size
     if layer.stride != (2, 2) or wide not in _WIDTHS:
         return False
     if kernel == [4, 4] and layer.padding == (1, 1):
@@ -159,27 +170,29 @@ def _is_compiled(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
     return kernel == [2, 2] and layer.padding == (0, 0) and narrow in _WIDTHS
 
 
-def _kind(layer: nn.Conv2d | nn.ConvTranspose2d, channels: int, *side: int) -> bool | None:
-    """Whether a layer is compiled, or a matrix product, on maps of this shape; ``None`` if it is neither."""
-    inputs, others, *kernel = layer.weight.shape
+def _made(
+    layer: _Convolution, size: Sequence[int], shape: Sequence[int]
+) -> tuple[bool, tuple[int, ...]] | None:
+    """Of maps of shape ``[C, H, W]``, whether compiled operators or a matrix product take them, and the shape of what
+    they make; ``None`` if neither does."""
+    inputs, channels, *kernel = size
     if not layer.transposed:
-        inputs, others = others, inputs
-    if inputs != channels:
+        inputs, channels = channels, inputs
+    if inputs != shape[0]:
         return None
-    if layer.padding == (0, 0) and list(side) == ([1, 1] if layer.transposed else kernel):
-        return False
+    if layer.padding == (0, 0) and [*shape[1:]] == ([1, 1] if layer.transposed else kernel):
+        return False, (channels, *(kernel if layer.transposed else (1, 1)))
     step = 1 if layer.transposed else 2
-    if kernel == [4, 4] and min(inputs, others) in _WIDTHS:
-        step *= 2  # where tiles are of two by two
-    return True if _is_compiled(layer) and not any(size % step for size in side) else None
-
-
-def _shape(layer: nn.Conv2d | nn.ConvTranspose2d, compiled: bool, *side: int) -> tuple[int, ...]:
-    """Channels, height and width of what a layer makes."""
-    if layer.transposed:
-        _, channels, *kernel = layer.weight.shape
-        return (channels, *(2 * size for size in side)) if compiled else (channels, *kernel)
-    return (len(layer.weight), *(size // 2 for size in side)) if compiled else (len(layer.weight), 1, 1)
+    if kernel == [4, 4] and size[1] in _WIDTHS:
+        step *= 2  # tiles are of two by two
+    _, height, width = shape
+    if height % step or width % step or not _is_compiled(layer, size):
+        return None
+    return True, (channels, 2 * height, 2 * width) if layer.transposed else (
+        channels,
+        height // 2,
+        width // 2,
+    )
 
 
 def _slope(layer: nn.Module) -> float | None:

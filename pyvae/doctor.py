@@ -26,7 +26,7 @@ def describe() -> str:
         "versions": [f"pyvae {pyvae.__version__}", f"python {platform.python_version()}", *_versions()],
         "devices": _devices(),
         "ops": _ops(),
-        "convolutions on a CPU": [f"{name}: {_arithmetic(dtype)}" for name, dtype in _PRODUCTS.items()],
+        "convolutions on a CPU": _convolutions(),
         "fused engine": _fused(),
         "environment": [f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ]
         or ["(nothing set)"],
@@ -83,6 +83,14 @@ def _backend(op: str, device: torch.device) -> str:
     except BackendError as error:
         return f"none ({error})"
     return f"{backend} ({reason})"
+
+
+def _convolutions() -> list[str]:
+    try:
+        wanted_backend()
+    except BackendError:
+        return ["none (see ops)"]
+    return [f"{name}: {_arithmetic(dtype)}" for name, dtype in _PRODUCTS.items()]
 
 
 def _arithmetic(dtype: torch.dtype) -> str:

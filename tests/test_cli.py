@@ -79,6 +79,7 @@ def test_doctor_names_the_backend_of_every_op(pyvae):
     assert "reparameterize_kl on cpu: reference (PYVAE_BACKEND=reference)" in done.stdout
     assert "bernoulli_nll on cpu: reference" in done.stdout
     assert "permute_dims on cpu: reference (PYVAE_BACKEND=reference)" in done.stdout
+    assert "convolutions on a CPU\n  fp32: oneDNN of torch (PYVAE_BACKEND=reference)\n" in done.stdout
 
 
 def test_doctor_knows_the_compiled_operators(pyvae):

@@ -13,6 +13,8 @@ from disent.model import AutoEncoder  # noqa: E402
 from disent.model.ae import DecoderConv64, EncoderConv64  # noqa: E402
 
 from pyvae.integrations.disent import FusedReconstruction  # noqa: E402
+from pyvae.layers import Layers  # noqa: E402
+from pyvae.modules import fuse_convolutions  # noqa: E402
 
 
 class Fused(FusedReconstruction, BetaVae):
@@ -49,3 +51,14 @@ def test_same_values_and_gradients(reduction, recon):
 def test_other_losses_are_refused():
     with pytest.raises(PyvaeError, match="recon_loss is 'mse': set it to 'bce'"):
         step(framework(Fused, recon_loss="mse"))
+
+
+def test_convolutions_of_its_networks():
+    before, mine = framework(BetaVae), framework(BetaVae)
+    assert fuse_convolutions(mine) is mine
+    assert any(type(module) is Layers for module in mine._model._decoder.modules())
+    assert list(mine.state_dict()) == list(before.state_dict())
+    (loss, grads), (expected, expected_grads) = step(mine), step(before)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    for a, b in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5 * float(b.abs().max() + 1e-12))

@@ -27,10 +27,14 @@ from pythae.models import (
     FactorVAEConfig,
     VAEConfig,
 )
+from pythae.models.base.base_utils import ModelOutput
+from pythae.models.nn import BaseEncoder
 from pythae.pipelines import TrainingPipeline
 from pythae.trainers import AdversarialTrainerConfig, BaseTrainerConfig
 
 from pyvae.integrations.pythae import use_pyvae
+from pyvae.layers import Layers
+from pyvae.modules import fuse_convolutions
 
 SHAPE = {"input_dim": (1, 8, 8), "latent_dim": 3, "reconstruction_loss": "bce"}
 MODELS = {
@@ -113,6 +117,33 @@ def test_stratified_weights_are_the_published_ones():
     # with all weights 1 the KL at the sampled z, whatever the estimator
     log_q = -0.5 * ((out.z - mu) ** 2 / logvar.exp() + logvar).sum(1)
     torch.testing.assert_close(out.reg_loss, (log_q + 0.5 * (out.z**2).sum(1)).mean(), rtol=1e-4, atol=1e-4)
+
+
+class Convolutional(BaseEncoder):
+    """An encoder of a user's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU(), nn.Conv2d(32, 32, 4, 2, 1), nn.ReLU(), nn.Flatten()
+        )
+        self.mean, self.logvar = nn.Linear(128, 3), nn.Linear(128, 3)
+
+    def forward(self, x):
+        features = self.trunk(x)
+        return ModelOutput(embedding=self.mean(features), log_covariance=self.logvar(features))
+
+
+def test_convolutions_of_a_users_own_encoder():
+    torch.manual_seed(0)
+    model = use_pyvae(VAE(VAEConfig(**SHAPE), encoder=Convolutional()))
+    before = run(copy.deepcopy(model)).loss
+    assert fuse_convolutions(model) is model
+    assert type(model.encoder.trunk) is Layers
+    after = run(model).loss
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=0)
+    after.backward()
+    assert all(p.grad.norm() > 0 for p in model.encoder.parameters())
 
 
 def test_the_rest_of_pythae_still_works():

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -22,32 +23,44 @@
 #endif
 
 #ifdef PYVAE_CONVOLUTIONS
+#include <immintrin.h>
+#define PYVAE_LANES 16
+#pragma GCC push_options
+#pragma GCC target("arch=x86-64-v4,avx512bf16,prefer-vector-width=512")
+namespace pyvae::convolution::bf16 {
+#include "convolution/lanes.h"
+#include "convolution/bfloat.h"
+#include "convolution/product.h"
+#include "convolution/tiles.h"
+#include "convolution/pair.h"
+}  // namespace pyvae::convolution::bf16
+#pragma GCC pop_options
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
 namespace pyvae::convolution::avx512 {
-#define PYVAE_LANES 16
 #include "convolution/lanes.h"
 #include "convolution/product.h"
 #include "convolution/tiles.h"
 #include "convolution/pair.h"
 #include "convolution/end.h"
 #include "convolution/activation.h"
-#undef PYVAE_LANES
 }  // namespace pyvae::convolution::avx512
 #pragma GCC pop_options
+#undef PYVAE_LANES
+
+#define PYVAE_LANES 8
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
 namespace pyvae::convolution::avx2 {
-#define PYVAE_LANES 8
 #include "convolution/lanes.h"
 #include "convolution/product.h"
 #include "convolution/tiles.h"
 #include "convolution/pair.h"
 #include "convolution/end.h"
 #include "convolution/activation.h"
-#undef PYVAE_LANES
 }  // namespace pyvae::convolution::avx2
 #pragma GCC pop_options
+#undef PYVAE_LANES
 #endif
 
 namespace {
@@ -65,7 +78,7 @@ Level level_of_processor() {
                          __builtin_cpu_supports("avx512vl") != 0}) {
     if (!has) return kAvx2;
   }
-  return kAvx512;
+  return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512;
 #else
   return kNone;
 #endif
@@ -101,14 +114,13 @@ struct Layer {
       STD_TORCH_CHECK(height % 2 == 0 && width % 2 == 0, "x: odd sides ", height, " x ", width);
       height /= 2, width /= 2;
     }
-    STD_TORCH_CHECK(height < 1 << 14 && width < 1 << 14, "x: sides are too long");
+    STD_TORCH_CHECK(batch < int64_t{1} << 32 && height < 1 << 14 && width < 1 << 14, "x: it is too large");
     const bool end = k == 4 && (big == 1 || big == 3);
     STD_TORCH_CHECK((small == 32 || small == 64) && (end || big == 32 || big == 64), "weight: between ", big, " and ",
                     small, " channels");
     STD_TORCH_CHECK(end || k == 2 || (height % 2 == 0 && width % 2 == 0), "x: the small map has odd sides");
     STD_TORCH_CHECK(!bf16 || level() >= kAvx512Bf16, "bf16: this processor has no instructions for it");
     STD_TORCH_CHECK(find(end, k == 4, bf16), "convolution: there is none for this processor or compiler");
-    check_sizes();
   }
 
   int64_t units_of_image() const { return kernels.tile ? height / kernels.tile * (width / kernels.tile) : 1; }
@@ -117,11 +129,14 @@ struct Layer {
   int64_t weight_count() const { return small * taps * big; }
 
  private:
-  void check_sizes() const { STD_TORCH_CHECK(batch < int64_t{1} << 40, "x: too many images"); }
-
-  bool find([[maybe_unused]] bool end, [[maybe_unused]] bool winograd, [[maybe_unused]] bool bf16) {
+  bool find([[maybe_unused]] bool end, [[maybe_unused]] bool winograd, [[maybe_unused]] bool low) {
 #ifdef PYVAE_CONVOLUTIONS
     const int b = static_cast<int>(big), s = static_cast<int>(small);
+    if (low && !end) {
+      if (winograd) kernels = bf16::kernels_between<bf16::Winograd, bf16::Bfloat>(b, s);
+      else kernels = bf16::kernels_between<bf16::Patches, bf16::Bfloat>(b, s);
+      return true;
+    }
     if (level() >= kAvx512) {
       if (end) kernels = avx512::end_kernels(b, s);
       else if (winograd) kernels = avx512::kernels_between<avx512::Winograd, avx512::Float>(b, s);
@@ -140,13 +155,16 @@ struct Layer {
 };
 
 // Images whose sums are made one after another: few enough for many threads, many enough that adding the groups up costs
-// little.
+// little. A unit is a tile, or an image where there are none.
 struct Groups {
-  static constexpr int64_t kImages = 8, kMost = 32;
+  static constexpr int64_t kImages = 8, kUnits = 64, kMost = 32;
   int64_t batch, images, count;
 
-  explicit Groups(int64_t batch)
-      : batch(batch), images(std::max(kImages, (batch + kMost - 1) / kMost)), count((batch + images - 1) / images) {}
+  Groups(int64_t batch, int64_t units_of_image) : batch(batch) {
+    const int64_t least = units_of_image > 1 ? std::max(kImages, (kUnits + units_of_image - 1) / units_of_image) : kImages;
+    images = std::max(least, (batch + kMost - 1) / kMost);
+    count = (batch + images - 1) / images;
+  }
   int64_t first(int64_t group) const { return group * images; }
   int64_t last(int64_t group) const { return std::min(batch, (group + 1) * images); }
 };
@@ -212,7 +230,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& given_grad, const Tens
   Tensor grad_x = torch::stable::new_empty(x, wants_x ? x.sizes() : nothing);
   Tensor grad_w = torch::stable::new_empty(x, wants_weight ? w.sizes() : nothing);
   Tensor sums = torch::stable::new_empty(x, wants_x ? per_channel : nothing);
-  const Groups groups(layer.batch);
+  const Groups groups(layer.batch, layer.units_of_image());
   const Kernels& kernels = layer.kernels;
   std::vector<float> weights, part_sums(static_cast<size_t>(wants_x ? groups.count * channels : 0), 0.0f);
   std::unique_ptr<float[]> weight_sums;
@@ -251,6 +269,17 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& given_grad, const Tens
   return {grad_x, grad_w, sums};
 }
 
+using ActivationBackward = void (*)(const float* grad, const float* y, float slope, float* out, float* sums,
+                                    int64_t pixels, int channels);
+
+ActivationBackward activation_for_processor() {
+#ifdef PYVAE_CONVOLUTIONS
+  if (level() >= kAvx512) return avx512::activation_backward;
+  if (level() >= kAvx2) return avx2::activation_backward;
+#endif
+  return nullptr;
+}
+
 // Gradient of the input of an activation with output y, or of none, and its sums over all but the last dimension. Without
 // an activation it is what comes, and none is returned.
 std::tuple<Tensor, Tensor> activation_backward(const Tensor& given_grad, const std::optional<Tensor>& given_y,
@@ -265,24 +294,22 @@ std::tuple<Tensor, Tensor> activation_backward(const Tensor& given_grad, const s
   check_same_shape(y, "y", grad);
   Tensor out = torch::stable::new_empty(grad, given_y ? grad.sizes() : nothing);
   Tensor sums = torch::stable::new_empty(grad, per_channel);
-  const Groups groups(batch);
+  const Groups groups(batch, 1);
   std::vector<float> parts(static_cast<size_t>(groups.count * channels), 0.0f);
   const float* from = grad.const_data_ptr<float>();
   const float* mask = given_y ? y.const_data_ptr<float>() : nullptr;
   float* to = given_y ? out.mutable_data_ptr<float>() : nullptr;
   const auto s = static_cast<float>(slope.value_or(0.0));
   const int64_t image = pixels * channels;
-  STD_TORCH_CHECK(level() >= kAvx2, "activation: there is none for this processor or compiler");
-  torch::stable::parallel_for(0, groups.count, 1, [&]([[maybe_unused]] int64_t begin, [[maybe_unused]] int64_t end) {
-#ifdef PYVAE_CONVOLUTIONS
-    const auto run = level() >= kAvx512 ? avx512::activation_backward : avx2::activation_backward;
+  const ActivationBackward run = activation_for_processor();
+  STD_TORCH_CHECK(run != nullptr, "activation: there is none for this processor or compiler");
+  torch::stable::parallel_for(0, groups.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       for (int64_t i = groups.first(group); i < groups.last(group); ++i) {
         run(from + i * image, mask ? mask + i * image : nullptr, s, to ? to + i * image : nullptr,
             parts.data() + group * channels, pixels, static_cast<int>(channels));
       }
     }
-#endif
   });
   add_up(parts, groups.count, sums);
   return {out, sums};

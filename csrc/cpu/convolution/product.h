@@ -50,19 +50,26 @@ struct Block {
   }
 };
 
-// c [rows, kN] = a [rows, kK words] b [kK words, kN]; a and c have room for up to kBlockRows - 1 rows more.
+// c [rows, kN] = a [rows, kK words] b [kK words, kN]; a and c have room for up to kBlockRows - 1 rows more. Long sums are
+// of parts, whose rounding adds up to less.
 template <class A, int kK, int kN>
 __attribute__((noinline)) void multiply(const typename A::Word* a, const typename A::Word* b, float* c, int rows,
                                         Ahead& ahead) {
+  constexpr int kPart = kK < 64 ? kK : 64;
   for (int n = 0; n < kN; n += kBlockColumns) {
     for (int r = 0; r < rows; r += kBlockRows) {
-      Block<A, kBlockRows, 2> block;
-      block.clear();
-      block.add(a + r * kK, kK, 1, b + n, kN, kK, ahead);
+      for (int k = 0; k < kK; k += kPart) {
+        Block<A, kBlockRows, 2> block;
+        block.clear();
+        block.add(a + r * kK + k, kK, 1, b + k * kN + n, kN, kPart, ahead);
 #pragma GCC unroll 32
-      for (int i = 0; i < kBlockRows; ++i) {
-        store(c + (r + i) * kN + n, block.sum[i][0]);
-        store(c + (r + i) * kN + n + kLanes, block.sum[i][1]);
+        for (int i = 0; i < kBlockRows; ++i) {
+#pragma GCC unroll 8
+          for (int v = 0; v < 2; ++v) {
+            float* to = c + (r + i) * kN + n + v * kLanes;
+            store(to, k == 0 ? block.sum[i][v] : load(to) + block.sum[i][v]);
+          }
+        }
       }
     }
   }

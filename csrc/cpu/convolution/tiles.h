@@ -207,8 +207,10 @@ struct Winograd {
   // [kPositions][kDepth][kSmall] of w [kSmall][16 taps][kBig]; `turned` has room for as many numbers as w
   static void weights_down(const float* w, float* turned, float* out) {
     constexpr int kTap = kBig * kSmall;
-    for (int s = 0; s < kSmall; ++s) {
-      for (int k = 0; k < 16 * kBig; ++k) turned[k * kSmall + s] = w[s * 16 * kBig + k];
+    for (int line = 0; line < 16 * kBig; line += 16) {
+      for (int s = 0; s < kSmall; ++s) {
+        for (int k = line; k < line + 16; ++k) turned[k * kSmall + s] = w[s * 16 * kBig + k];
+      }
     }
     for (int parity = 0; parity < 4; ++parity) {
       const float* tap = turned + ((parity >> 1) * 4 + (parity & 1)) * kTap;

@@ -175,6 +175,7 @@ VARIANTS = {
     "pyvae": on_a_cpu(),
     f"pyvae, {TORCHS}": on_a_cpu(own=False),
     "pyvae --precision bf16": on_a_cpu(bfloat16=True),
+    f"pyvae --precision bf16, {TORCHS}": on_a_cpu(bfloat16=True, own=False),
     **{
         f"pyvae --architecture {name}{'' if own else f', {TORCHS}'}": on_a_cpu(own=own, architecture=name)
         for name in ("beta-vae-h", "kim", "locatello")

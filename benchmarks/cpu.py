@@ -1,6 +1,6 @@
 """Everything that the README's tables of a CPU are made from: ``python benchmarks/cpu.py [--quick] [--only PART ...]``.
 
-One part after another, each a program of its own, which can be called alone too; on a quiet machine, half an hour. Then
+One part after another, each a program of its own, which can be called alone too; on a quiet machine, 25 minutes. Then
 ``python benchmarks/report.py`` writes the tables. What a part does not finish, or finds wrong, fails the whole, after
 the others have run.
 """
@@ -31,16 +31,16 @@ PARTS = {
         "bench_convolutions.py", "--rounds 25 --limit 4", "--rounds 3 --limit 1 --minutes 2"
     ),
     "train": Part(
-        "bench_train.py", "--rounds 2 --seconds 2 --minutes 12", "--rounds 1 --seconds 1 --minutes 5"
+        "bench_train.py", "--rounds 2 --seconds 2 --minutes 10", "--rounds 1 --seconds 1 --minutes 5"
     ),
     "peers": Part(
         "bench_peers.py",
-        "--rounds 2 --seconds 1.5 --minutes 9",
+        "--rounds 2 --seconds 1.5 --minutes 8",
         "--rounds 1 --seconds 1 --minutes 2",
         peers=True,
     ),
     "metrics": Part("bench_metrics.py", "--rounds 3", "--rounds 1"),
-    "ops": Part("bench_ops.py", "--limit 4", "--minutes 3 --limit 2"),
+    "ops": Part("bench_ops.py", "--limit 3", "--minutes 3 --limit 2"),
 }
 
 

@@ -169,7 +169,7 @@ def convolutions_table(result: dict[str, Any]) -> str:
         parts, five = ("forward", "backward"), [*three, "GFLOP/s", "of peak"]
         head = [
             "layer, fp32",
-            "input",
+            "input, B x H x W x C",
             *(f"{part}: {title}" if title else "" for part in parts for title in five),
         ]
         tables.append(_table(head, _wide(layers, parts, len(five)), 2))

@@ -201,6 +201,7 @@ def encoder_ways(device: torch.device) -> dict[str, Way]:
     """Of the Burgess network; on a CPU a slice of the images is timed."""
     dataset = load("dsprites")
     popular = build("burgess", 1, 10).to(device)
+    set_own_convolutions(popular, False)
     net = build("burgess", 1, 10).to(device, memory_format=torch.channels_last)  # as a run is opened
     part = 8192 if device.type == "cpu" else IMAGES
     slice_ = min(part, 65_536)

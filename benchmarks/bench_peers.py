@@ -38,6 +38,7 @@ from pyvae import processor
 from pyvae.allocator import keep_large_buffers
 from pyvae.data import load
 from pyvae.engine.stepper import BURST
+from pyvae.layers import set_own_convolutions
 from pyvae.nets import build, count_weights
 from pyvae.objectives import DIPVAE, IWAE, TCVAE, BetaVAE, CapacityVAE, FactorVAE
 from pyvae.reference import unpack_bits
@@ -79,7 +80,10 @@ def batches(count: int) -> Iterator[Tensor]:
 
 
 def network() -> Any:
-    return build("burgess", 1, RECIPE.latents, init=RECIPE.init).to(DEVICE)
+    """For another library: with torch's convolutions."""
+    net = build("burgess", 1, RECIPE.latents, init=RECIPE.init).to(DEVICE)
+    set_own_convolutions(net, False)
+    return net
 
 
 def pyvae_model(objective: str, _: Path | None, precision: str | None = None) -> Model:

@@ -105,12 +105,14 @@ def popular(
     fused: bool = False,
     channels_last: bool = False,
     compiled: bool = False,
+    own: bool = False,
     batches: Callable[[Tensor], Iterator[Tensor]] = _in_memory,
     losses: Losses = popular_losses,
 ) -> Step:
-    """A step as the popular repositories write it."""
+    """A step as the popular repositories write it: with torch's convolutions, unless ``own``."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = build(RECIPE.architecture, 1, RECIPE.latents, init=RECIPE.init).to(DEVICE, memory_format=layout)
+    set_own_convolutions(net, own)
     encoder, decoder = (torch.compile(m) if compiled else m for m in (net.encoder, net.decoder))
     losses = torch.compile(losses) if compiled else losses
     optimizer = torch.optim.Adam(net.parameters(), lr=RECIPE.lr, fused=fused)
@@ -168,6 +170,7 @@ VARIANTS = {
     "popular code, DataLoader": Variant(lambda: popular(batches=_from_loader), tuned=False),
     "popular code, torch.compile": Variant(lambda: popular(compiled=True), tuned=False),
     "popular code, our two losses": Variant(lambda: popular(losses=our_losses), tuned=False),
+    "popular code, our convolutions": Variant(lambda: popular(own=True), tuned=False, devices=("cpu",)),
     "+ fused Adam": Variant(lambda: popular(fused=True), tuned=False),
     "+ channels_last": Variant(lambda: popular(fused=True, channels_last=True), tuned=False),
     "+ allocator": Variant(lambda: popular(fused=True, channels_last=True), devices=("cpu",)),

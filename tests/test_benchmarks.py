@@ -478,6 +478,22 @@ class TestRates:
         assert not trainer.net.decoder.own_convolutions
         assert asked == ["kim", "kim"]
 
+    def test_others_have_no_convolutions_of_ours(self, monkeypatch):
+        bench_train = script("bench_train")
+        assert not script("bench_peers").network().decoder.own_convolutions
+        nets = []
+        monkeypatch.setattr(bench_train, "build", lambda *a, **k: (nets.append(build(*a, **k)), nets[-1])[1])
+        monkeypatch.setattr(
+            bench_train, "load", lambda name: SimpleNamespace(bits=torch.zeros(700, 512).byte())
+        )
+        popular = [
+            name for name in bench_train.HERE if not name.startswith("pyvae") and "compile" not in name
+        ]
+        for name in popular:
+            bench_train.VARIANTS[name].make()
+        own = [name for name, net in zip(popular, nets, strict=True) if net.encoder.trunk.own_convolutions]
+        assert own == ["popular code, our convolutions"]
+
     @pytest.mark.parametrize("known", [False, None, True])
     def test_bf16_is_left_out_where_it_says_nothing(self, known, tmp_path, monkeypatch, capsys):
         bench_train, bench_peers = script("bench_train"), script("bench_peers")

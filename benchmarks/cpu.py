@@ -31,11 +31,11 @@ PARTS = {
         "bench_convolutions.py", "--rounds 25 --limit 4", "--rounds 3 --limit 1 --minutes 2"
     ),
     "train": Part(
-        "bench_train.py", "--rounds 2 --seconds 2 --minutes 10", "--rounds 1 --seconds 1 --minutes 5"
+        "bench_train.py", "--rounds 2 --seconds 1.5 --minutes 11", "--rounds 1 --seconds 1 --minutes 5"
     ),
     "peers": Part(
         "bench_peers.py",
-        "--rounds 2 --seconds 1.5 --minutes 8",
+        "--rounds 2 --seconds 1.5 --minutes 7",
         "--rounds 1 --seconds 1 --minutes 2",
         peers=True,
     ),

@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.utils import parametrizations
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -401,8 +402,16 @@ def test_checkpoints_and_backwards_that_follow():
 
 @bfloat16
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_in_bfloat16_errs_no_more_than_torchs(dtype):
+def test_autocast_in_bfloat16_errs_as_torchs_does(dtype):
     module, x = every_kind()
+    for number in (
+        1,
+        4,
+        6,
+        8,
+        11,
+    ):  # a steeper bend, and what rounding moves across it would be all of the error
+        module[number] = nn.LeakyReLU(0.9)
     x = x.to(dtype)
     exact = gradients(torchs(module), x.float().requires_grad_())
     found = []
@@ -418,7 +427,7 @@ def test_autocast_in_bfloat16_errs_no_more_than_torchs(dtype):
         found.append([y.detach(), *torch.autograd.grad((y.float() * towards).sum(), wanted)])
     for mine, theirs, truth in zip(*found, exact, strict=True):
         assert mine.dtype == theirs.dtype
-        assert (mine.float() - truth).norm() <= 1.25 * (theirs.float() - truth).norm() + 1e-3 * truth.norm()
+        assert (mine.float() - truth).norm() <= 2 * (theirs.float() - truth).norm() + 1e-3 * truth.norm()
 
 
 @own
@@ -541,6 +550,21 @@ def test_weights_put_in_place_of_a_modules():
     found.sum().backward()
     assert all(p.grad is None for p in module.parameters())
     assert x.grad is not None
+
+
+@own
+def test_weights_of_a_class_of_their_own():
+    module, x = Layers(nn.Conv2d(1, 32, 4, 2, 1), nn.ReLU()), torch.randn(2, 1, 8, 8)
+    both = {name: TwoTensor(p.detach(), 2 * p.detach()) for name, p in module.named_parameters()}
+    with counted() as runs:
+        y = functional_call(module, both, (TwoTensor(x, x),))
+        module(x.as_subclass(nn.Buffer))
+        assert runs == []
+        torch.testing.assert_close(y.a, module(x), rtol=1e-4, atol=1e-6)
+    assert runs == [1]
+    y = functional_call(module, both, (x,))
+    torch.testing.assert_close(y.a, module(x), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(y.b, y.a)
 
 
 class Doubled(nn.Conv2d):
@@ -753,12 +777,16 @@ def test_nothing_to_fuse(net):
 @own
 @pytest.mark.parametrize("order", [LAST, DENSE], ids=["last", "dense"])
 def test_encoding_a_data_set(order):
-    data, net = TinyData(), build("burgess", 1, 3).to(memory_format=order)
+    data, net = TinyData(channels=3), build("burgess", 3, 3).to(memory_format=order)
+    orders = []
+    net.encoder.register_forward_pre_hook(lambda module, x: orders.append(x[0].stride()))
     with torch.no_grad():
         mu, logvar = copy.deepcopy(net).double().encoder(data.images(torch.arange(len(data))).double())
     with counted() as runs:
         table = encode(net, data, device="cpu", batch_size=50, progress=False)
     assert runs == [4, 4, 4]
+    assert {strides[1] for strides in orders[1:]} == {1}
+    assert net.encoder.trunk[0].weight.stride()[1] == 1
     torch.testing.assert_close(table.mu, mu.float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(table.logvar, logvar.float(), rtol=1e-5, atol=1e-6)
     set_own_convolutions(net, False)

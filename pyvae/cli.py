@@ -77,7 +77,7 @@ class Train:
             raise PyvaeError(f"--log-every must be at least 1, got {self.log_every}")
         if not 0 <= self.checkpoint_seconds < math.inf:
             raise PyvaeError(f"--checkpoint-seconds must not be negative, got {self.checkpoint_seconds}")
-        device = device_named(self.device, self.recipe.precision)
+        device = device_named(self.device)
         runs = self._runs(whole_path(self.out))
         dataset = self._data([run.recipe for run in runs])
         if self.profile:
@@ -375,7 +375,7 @@ class Reproduce:
                     self.name,
                     study,
                     dataset,
-                    device_named(self.device, self.precision),
+                    device_named(self.device),
                     out,
                     seeds=seeds,
                     scale=scale,

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import pyvae
+from pyvae import processor
 from pyvae.backend import choose, wanted_backend
 from pyvae.convolutions import arithmetic
 from pyvae.data import cache
@@ -17,7 +18,14 @@ from pyvae.errors import BackendError
 _PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard", "nvtx", "tyro")
 _KERNELS_OF = {"tc_batch": "permute_dims"}
 _PRODUCTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_VARIABLES = ("PYVAE_BACKEND", "PYVAE_CHECK", "PYVAE_CACHE", "PYVAE_LIMIT", "TRITON_INTERPRET")
+_VARIABLES = (
+    "PYVAE_BACKEND",
+    "PYVAE_CHECK",
+    "PYVAE_CACHE",
+    "PYVAE_INSIST",
+    "PYVAE_LIMIT",
+    "TRITON_INTERPRET",
+)
 
 
 def describe() -> str:
@@ -49,7 +57,8 @@ def _version(name: str) -> str:
 
 
 def _devices() -> list[str]:
-    lines = [f"cpu: {platform.machine()}, {torch.get_num_threads()} threads, {_cpu_capability()}"]
+    facts = [platform.machine(), f"{torch.get_num_threads()} threads", _cpu_capability(), _bfloat16()]
+    lines = [f"cpu: {', '.join(facts)}"]
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         lines.append(
@@ -66,6 +75,13 @@ def _devices() -> list[str]:
 
 def _cpu_capability() -> str:
     return torch.backends.cpu.get_cpu_capability()
+
+
+def _bfloat16() -> str:
+    known = processor.bfloat16()
+    if known is None:
+        return "not known whether it has instructions for bfloat16"
+    return "instructions for bfloat16" if known else "no instructions for bfloat16, so precision bf16 is slow"
 
 
 def _ops() -> list[str]:

@@ -1,18 +1,15 @@
 """What commands have in common: paths and devices as they are named, and lines on the terminal."""
 
-import logging
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyvae.errors import PyvaeError
 
 if TYPE_CHECKING:
     import torch
 
-_LOG = logging.getLogger(__name__)
 INTERRUPTED = 130
 """Exit status."""
 
@@ -25,7 +22,7 @@ def whole_path(path: Path) -> Path:
         raise PyvaeError(f"{path}: there is no such user here; write the path out") from error
 
 
-def device_named(name: str, precision: str = "fp32") -> "torch.device":
+def device_named(name: str) -> "torch.device":
     """The device of a name: "auto" is a GPU where there is one.
 
     Raises:
@@ -44,12 +41,6 @@ def device_named(name: str, precision: str = "fp32") -> "torch.device":
         raise PyvaeError(
             f"--device {name} cannot be used here ({str(error).splitlines()[0]}): try --device cpu"
         ) from error
-    # not in every torch, and of x86 alone
-    cpu: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if precision == "bf16" and name == "cpu" and not (cpu.get("avx512_bf16", True) or cpu.get("amx_bf16")):
-        _LOG.warning(
-            "this CPU has no instructions for bfloat16, and is many times faster with --precision fp32"
-        )
     return device
 
 

@@ -14,6 +14,7 @@ import torch
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.data.paths import absolute
 from pyvae.engine import checkpoint
+from pyvae.engine.arithmetic import check_precision
 from pyvae.engine.fused.supports import settled
 from pyvae.engine.recipe import Engine, Precision, Recipe
 from pyvae.engine.run import Run
@@ -204,7 +205,10 @@ def _check_run(path: Path, recipe: Recipe, dataset: Dataset, device: torch.devic
     saved = checkpoint.newest_description(run.checkpoints)
     finished = saved is not None and saved["step"] >= recipe.steps
     if device is not None and not finished:  # which any device may evaluate
-        settled(recipe, dataset, device, begun=None if saved is None else checkpoint.engine_of(saved))
+        recipe = settled(
+            recipe, dataset, device, begun=None if saved is None else checkpoint.engine_of(saved)
+        )
+        check_precision(recipe, device, begun=saved is not None)
 
 
 def _check_length(path: Path, recipe: Recipe) -> None:

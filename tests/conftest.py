@@ -12,6 +12,9 @@ GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"
 
+# whatever the processor: those of what is refused take it away
+os.environ["PYVAE_INSIST"] = "1"
+
 torch.set_num_threads(1)
 
 

@@ -9,10 +9,9 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from pyvae import cli, native
+from pyvae import native
 from pyvae.backend import OPS
 
 
@@ -388,20 +387,3 @@ def test_reproduce_on_mnists_files(pyvae, tmp_path):
     page = (tmp_path / "out/report.html").read_text()
     assert "Other data than the published" in page
     assert "is that of training images" not in page
-
-
-@pytest.mark.parametrize(
-    ("known", "warns"),
-    [
-        ({"avx512_bf16": False, "amx_bf16": False}, True),
-        ({"avx512_bf16": True, "amx_bf16": False}, False),
-        ({"avx512_bf16": False, "amx_bf16": True}, False),
-        ({}, False),
-    ],
-)
-def test_bfloat16_without_instructions_for_it_is_named(monkeypatch, caplog, known, warns):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
-    cli.device_named("cpu", "fp32")
-    assert not caplog.records
-    cli.device_named("cpu", "bf16")
-    assert ("--precision fp32" in caplog.text) is warns

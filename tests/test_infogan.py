@@ -20,6 +20,7 @@ from pyvae.engine.trainer import Trainer
 from pyvae.engine.training import training
 from pyvae.errors import PyvaeError, RecipeError
 from pyvae.evaluation import score, score_likelihood
+from pyvae.layers import Layers
 from pyvae.objectives import VAE, InfoGAN, InfoWGANGP
 from pyvae.objectives.infogan import Codes, between, gradient_penalty
 from pyvae.random import Stream, make_key, normal, uniform
@@ -324,7 +325,9 @@ def plain_steps(recipe, data, steps):
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_steps_equal_a_plain_loop(recipe):
+def test_steps_equal_a_plain_loop(recipe, monkeypatch):
+    # whichever: beside a batch normalised by eight images, Adam makes steps of what rounding left of no gradient
+    monkeypatch.setattr(Layers, "own_convolutions", False)
     data = TinyData()
     trainer = training(recipe, data, CPU)
     rows, after = [], []

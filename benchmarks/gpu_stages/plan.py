@@ -18,7 +18,7 @@ STEP = (
     *_files(
         "pyvae",
         "bias_activation product convolution_run convolutions layers nets adversarial_nets constants control "
-        "schedules bounds files",
+        "processor schedules bounds files",
     ),
     *("pyvae/engine/*.py", "pyvae/engine/fused/*.py", "pyvae/objectives/*.py", "pyvae/data/*.py"),
 )

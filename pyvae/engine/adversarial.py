@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from pyvae.adversarial_nets import CodePosterior
+from pyvae.adversarial_nets import AdversarialPair, CodePosterior
 from pyvae.data.dataset import Dataset
 from pyvae.engine.adam import adam
 from pyvae.engine.batches import ImageSource
@@ -36,6 +36,8 @@ class AdversarialTrainer(Stepper):
     A step is ``critic_steps`` of the critic, each on ``batch_size`` images and codes of its own, then
     ``generator_steps`` of the generator on further codes; the information head is trained with the critic.
     """
+
+    net: AdversarialPair
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import platform
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from pyvae.files import NotRegularError, open_regular
 _LOG = logging.getLogger(__name__)
 _KEPT = 2
 _NAME = re.compile(r"step-(\d{12,18})\.safetensors")
+_ON_A_CPU = " CPU, "
 # the format's own limit
 _LONGEST_HEADER = 100_000_000
 
@@ -53,6 +55,11 @@ class Metadata(_Required, total=False):
     seconds: float
     device: str
     engine: str
+    convolutions: str
+    """What computes them: "native", pyvae's own for CPUs; "torch"; "cudnn"; or "none", where a network has none that
+    pyvae's own would take. The fused engine does not say."""
+    convolutions_before: list[tuple[str, int]]
+    """Others that the run has gone on from, each with the step that it took them until."""
     versions: dict[str, str]
     trace_rows: int
 
@@ -307,6 +314,21 @@ def _description(path: Path, text: str) -> dict[str, Any]:
 def engine_of(metadata: Mapping[str, Any]) -> str:
     """The engine that trained a checkpoint; versions that did not say had torch's alone."""
     return str(metadata.get("engine", "torch"))
+
+
+def convolutions_in(metadata: Mapping[str, Any]) -> str:
+    """What computed the convolutions up to a checkpoint of the torch engine; versions that did not say had torch's on a
+    CPU and cuDNN's on a GPU."""
+    if "convolutions" in metadata:
+        return str(metadata["convolutions"])
+    return "torch" if _ON_A_CPU in metadata.get("device", _ON_A_CPU) else "cudnn"
+
+
+def device_name(device: torch.device) -> str:
+    """What a checkpoint says of the device that a run is trained on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}{_ON_A_CPU}{torch.get_num_threads()} threads"
 
 
 def check_fit(held: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:

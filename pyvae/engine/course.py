@@ -1,6 +1,5 @@
 """Steps of runs that make them together, and when what they leave behind is written."""
 
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,8 @@ from tqdm import tqdm
 
 import pyvae
 from pyvae.data.dataset import Dataset
+from pyvae.engine.checkpoint import device_name
+from pyvae.engine.convolutions import settle_convolutions
 from pyvae.engine.pace import Pace
 from pyvae.engine.recorder import Begun, Recorder
 from pyvae.engine.stepper import BURST, Stepper
@@ -65,7 +66,7 @@ class Course:
         self._trainer = trainer
         self._stop = stop
         self._recorders = [
-            Recorder(each, part, trainer.fields, _metadata(each, dataset, trainer.device))
+            Recorder(each, part, trainer.fields, _metadata(each, dataset, trainer))
             for each, part in zip(begun, trainer.parts, strict=True)
         ]
         for recorder in self._recorders:
@@ -173,18 +174,13 @@ def _progress(step: int, total: int, models: int) -> Iterator["tqdm[None]"]:
         yield bar
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def _metadata(begun: Begun, dataset: Dataset, device: torch.device) -> dict[str, Any]:
+def _metadata(begun: Begun, dataset: Dataset, trainer: Stepper) -> dict[str, Any]:
     return {
         "recipe": begun.run.recipe.to_json(),
         "data": dataset.fingerprint,
         "image_shape": list(dataset.image_shape),
-        "device": _device_name(device),
+        "device": device_name(trainer.device),
         "engine": begun.recipe.engine,
+        **settle_convolutions(trainer, begun),
         "versions": {"pyvae": pyvae.__version__, "torch": torch.__version__},
     }

@@ -12,7 +12,7 @@ import torch
 
 from pyvae.allocator import keep_large_buffers
 from pyvae.data.dataset import Dataset
-from pyvae.engine.arithmetic import settle_arithmetic
+from pyvae.engine.arithmetic import check_precision, settle_arithmetic
 from pyvae.engine.batches import fitting
 from pyvae.engine.checkpoint import engine_of, newest_description
 from pyvae.engine.course import Course, Outcome
@@ -58,7 +58,7 @@ def train(
     Raises:
         RunError: another process holds the run, the data is not what it was, more steps are done than the recipe
             has, a file cannot be written, or the loss is no longer finite (the last checkpoint is from before).
-        RecipeError: the recipe cannot be trained on this data.
+        RecipeError: the recipe cannot be trained on this data, or not on this device.
     """
     keep_large_buffers()
     options = _Options(log_every, checkpoint_seconds, capture, compile)
@@ -102,7 +102,7 @@ def train_together(
     Raises:
         RunError: as :func:`train`, but for a loss that is not finite; or two of the runs have one path. What is known
             before the first step is refused before anything is written.
-        RecipeError: a recipe cannot be trained on this data.
+        RecipeError: a recipe cannot be trained on this data, or not on this device.
     """
     keep_large_buffers()
     options = _Options(log_every, checkpoint_seconds, capture, compile)
@@ -156,6 +156,7 @@ def _begun(run: Run, dataset: Dataset, device: torch.device, compile: bool, *, r
 
     Raises:
         RunError: it cannot, with this recipe, data or engine.
+        RecipeError: it cannot on this device.
     """
     # what is to be repaired is told when it is, not before
     saved = run.resumable(repair=repair, tell=repair)
@@ -177,6 +178,8 @@ def _begun(run: Run, dataset: Dataset, device: torch.device, compile: bool, *, r
             f"{run.path} has made {saved.step:,} steps, more than --steps {recipe.steps}: give --steps {saved.step} or "
             "more, or name another --out"
         )
+    if saved is None or saved.step < recipe.steps:  # a finished run is left alone
+        check_precision(recipe, device, begun=saved is not None)
     return Begun(run, recipe, saved)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pyvae.data.dataset import Dataset
-from pyvae.engine.arithmetic import settle_arithmetic
+from pyvae.engine.arithmetic import check_precision, settle_arithmetic
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.training import training
 
@@ -30,9 +30,13 @@ def profile_steps(
 
     Returns:
         the table that ``kernels.txt`` holds.
+
+    Raises:
+        RecipeError: the recipe cannot be trained on this data, or not on this device.
     """
     settle_arithmetic(recipe.precision)
     trainer = training(recipe, dataset, device, capture=False)
+    check_precision(trainer.recipe, device)
     trainer.advance(_WARM_UP)
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":

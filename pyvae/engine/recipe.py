@@ -93,7 +93,8 @@ class Recipe(Checked):
     """Of the networks' products, a discriminator's among them; weights, losses and moments are always float32. A CPU
     takes tf32 as fp32. fp16 is of the fused engine alone: it errs as little as tf32 and was twice as fast there
     on an H100, a discriminator's products are tf32 beside it, and what exceeds its range ends the run as any divergence
-    does."""
+    does. bf16 on a CPU wants one with instructions for it (AVX-512 BF16 or AMX; `pyvae doctor` says): without them it
+    is several times slower than fp32, and refused unless PYVAE_INSIST=1."""
     engine: Engine = "auto"
     """"torch": networks of torch's layers. "fused": networks, loss and Adam in some 28 kernels of our own, on NVIDIA
     GPUs of compute capability 8.0 and up, in fp16, bf16 or tf32; it rounds otherwise, and refuses what it cannot

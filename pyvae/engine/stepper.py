@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyvae.checks import value_checks
 from pyvae.control import Control
@@ -43,6 +43,11 @@ class Stepper(ABC):
         control: the controller's state before the first step, if there is one.
         ledger: where it is not of the stepper's own making.
     """
+
+    net: nn.Module | None = None
+    """The networks, where they are torch's modules."""
+    compiled = False
+    """Whether they go through torch.compile."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from pyvae.engine.state import Trained
 from pyvae.engine.stepper import Stepper
 from pyvae.errors import RecipeError
 from pyvae.functional import reparameterize_kl
-from pyvae.nets import ANY_SIDE, SIDE, build
+from pyvae.nets import ANY_SIDE, SIDE, Autoencoder, build
 from pyvae.objectives import TCVAE, TERMS, ControlVAE, FactorVAE, ImportanceWeighted, InfoGAN, Outputs
 from pyvae.objectives.likelihood import image_nll
 from pyvae.random import Stream
@@ -32,6 +32,8 @@ class Trainer(Stepper):
     A step reads nothing back from the device: the step counter, the loss and its terms, whether they are finite, and
     the rows of the trace stay there. On a GPU, ``BURST`` steps are one graph.
     """
+
+    net: Autoencoder
 
     def __init__(
         self,
@@ -57,6 +59,7 @@ class Trainer(Stepper):
             factor_sizes=_factor_sizes(recipe, dataset),
         )
         self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.compiled = compile
         self._encoder, self._decoder = (
             _compiled(module) if compile else module for module in (self.net.encoder, self.net.decoder)
         )

@@ -244,6 +244,9 @@ def _provenance(trained: Trained | TrainedPair) -> Iterable[tuple[str, str]]:
         yield "wall time", duration(metadata["seconds"])
     if trained.steps_per_second:
         yield "speed", f"{trained.steps_per_second:,.1f} steps/s"
+    if (taken := metadata.get("convolutions", "none")) != "none":
+        before = [f"{name} until step {step:,}" for name, step in metadata.get("convolutions_before", [])]
+        yield "convolutions", f"{taken} ({', '.join(before)})" if before else taken
     yield from metadata.get("versions", {}).items()
 
 

@@ -10,6 +10,7 @@ import torch
 
 from pyvae.data.dataset import Dataset
 from pyvae.data.shapes3d import Shapes3D
+from pyvae.engine.arithmetic import check_precision
 from pyvae.engine.fused.supports import settled
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.together import shape_of
@@ -94,6 +95,7 @@ def fit_on(recipe: Recipe, dataset: Dataset, device: torch.device) -> Fit:
     """
     check_data(recipe, dataset)
     recipe = settled(recipe, in_memory(dataset), device)
+    check_precision(recipe, device)
     images = Images.of(dataset)
     # on a CPU members would only take turns
     together = recipe.engine == "fused" and device.type == "cuda"

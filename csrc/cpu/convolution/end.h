@@ -124,7 +124,7 @@ struct End {
   static constexpr int kSummed = 4;  // pixels whose gradients are summed first, whatever the block
 
   static __attribute__((noinline)) void down_image(const Job& job, const Picture& picture, int64_t image) {
-    with_finisher(job, [&](const auto& finish) {
+    with_finisher(job, [&](const auto finish) {
       const auto* weights = static_cast<const float*>(job.weights);
       Sums<kSmall> sums;
       for (int y = 0; y < job.height; ++y) {
@@ -158,35 +158,32 @@ struct End {
     });
   }
 
-  // rows of taps and lanes of channels that are summed in registers over all of an image
-  static constexpr int kTapRows = kLanes == 16 && kColours == 1 ? 2 : 1;
-  static constexpr int kColumns = kLanes == 8 && kColours == 3 ? 1 : 2;
+  // taps whose gradients are summed in registers over all of an image: two rows of them, one, or half of one
+  static constexpr int kSummedTaps = (kColours == 1 ? 8 : 12) / (kLanes == 16 ? 1 : 2);
 
   static __attribute__((noinline)) void weight_image(const Job& job, const Picture& picture, int64_t image) {
     const float* small = job.small + image * job.height * job.width * kSmall;
-    for (int c = 0; c < kSmall; c += kColumns * kLanes) {
-      for (int tap_row = 0; tap_row < 4; tap_row += kTapRows) {
-        Lanes sum[kTapRows * kRow][kColumns] = {};
+    for (int c = 0; c < kSmall; c += kBlockColumns) {
+      for (int tap = 0; tap < kTaps; tap += kSummedTaps) {
+        Lanes sum[kSummedTaps][2] = {};
         for (int y = 0; y < job.height; ++y) {
-          const float* pixels = picture.at + (2 * y + tap_row) * picture.stride;
+          const float* pixels = picture.at + (2 * y + tap / kRow) * picture.stride + tap % kRow;
           const float* grads = small + static_cast<int64_t>(y) * job.width * kSmall + c;
           for (int x = 0; x < job.width; ++x) {
-            Lanes row[kColumns];
-#pragma GCC unroll 8
-            for (int v = 0; v < kColumns; ++v) row[v] = load(grads + x * kSmall + v * kLanes);
+            const Lanes row[2] = {load(grads + x * kSmall), load(grads + x * kSmall + kLanes)};
 #pragma GCC unroll 32
-            for (int r = 0; r < kTapRows * kRow; ++r) {
+            for (int r = 0; r < kSummedTaps; ++r) {
               const Lanes pixel = all(pixels[(r / kRow) * picture.stride + 2 * x * kColours + r % kRow]);
-#pragma GCC unroll 8
-              for (int v = 0; v < kColumns; ++v) sum[r][v] += pixel * row[v];
+              sum[r][0] += pixel * row[0];
+              sum[r][1] += pixel * row[1];
             }
           }
         }
 #pragma GCC unroll 32
-        for (int r = 0; r < kTapRows * kRow; ++r) {
+        for (int r = 0; r < kSummedTaps; ++r) {
 #pragma GCC unroll 8
-          for (int v = 0; v < kColumns; ++v) {
-            float* to = job.weight_sums + (tap_row * kRow + r) * kSmall + c + v * kLanes;
+          for (int v = 0; v < 2; ++v) {
+            float* to = job.weight_sums + (tap + r) * kSmall + c + v * kLanes;
             store(to, load(to) + sum[r][v]);
           }
         }

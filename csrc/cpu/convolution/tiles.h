@@ -44,17 +44,18 @@ struct Window {
 // What becomes of sums, channels [c, c + kLanes) of a pixel at a time.
 template <Finish kFinish>
 struct Finisher {
-  const Job& job;
   Activation activation;
+  const float *bias, *mask;
+  float* out;
 
-  explicit Finisher(const Job& job) : job(job), activation(job.slope) {}
+  explicit Finisher(const Job& job) : activation(job.slope), bias(job.bias), mask(job.mask), out(job.out) {}
 
   PYVAE_HD void operator()(int64_t at, int c, Lanes y, Lanes& sum) const {
-    if (kFinish == Finish::kLinear || kFinish == Finish::kActivated) y += load(job.bias + c);
+    if (kFinish == Finish::kLinear || kFinish == Finish::kActivated) y += load(bias + c);
     if (kFinish == Finish::kActivated) y = activation.forward(y);
-    if (kFinish == Finish::kMasked) y = activation.backward(load(job.mask + at + c), y);
+    if (kFinish == Finish::kMasked) y = activation.backward(load(mask + at + c), y);
     if (kFinish == Finish::kMasked || kFinish == Finish::kSummed) sum += y;
-    store(job.out + at + c, y);
+    store(out + at + c, y);
   }
 };
 
@@ -180,7 +181,7 @@ struct Winograd {
 
   static __attribute__((noinline)) void finish_small(const Job& job, const Places& places, int64_t first, int count,
                                                      const float* products, int64_t position) {
-    with_finisher(job, [&](const auto& finish) {
+    with_finisher(job, [&](const auto finish) {
       const int64_t row = static_cast<int64_t>(job.width) * kSmall;
       Sums<kSmall> sums;
       for (int s = 0; s < count; ++s) {
@@ -193,7 +194,7 @@ struct Winograd {
 
   static __attribute__((noinline)) void finish_big(const Job& job, const Places& places, int64_t first, int count,
                                                    int parity, const float* products, int64_t position) {
-    with_finisher(job, [&](const auto& finish) {
+    with_finisher(job, [&](const auto finish) {
       const int64_t row = static_cast<int64_t>(2 * job.width) * kBig;
       Sums<kBig> sums;
       for (int s = 0; s < count; ++s) {
@@ -362,7 +363,7 @@ struct Patches {
   static constexpr int up_position(int, int) { return 0; }
 
   static void finish_small(const Job& job, const Places&, int64_t first, int count, const float* products, int64_t) {
-    with_finisher(job, [&](const auto& finish) {
+    with_finisher(job, [&](const auto finish) {
       Sums<kSmall> sums;
       for (int s = 0; s < count; ++s) {
         finish_pixel<kSmall>(products + static_cast<int64_t>(s) * kSmall, (first + s) * kSmall, finish, sums);
@@ -373,7 +374,7 @@ struct Patches {
 
   static void finish_big(const Job& job, const Places& places, int64_t first, int count, int parity,
                          const float* products, int64_t) {
-    with_finisher(job, [&](const auto& finish) {
+    with_finisher(job, [&](const auto finish) {
       const int64_t own = static_cast<int64_t>(parity >> 1) * 2 * job.width + (parity & 1);
       Sums<kBig> sums;
       for (int s = 0; s < count; ++s) {

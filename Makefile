@@ -35,12 +35,7 @@ slow: $(VENV)/.installed-test
 
 # every part runs, and a failure of any is one of the whole
 bench: $(VENV)/.installed-test
-	failed=0; \
-	$(BENCH)/bench_ops.py --minutes 5 --limit 3 --out $(RESULTS)/ops-cpu.json || failed=1; \
-	$(BENCH)/bench_metrics.py --rounds 1 --out $(RESULTS)/metrics-cpu.json || failed=1; \
-	$(BENCH)/bench_train.py --rounds 1 --seconds 2 --minutes 5 --threads 2 --out $(RESULTS)/train-cpu.json || failed=1; \
-	$(BENCH)/bench_peers.py $(PEERS) --rounds 1 --seconds 2 --minutes 2 --out $(RESULTS)/peers-cpu.json || failed=1; \
-	exit $$failed
+	$(BENCH)/cpu.py --quick --results $(RESULTS) $(PEERS)
 
 # says first whether there is a GPU, before anything is installed
 gpu:

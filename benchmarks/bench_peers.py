@@ -4,8 +4,11 @@ pythae and disent come with ``pip install ".[peers]"``; ``--disentangling-vae PA
 github.com/YannDubs/disentangling-vae. What is not there is skipped, and said so; disent runs without a torchvision that
 does not load. Every library makes the step that its own trainer makes, with the Burgess network and an Adam of its
 default form, from images that lie in memory already: its loader, loggers and loop are left out, which favours it. pyvae
-makes its whole step, and once more with the networks' products in bfloat16. Every pair of library and objective runs in
-a process of its own, round by round. FactorVAE has 2 x 64 images everywhere, and a discriminator of 5 x 1000.
+makes its whole step, and once more with the networks' products in bfloat16, where the processor has instructions for
+them. Every pair of library and objective runs in a process of its own, round by round, by one thread, then by two; on a
+CPU another library's steps are timed there once more with freed buffers kept in the heap, as pyvae's are, which it does
+not do by itself. CPU time stands beside wall time. FactorVAE has 2 x 64 images everywhere, and a discriminator of
+5 x 1000.
 """
 
 import argparse
@@ -18,7 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,21 +31,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench_train import DEVICE, RECIPE, STRIDE, Step, ours, steps_per_second
+from bench_train import DEVICE, NO_BFLOAT16, RECIPE, STRIDE, Step, ours
 from checkout import ROOT, commit_of
-from interleaved import Spread
 from machine import save
+from pyvae import processor
 from pyvae.allocator import keep_large_buffers
 from pyvae.data import load
 from pyvae.engine.stepper import BURST
+from pyvae.layers import set_own_convolutions
 from pyvae.nets import build, count_weights
 from pyvae.objectives import DIPVAE, IWAE, TCVAE, BetaVAE, CapacityVAE, FactorVAE
 from pyvae.reference import unpack_bits
+from rate_rows import words
+from step_rate import Rate, add_threads, rate_of, rates_by_threads
 from without_torchvision import stand_in
 
 IMAGES = 737_280
 SETTLING = 240
-"""Seconds after which a process hangs, beyond ten times what it measures for."""
+"""Seconds after which a process hangs, beyond ten times what it measures for at most."""
+KEPT = "buffers kept"
+"""Behind the name of a library whose process has pyvae's setting of the allocator."""
 SAMPLES = 5
 """Of IWAE."""
 OBJECTIVES: dict[str, Any] = {
@@ -72,7 +80,10 @@ def batches(count: int) -> Iterator[Tensor]:
 
 
 def network() -> Any:
-    return build("burgess", 1, RECIPE.latents, init=RECIPE.init).to(DEVICE)
+    """For another library: with torch's convolutions."""
+    net = build("burgess", 1, RECIPE.latents, init=RECIPE.init).to(DEVICE)
+    set_own_convolutions(net, False)
+    return net
 
 
 def pyvae_model(objective: str, _: Path | None, precision: str | None = None) -> Model:
@@ -249,11 +260,13 @@ class Library:
     objectives: tuple[str, ...]
     needs: str | None = None
     """A package that must be installed."""
+    bfloat16: bool = False
+    """Whether a CPU must have instructions for it."""
 
 
 LIBRARIES = {
     "pyvae": Library(pyvae_model, tuple(OBJECTIVES)),
-    "pyvae, bf16": Library(partial(pyvae_model, precision="bf16"), tuple(OBJECTIVES)),
+    "pyvae, bf16": Library(partial(pyvae_model, precision="bf16"), tuple(OBJECTIVES), bfloat16=True),
     "pythae": Library(
         pythae_model, ("beta-vae", "capacity-vae", "tc-vae", "factor-vae", "iwae"), needs="pythae"
     ),
@@ -267,6 +280,8 @@ LIBRARIES = {
 def missing(name: str, checkout: Path | None) -> str | None:
     """Why a library cannot run, if it cannot."""
     needs = LIBRARIES[name].needs
+    if LIBRARIES[name].bfloat16 and DEVICE.type == "cpu" and processor.bfloat16() is not True:
+        return NO_BFLOAT16
     if needs:
         try:
             version(needs)
@@ -280,11 +295,22 @@ def missing(name: str, checkout: Path | None) -> str | None:
     return None
 
 
-def measure(library: str, objective: str, checkout: Path | None, seconds: float) -> dict[str, Any]:
-    """One library and objective, in this process."""
+def measure(
+    library: str, objective: str, checkout: Path | None, seconds: float, threads: list[int]
+) -> dict[str, Any]:
+    """One library and objective, in this process: packed rates by what has them and by threads, and its weights."""
     torch.manual_seed(0)
+    torch.set_num_threads(threads[0])
     model = LIBRARIES[library].make(objective, checkout)
-    return {"rate": asdict(steps_per_second(model.step, model.steps, seconds)), "weights": model.weights}
+
+    def rates() -> dict[str, dict[str, Any]]:
+        return rates_by_threads(lambda: rate_of(model.step, model.steps, seconds, DEVICE), threads)
+
+    found = {library: rates()}
+    if DEVICE.type == "cpu" and not library.startswith("pyvae"):
+        keep_large_buffers()  # to the end of the process: last
+        found[f"{library}, {KEPT}"] = rates()
+    return {"rates": found, "weights": model.weights}
 
 
 def check_weights(weights: dict[tuple[str, str], int]) -> None:
@@ -316,16 +342,15 @@ def main() -> None:
     parser.add_argument("--disentangling-vae", type=Path, metavar="PATH", help="a checkout of it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    add_threads(parser)
     parser.add_argument("--minutes", type=float, help="begin no measurement after so many")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     checkout = options.disentangling_vae
     if options.one:
-        print(json.dumps(measure(*options.one, checkout, options.seconds)))
+        print(json.dumps(measure(*options.one, checkout, options.seconds, options.threads)))
         return
     reasons = {name: missing(name, checkout) for name in LIBRARIES}
     skipped = {name: reason for name, reason in reasons.items() if reason}
@@ -340,23 +365,27 @@ def main() -> None:
         for library, has in LIBRARIES.items()
         if library not in skipped and objective in has.objectives
     ]
-    rates: dict[tuple[str, str], list[Spread]] = {pair: [] for pair in pairs}
+    rates: dict[tuple[str, str, int], list[Rate]] = {}
     weights: dict[tuple[str, str], int] = {}
     failed = False
 
     def write() -> list[dict[str, Any]]:
+        order = {pair: place for place, pair in enumerate(pairs)}
         rows = [
             {
                 "library": library,
                 "objective": objective,
-                "steps_per_second": Spread.of_rounds(found).rounded(),
+                "threads": count,
+                **Rate.of_rounds(rates[library, objective, count]).row(),
             }
-            for (library, objective), found in rates.items()
-            if found
+            for library, objective, count in sorted(
+                rates, key=lambda key: order[key[0].removesuffix(f", {KEPT}"), key[1]]
+            )
         ]
         if rows:
             save(
                 options.out,
+                options.threads,
                 versions=versions_of(reasons, checkout),
                 setting=f"{RECIPE.architecture}, batch {RECIPE.batch_size}",
                 rates=rows,
@@ -364,6 +393,7 @@ def main() -> None:
             )
         return rows
 
+    limit = SETTLING + 20 * options.seconds * len(options.threads)
     end = time.monotonic() + 60 * (options.minutes or float("inf"))
     for _ in range(options.rounds):
         for pair in pairs:
@@ -371,13 +401,11 @@ def main() -> None:
             if time.monotonic() > end or name in skipped:
                 continue
             command = [sys.executable, __file__, "--one", *pair, "--seconds", str(options.seconds)]
-            command += ["--threads", str(options.threads)]
+            command += ["--threads", *map(str, options.threads)]
             if checkout:
                 command += ["--disentangling-vae", str(checkout)]
             try:
-                done = subprocess.run(
-                    command, capture_output=True, text=True, cwd=ROOT, timeout=SETTLING + 10 * options.seconds
-                )
+                done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=limit)
             except subprocess.TimeoutExpired as late:
                 skipped[name] = f"failed: no result within {late.timeout:.0f} s"
                 continue
@@ -393,11 +421,19 @@ def main() -> None:
                 check_weights(weights)
             except ValueError as error:
                 sys.exit(f"refused: {error}")
-            rates[pair].append(Spread(**row["rate"]))
+            for library, by_threads in row["rates"].items():
+                for count, packed in by_threads.items():
+                    rates.setdefault((library, pair[1], int(count)), []).append(Rate.unpacked(packed))
             write()
-    skipped |= {" ".join(p): "no time left" for p in pairs if not rates[p] and " ".join(p) not in skipped}
+    measured = {key[:2] for key in rates}
+    skipped |= {
+        " ".join(p): "no time left" for p in pairs if p not in measured and " ".join(p) not in skipped
+    }
     for row in write():
-        print(f"{row['objective']:14s} {row['library']:20s} {row['steps_per_second'][1]:8.4g} steps/s")
+        print(
+            f"{row['objective']:14s} {row['library']:32s} {words(row['threads']):>9s} "
+            f"{row['steps_per_second'][1]:8.4g} steps/s  {row['cpu_ms'][1]:8.4g} ms of the CPU"
+        )
     for name, reason in skipped.items():
         print(f"{name}: {reason}")
     sys.exit(failed)

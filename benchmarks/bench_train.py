@@ -1,8 +1,10 @@
 """Steps per second of whole training steps on this machine, variant by variant, and what each change pays.
 
 ``python benchmarks/bench_train.py --out benchmarks/results/train-cpu.json``. Every variant runs in a process of its
-own, since the allocator and the arithmetic are settings of the process. Rounds go through all variants in turn, so that
-a noisy neighbour hits them alike. Medians are reported. On a GPU, `make gpu` measures these variants.
+own, since the allocator and the arithmetic are settings of the process; its steps are timed by one thread, then by two.
+Rounds go through all variants in turn, so that a noisy neighbour hits them alike. Medians are reported, of wall time
+and, beside it, of CPU time: of all threads of the process, and of the one that makes the steps. What a processor has no
+instructions for is left out, and said so. On a GPU, `make gpu` measures these variants.
 """
 
 import argparse
@@ -11,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +23,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from checkout import ROOT
-from interleaved import Spread
 from machine import save
-from pyvae import bernoulli_nll, reparameterize_kl
+from pyvae import bernoulli_nll, processor, reparameterize_kl
 from pyvae.allocator import keep_large_buffers
 from pyvae.data import load
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.stepper import BURST
 from pyvae.engine.training import training
+from pyvae.layers import set_own_convolutions
 from pyvae.nets import build
 from pyvae.objectives import OBJECTIVES, BetaVAE, InfoGAN
 from pyvae.recipes import RECIPES
 from pyvae.reference import unpack_bits
+from rate_rows import words
+from step_rate import Rate, add_threads, rate_of, rates_by_threads
 
 RECIPE = Recipe(objective=BetaVAE(), architecture="burgess", init="kaiming", lr=5e-4, engine="torch")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STRIDE = 700
+TORCHS = "torch's convolutions"
+NO_BFLOAT16 = "this processor is not known to have instructions for products of bfloat16"
 Step = Callable[..., object]
 Losses = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor], Tensor], Tensor]
 
@@ -51,6 +57,14 @@ class Variant:
     tuned: bool = True
     devices: tuple[str, ...] = ("cpu", "cuda")
     steps: int = 1
+    bfloat16: bool = False
+    """Whether it is for processors with instructions for products of bfloat16 alone; others take eight times as long
+    as in fp32, which says nothing of pyvae."""
+
+    @property
+    def left_out(self) -> str | None:
+        """Why it is not measured on this machine, if it is not."""
+        return NO_BFLOAT16 if self.bfloat16 and processor.bfloat16() is not True else None
 
 
 def popular_losses(mu: Tensor, logvar: Tensor, decoder: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -91,12 +105,14 @@ def popular(
     fused: bool = False,
     channels_last: bool = False,
     compiled: bool = False,
+    own: bool = False,
     batches: Callable[[Tensor], Iterator[Tensor]] = _in_memory,
     losses: Losses = popular_losses,
 ) -> Step:
-    """A step as the popular repositories write it."""
+    """A step as the popular repositories write it: with torch's convolutions, unless ``own``."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
     net = build(RECIPE.architecture, 1, RECIPE.latents, init=RECIPE.init).to(DEVICE, memory_format=layout)
+    set_own_convolutions(net, own)
     encoder, decoder = (torch.compile(m) if compiled else m for m in (net.encoder, net.decoder))
     losses = torch.compile(losses) if compiled else losses
     optimizer = torch.optim.Adam(net.parameters(), lr=RECIPE.lr, fused=fused)
@@ -121,11 +137,16 @@ def recipe_of(**changes: Any) -> Recipe:
     return replace(own, batch_size=RECIPE.batch_size, **changes)
 
 
-def ours(steps: int = 1, *, capture: bool = False, compiled: bool = False, **changes: Any) -> Step:
-    """pyvae's step: data from the whole set's bits, trace row and divergence check included."""
+def ours(
+    steps: int = 1, *, own: bool = True, capture: bool = False, compiled: bool = False, **changes: Any
+) -> Step:
+    """pyvae's step: data from the whole set's bits, trace row and divergence check included; with convolutions of its
+    own, where it has them, or with torch's."""
     recipe = recipe_of(**changes)
     settle_arithmetic(recipe.precision)
     trainer = training(recipe, load("dsprites"), DEVICE, log_every=100, capture=capture, compile=compiled)
+    if not own:
+        set_own_convolutions(trainer.net, False)
     return lambda count=steps: trainer.advance(count)
 
 
@@ -137,22 +158,33 @@ def captured(**changes: Any) -> Variant:
     )
 
 
+def on_a_cpu(bfloat16: bool = False, **changes: Any) -> Variant:
+    if bfloat16:
+        changes["precision"] = "bf16"
+    return Variant(lambda: ours(**changes), devices=("cpu",), bfloat16=bfloat16)
+
+
 OTHERS = {name: make for name, make in OBJECTIVES.items() if make is not type(RECIPE.objective)}
 VARIANTS = {
     "popular code": Variant(popular, tuned=False),
     "popular code, DataLoader": Variant(lambda: popular(batches=_from_loader), tuned=False),
     "popular code, torch.compile": Variant(lambda: popular(compiled=True), tuned=False),
     "popular code, our two losses": Variant(lambda: popular(losses=our_losses), tuned=False),
+    "popular code, our convolutions": Variant(lambda: popular(own=True), tuned=False, devices=("cpu",)),
     "+ fused Adam": Variant(lambda: popular(fused=True), tuned=False),
     "+ channels_last": Variant(lambda: popular(fused=True, channels_last=True), tuned=False),
     "+ allocator": Variant(lambda: popular(fused=True, channels_last=True), devices=("cpu",)),
     "+ torch.compile": Variant(lambda: popular(fused=True, channels_last=True, compiled=True)),
-    "pyvae": Variant(ours, devices=("cpu",)),
-    "pyvae --precision bf16": Variant(lambda: ours(precision="bf16"), devices=("cpu",)),
+    "pyvae": on_a_cpu(),
+    f"pyvae, {TORCHS}": on_a_cpu(own=False),
+    "pyvae --precision bf16": on_a_cpu(bfloat16=True),
+    f"pyvae --precision bf16, {TORCHS}": on_a_cpu(bfloat16=True, own=False),
     **{
-        f"pyvae {name}": Variant(lambda make=make: ours(objective=make()), devices=("cpu",))
-        for name, make in OTHERS.items()
+        f"pyvae --architecture {name}{'' if own else f', {TORCHS}'}": on_a_cpu(own=own, architecture=name)
+        for name in ("beta-vae-h", "kim", "locatello")
+        for own in (True, False)
     },
+    **{f"pyvae {name}": on_a_cpu(objective=make()) for name, make in OTHERS.items()},
     "pyvae --no-capture": Variant(ours, devices=("cuda",)),
     "pyvae --precision fp32": captured(),
     "pyvae --precision tf32": captured(precision="tf32"),
@@ -168,51 +200,24 @@ VARIANTS = {
 HERE = [name for name, variant in VARIANTS.items() if DEVICE.type in variant.devices]
 
 
-def synchronise() -> None:
-    """Wait for the GPU, if there is one."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
+def prepared(name: str) -> Callable[[float], Rate]:
+    """Make a variant in this process, which is its own.
 
-
-def measure(name: str, seconds: float) -> Spread:
-    """Steps per second of one variant, in this process."""
+    Returns:
+        what measures its steps for so many seconds.
+    """
     torch.manual_seed(0)
     variant = VARIANTS[name]
     if variant.tuned:
         keep_large_buffers()
-    return steps_per_second(variant.make(), variant.steps, seconds)
+    step = variant.make()
+    return lambda seconds: rate_of(step, variant.steps, seconds, DEVICE)
 
 
-def steps_per_second(step: Step, steps: int, seconds: float) -> Spread:
-    """Over portions of the time, for a call that makes so many steps."""
-    start = time.perf_counter()
-    for done in range(5):
-        # an importance-weighted step takes seconds on a CPU
-        if done and time.perf_counter() - start > seconds:
-            break
-        step()
-        synchronise()  # else the clock would be that of the queue
-    # a GPU is timed over portions of a tenth of the time, a CPU step by step
-    portion = 1
-    if DEVICE.type == "cuda":
-        start = time.perf_counter()
-        step()
-        synchronise()
-        portion = max(1, int(seconds / 10 / (time.perf_counter() - start)))
-    rates = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        for _ in range(portion):
-            step()
-        synchronise()
-        rates.append(portion * steps / (time.perf_counter() - start))
-    return Spread.of(rates)
-
-
-def run_process(name: str, seconds: float, threads: int, left: float | None) -> Spread | None:
-    """Measure a variant in a process of its own; None when it failed, or was not done after ``left`` seconds."""
-    command = [sys.executable, __file__, "--threads", str(threads), "--seconds", str(seconds)]
+def run_process(name: str, seconds: float, threads: list[int], left: float | None) -> dict[int, Rate] | None:
+    """Rates of a variant by number of threads, from a process of its own; None when it failed, or was not done after
+    ``left`` seconds."""
+    command = [sys.executable, __file__, "--threads", *map(str, threads), "--seconds", str(seconds)]
     try:
         done = subprocess.run(
             [*command, "--variant", name], capture_output=True, text=True, cwd=ROOT, timeout=left
@@ -222,7 +227,8 @@ def run_process(name: str, seconds: float, threads: int, left: float | None) -> 
     if done.returncode:
         print(done.stderr, file=sys.stderr)
         return None
-    return Spread(**json.loads(done.stdout.splitlines()[-1]))
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {int(count): Rate.unpacked(packed) for count, packed in found.items()}
 
 
 def main() -> None:
@@ -231,30 +237,33 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="times that every variant is measured")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of one measurement")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    add_threads(parser)
     parser.add_argument("--minutes", type=float, help="stop there, with what has been measured")
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
     parser.add_argument("--only", nargs="+", choices=HERE, metavar="VARIANT", help="these variants")
     parser.add_argument("--variant", choices=HERE, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     if options.variant:
-        print(json.dumps(asdict(measure(options.variant, options.seconds))))
+        torch.set_num_threads(options.threads[0])
+        measure = prepared(options.variant)
+        print(json.dumps(rates_by_threads(lambda: measure(options.seconds), options.threads)))
         return
-    names = options.only or HERE
-    rounds: dict[str, list[Spread]] = {name: [] for name in names}
+    asked = options.only or HERE
+    left_out = {name: reason for name in asked if (reason := VARIANTS[name].left_out)}
+    names = [name for name in asked if name not in left_out]
+    rounds: dict[tuple[str, int], list[Rate]] = {(n, count): [] for n in names for count in options.threads}
 
-    def write() -> dict[str, float]:
-        rates = {name: Spread.of_rounds(values) for name, values in rounds.items() if values}
-        results = {name: float(f"{rate.median:.4g}") for name, rate in rates.items()}
-        if results:
+    def write() -> dict[tuple[str, int], Rate]:
+        rates = {key: Rate.of_rounds(found) for key, found in rounds.items() if found}
+        if rates:
             save(
                 options.out,
+                options.threads,
                 setting=f"{RECIPE.architecture}, batch {RECIPE.batch_size}",
-                steps_per_second=results,
-                quartiles={name: rate.rounded() for name, rate in rates.items()},
+                rates=[{"variant": n, "threads": count, **rate.row()} for (n, count), rate in rates.items()],
+                left_out=left_out,
             )
-        return results
+        return rates
 
     end = time.monotonic() + 60 * options.minutes if options.minutes else None
     for _ in range(options.rounds):
@@ -262,14 +271,20 @@ def main() -> None:
             left = end - time.monotonic() if end else None
             if left is not None and left < 1:
                 break
-            if rate := run_process(name, options.seconds, options.threads, left):
-                rounds[name].append(rate)
-                write()
-    results = write()
-    missed = [name for name in names if name not in results]
-    base = next(iter(results.values()), 1.0)
-    for name, rate in results.items():
-        print(f"{name:40s} {rate:8.4g} steps/s  {rate / base:.2f}x")
+            for count, rate in (run_process(name, options.seconds, options.threads, left) or {}).items():
+                rounds[name, count].append(rate)
+            write()
+    rates = write()
+    for (name, count), rate in rates.items():
+        base = next(first for (_, other), first in rates.items() if other == count)
+        median = rate.steps_per_second.median
+        print(
+            f"{name:56s} {words(count):>9s} {median:8.4g} steps/s  {median / base.steps_per_second.median:.2f}x"
+            f"  {rate.cpu_ms.median:8.4g} ms of the CPU, {rate.main_thread_cpu_ms.median:.4g} of the main thread"
+        )
+    for name, reason in left_out.items():
+        print(f"{name}: left out, {reason}")
+    missed = [name for name in names if (name, options.threads[0]) not in rates]
     if missed:
         print(f"not measured: {', '.join(missed)}")
     if missed and not options.minutes:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rate_rows import rows_of, words
+
 LEAST = 1.05
 Quartiles = tuple[float, float, float]
 
@@ -55,14 +57,17 @@ def times(result: dict[str, Any]) -> dict[str, Quartiles]:
             for rows in result["metrics"].values()
             for row in rows
         }
-    if "rates" in result:
+    if "rates" in result or "steps_per_second" in result:
         return {
-            f"{row['objective']}, {row['library']}": _inverse(row["steps_per_second"])
-            for row in result["rates"]
+            ", ".join(
+                [
+                    *(row[key] for key in ("objective", "library", "variant") if key in row),
+                    words(row["threads"]),
+                ]
+            ): _inverse(row["steps_per_second"])
+            for row in rows_of(result)
         }
-    if "steps_per_second" in result:
-        return {name: _inverse(three) for name, three in result["quartiles"].items()}
-    raise ValueError("holds no results of bench_ops, bench_metrics, bench_train or bench_peers")
+    raise ValueError("holds no results of a benchmark of this folder")
 
 
 def _three(values: list[float]) -> Quartiles:

@@ -29,8 +29,11 @@ def timed(benchmark):
             synchronise(device)
 
         benchmark.group = f"{case.op}, {case.what}, {case.label}"
-        benchmark.extra_info["bytes"] = moved = case.bytes_of(name)
         benchmark.pedantic(call, rounds=10, warmup_rounds=2)
-        benchmark.extra_info["GB/s"] = round(moved / benchmark.stats.stats.median / 1e9, 2)
+        median = benchmark.stats.stats.median
+        if moved := case.bytes_of(name):
+            benchmark.extra_info |= {"bytes": moved, "GB/s": round(moved / median / 1e9, 2)}
+        if case.flop:
+            benchmark.extra_info["GFLOP/s"] = round(case.flop / median / 1e9, 1)
 
     return run

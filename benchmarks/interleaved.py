@@ -40,7 +40,8 @@ class Case:
     expect: Callable[..., list[Tensor]]
     """What ``derive`` must give, of the inputs."""
     moved: int | dict[str, int]
-    """Bytes that must cross memory, of all functions or of each; its count stands beside it."""
+    """Bytes that must cross memory, of all functions or of each; its count stands beside it. 0 where what is computed
+    matters, and not what is moved."""
     evaluate: Callable[[Callable[..., Any], Inputs], Outputs] = lambda function, inputs: function(*inputs)
     """One timed call of a function."""
     derive: Callable[[Inputs, Outputs], list[Tensor]] = lambda _, outputs: [x.detach() for x in outputs]
@@ -57,6 +58,8 @@ class Case:
     """Functions that no CUDA graph can hold, since they wait for the device."""
     sets: int | None = None
     """Copies of the inputs that are rotated; by their bytes unless given."""
+    flop: int = 0
+    """Multiplications and additions of a call, as the plain formula makes them; 0: not counted."""
 
     @property
     def label(self) -> str:
@@ -248,6 +251,7 @@ def interleave(
     rounds: int,
     block_seconds: float,
     limit_seconds: float,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, list[float]]:
     """Microseconds per call, host included, of every runner in every round.
 
@@ -257,13 +261,15 @@ def interleave(
         rounds: of all runners; three are always made, the others within the limit.
         block_seconds: that a runner repeats its call for, at least one call.
         limit_seconds: after which no round begins.
+        clock: of the calls, in seconds; that on the wall unless given.
     """
+    clock = clock or time.perf_counter
     counts = {}
     for name, runner in runners.items():
         for i in range(2):
             runner.run(i)
         synchronise(device)
-        once = _block(runner, device, itertools.count(), 1)
+        once = _block(runner, device, itertools.count(), 1, clock)
         counts[name] = max(1, int(block_seconds / max(once, 1e-9)))
     times: dict[str, list[float]] = {name: [] for name in runners}
     places = {name: itertools.count() for name in runners}
@@ -275,17 +281,23 @@ def interleave(
         shift = done % len(names)
         for name in names[shift:] + names[:shift]:
             runner = runners[name]
-            seconds = _block(runner, device, places[name], counts[name])
+            seconds = _block(runner, device, places[name], counts[name], clock)
             times[name].append(seconds / (counts[name] * runner.calls) * 1e6)
     return times
 
 
-def _block(runner: Runner, device: torch.device, place: "itertools.count[int]", count: int) -> float:
-    start = time.perf_counter()
+def _block(
+    runner: Runner,
+    device: torch.device,
+    place: "itertools.count[int]",
+    count: int,
+    clock: Callable[[], float],
+) -> float:
+    start = clock()
     for _ in range(count):
         runner.run(next(place))
     synchronise(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def device_microseconds(runner: Runner, calls: int = 3) -> float:
@@ -338,10 +350,10 @@ def measure(
     copies = {name: f"{COPY} {moved}" for name in case.names(device) if (moved := case.bytes_of(name))}
     for moved in {case.bytes_of(name) for name in copies}:
         runners[f"{COPY} {moved}"] = copy_runner(moved, device)()
-    times = interleave(runners, device, **timing)
+    times = interleave(runners, device, **timing) if runners else {}
     for key, row in rows.items():
         if key in runners:
-            _fill(row, times[key], statistics.median(times[copies[row["provider"]]]))
+            _fill(case, row, times[key], times.get(copies.get(row["provider"], "")))
             if profiled and device.type == "cuda":
                 row["device_us"] = float(f"{device_microseconds(runners[key]):.5g}")
     for row in rows.values():
@@ -354,8 +366,11 @@ def measure(
     return [identity | row for row in rows.values()], wrong
 
 
-def _fill(row: dict[str, Any], times: list[float], copy: float) -> None:
+def _fill(case: Case, row: dict[str, Any], times: list[float], copy: list[float] | None) -> None:
     spread = Spread.of(times)
     row["us"], row["rounds"] = spread.rounded(), len(times)
-    row["gb_per_s"] = float(f"{row['bytes'] / spread.median / 1e3:.4g}")
-    row["of_copy"] = float(f"{copy / spread.median:.4g}")
+    if copy:
+        row["gb_per_s"] = float(f"{row['bytes'] / spread.median / 1e3:.4g}")
+        row["of_copy"] = float(f"{statistics.median(copy) / spread.median:.4g}")
+    if case.flop:
+        row["gflop_per_s"] = float(f"{case.flop / spread.median / 1e3:.4g}")

@@ -10,14 +10,17 @@ import torch
 
 import pyvae
 from checkout import ROOT, commit_of
+from pyvae import processor
+from pyvae.convolutions import arithmetic
 from pyvae.engine.files import write_atomically
 
 
-def describe() -> dict[str, Any]:
-    """Hardware, versions, commit and date."""
+def describe(threads: list[int] | None = None) -> dict[str, Any]:
+    """Hardware, versions, commit and date; the numbers of threads, where they are others than torch's own."""
     return {
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
+        "cpu": processor.name(),
+        "threads": threads or torch.get_num_threads(),
+        "convolutions": ", ".join(arithmetic(torch.device("cpu"), torch.float32)[:2]),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -27,19 +30,9 @@ def describe() -> dict[str, Any]:
     }
 
 
-def save(out: Path | None, **content: Any) -> None:
+def save(out: Path | None, threads: list[int] | None = None, **content: Any) -> None:
     """Write what was measured, and where, if ``out`` names a file: whole, whenever the process may be killed."""
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"machine": describe(), **content}, indent=1)
+        text = json.dumps({"machine": describe(threads), **content}, indent=1)
         write_atomically(out, f"{text}\n".encode())
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )

@@ -8,11 +8,13 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpu_stages import results as gpu_results
 from gpu_stages.markdown import gpu_tables
+from rate_rows import rows_of, words
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -23,11 +25,34 @@ _SLOT = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL
 
 
 def train_table(result: dict[str, Any]) -> str:
-    """Steps per second of each variant, and the ratio to the first."""
-    rates = result["steps_per_second"]
-    base = next(iter(rates.values()))
-    rows = [f"| {name} | {_rate(rate)} | {rate / base:.2f}x |" for name, rate in rates.items()]
-    return "\n".join([f"| {result['setting']} | steps/s | |", "|---|---:|---:|", *rows])
+    """Steps per second of each variant, the ratio to the first, and CPU time, by number of threads."""
+    rows = rows_of(result)
+    names = list(dict.fromkeys(row["variant"] for row in rows))
+    head, cells = [result["setting"]], {name: [name] for name in names}
+    for threads in dict.fromkeys(row["threads"] for row in rows):
+        found = {row["variant"]: row for row in rows if row["threads"] == threads}
+        base = next(iter(found.values()))["steps_per_second"][1]
+        timed = any("cpu_ms" in row for row in found.values())
+        head += [f"steps/s, {words(threads)}", "", *(["CPU ms a step"] if timed else [])]
+        for name in names:
+            row = found.get(name)
+            rate = row["steps_per_second"][1] if row else None
+            cells[name] += [_rate(rate), f"{rate / base:.2f}x"] if rate else ["-", "-"]
+            if timed:
+                cells[name].append(_number(row["cpu_ms"][1]) if row else "-")
+    return "\n".join([_table(head, list(cells.values())), *_reasons(result.get("left_out", {}))])
+
+
+def _table(head: list[str], rows: list[list[str]], named: int = 1) -> str:
+    """The first ``named`` columns are words, the others numbers."""
+    lines = [head, ["---"] * named + ["---:"] * (len(head) - named), *rows]
+    return "\n".join(
+        f"|{'|'.join(line)}|" if line is lines[1] else f"| {' | '.join(line)} |" for line in lines
+    )
+
+
+def _reasons(said: dict[str, str]) -> list[str]:
+    return [f"\n{name}: {reason}." for name, reason in said.items()]
 
 
 def ops_table(result: dict[str, Any]) -> str:
@@ -104,26 +129,94 @@ def metrics_table(result: dict[str, Any]) -> str:
 
 
 def peers_table(result: dict[str, Any]) -> str:
-    """Steps per second of each objective in each library."""
-    names = list(dict.fromkeys(row["library"] for row in result["rates"]))
-    lines = [f"| {result['setting']}, steps/s | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
-    for objective in dict.fromkeys(row["objective"] for row in result["rates"]):
-        rates = {
-            row["library"]: row["steps_per_second"][1]
-            for row in result["rates"]
-            if row["objective"] == objective
-        }
-        cells = [_rate(rates[name]) if name in rates else "-" for name in names]
-        lines.append(f"| {objective} | {' | '.join(cells)} |")
-    return "\n".join([*lines, *(f"\n{name}: {reason}." for name, reason in result["skipped"].items())])
+    """Steps per second of each objective in each library, pyvae's over its own, and CPU time, by number of threads."""
+    rows = rows_of(result)
+    keys = list(dict.fromkeys((row["objective"], row["library"]) for row in rows))
+    head, cells = [result["setting"], ""], {key: list(key) for key in keys}
+    for threads in dict.fromkeys(row["threads"] for row in rows):
+        found = {(r["objective"], r["library"]): r for r in rows if r["threads"] == threads}
+        timed = any("cpu_ms" in row for row in found.values())
+        head += [f"steps/s, {words(threads)}", "pyvae to it", *(["CPU ms a step"] if timed else [])]
+        for key in keys:
+            row, own = found.get(key), found.get((key[0], "pyvae"))
+            rate = row["steps_per_second"][1] if row else None
+            cells[key].append(_rate(rate) if rate else "-")
+            cells[key].append(f"{own['steps_per_second'][1] / rate:.2f}x" if own and rate else "-")
+            if timed:
+                cells[key].append(_number(row["cpu_ms"][1]) if row else "-")
+    return "\n".join([_table(head, list(cells.values()), 2), *_reasons(result["skipped"])])
 
 
-TABLES = {"train": train_table, "ops": ops_table, "metrics": metrics_table, "peers": peers_table}
+def convolutions_table(result: dict[str, Any]) -> str:
+    """Layers in fp32, forward and whole backward, then networks in every precision; the rest is in the file alone."""
+    layers: dict[tuple[str, str], dict[str, list[str]]] = {}
+    networks: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for ours, torchs in _pairs(result["cases"]):
+        part, precision = ours["what"].split(", ")
+        milliseconds = [_milliseconds(row["us"][1]) for row in (torchs, ours)]
+        cells = [*milliseconds, f"{torchs['us'][1] / ours['us'][1]:.2f}x"]
+        if ours["kind"] == "network":
+            networks.setdefault((ours["op"], f"{part}, {ours['size'].split()[0]} images"), {})[precision] = (
+                cells
+            )
+        elif precision == "fp32":
+            cells += [f"{ours['gflop_per_s']:.0f}", f"{100 * ours['of_peak']:.0f}%"]
+            layers.setdefault((ours["op"], ours["size"]), {})[part] = cells
+    precisions = [p for p in ("fp32", "bf16") if any(p in found for found in networks.values())]
+    three = ["torch, ms", "pyvae, ms", ""]
+    tables = []
+    if layers:
+        parts, five = ("forward", "backward"), [*three, "GFLOP/s", "of peak"]
+        head = [
+            "layer, fp32",
+            "input, B x H x W x C",
+            *(f"{part}: {title}" if title else "" for part in parts for title in five),
+        ]
+        tables.append(_table(head, _wide(layers, parts, len(five)), 2))
+    if networks:
+        head = ["network", "", *(f"{p}: {title}" if title else "" for p in precisions for title in three)]
+        tables.append(_table(head, _wide(networks, precisions, len(three)), 2))
+    peaks = [f"{p} {peak['gflop_per_s']:.0f} GFLOP/s ({peak['how']})" for p, peak in result["peak"].items()]
+    said = f"Peak of one thread: {'; '.join(peaks)}."
+    return "\n\n".join(
+        [*tables, said + "".join(f" {reason.strip()}" for reason in _reasons(result["left_out"]))]
+    )
+
+
+def _pairs(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Timed rows of pyvae and of torch for the same."""
+    timed = {(row["op"], row["what"], row["size"], row["provider"]): row for row in rows if "us" in row}
+    for (*key, provider), row in timed.items():
+        other = timed.get((*key, "torch"))
+        if provider == "pyvae" and other:
+            yield row, other
+
+
+def _wide(
+    rows: dict[tuple[str, str], dict[str, list[str]]], parts: Sequence[str], width: int
+) -> list[list[str]]:
+    """Names, then the cells of each part, side by side."""
+    return [
+        [*names, *(cell for part in parts for cell in found.get(part, ["-"] * width))]
+        for names, found in rows.items()
+    ]
+
+
+def _milliseconds(us: float) -> str:
+    return f"{us / 1e3:.2f}" if us < 1e4 else f"{us / 1e3:.1f}"
+
+
+TABLES = {
+    "train": train_table,
+    "ops": ops_table,
+    "metrics": metrics_table,
+    "peers": peers_table,
+    "convolutions": convolutions_table,
+}
 
 
 def _provenance(machine: dict[str, Any]) -> str:
-    threads = "1 thread" if machine["threads"] == 1 else f"{machine['threads']} threads"
-    device = machine["gpu"] or f"{machine['cpu']}, {threads}"
+    device = machine["gpu"] or f"{machine['cpu']}, {words(machine['threads'])}"
     return f"{device}; torch {machine['torch']}; commit {machine['commit']}, {machine['date']}; medians."
 
 

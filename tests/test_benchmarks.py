@@ -1,10 +1,13 @@
 """The benchmarks measure what they say: gate, order, statistics, comparison, tables."""
 
+import argparse
 import contextlib
 import importlib
 import json
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +17,8 @@ import torch
 from waiting import OnlyKernels
 
 import pyvae
+from pyvae.backend import Choice
+from pyvae.nets import build
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -174,6 +179,25 @@ class TestTiming:
         times = interleaved.interleave(runners, CPU, rounds=3, block_seconds=2, limit_seconds=1e9)
         # a block lasts a second of this clock and holds two runs of four calls
         assert times["graph"] == [1e6 / 8] * 3
+
+    def test_another_clock(self):
+        interleaved = script("interleaved")
+        clock = iter(range(1000))
+        runners = {"a": interleaved.Runner(lambda i: None)}
+        timing = {"rounds": 3, "block_seconds": 0, "limit_seconds": 1e9}
+        times = interleaved.interleave(runners, CPU, **timing, clock=lambda: next(clock) * 7.0)
+        assert times["a"] == [7e6] * 3
+
+    def test_operations_are_counted_where_bytes_are_not(self):
+        rows, _ = script("interleaved").measure(double_case(moved=0, flop=1000), CPU, **TIMING)
+        for row in rows:
+            assert row["gflop_per_s"] == pytest.approx(1 / row["us"][1], rel=1e-3)
+            assert not {"gb_per_s", "of_copy"} & row.keys()
+
+    def test_all_may_be_wrong(self):
+        rows, wrong = script("interleaved").measure(double_case(moved=0, expect=lambda x: [x]), CPU, **TIMING)
+        assert len(wrong) == 2
+        assert all("us" not in row for row in rows)
 
     def test_rows(self):
         rows, _ = script("interleaved").measure(double_case(compiled=None), CPU, **TIMING)
@@ -360,8 +384,8 @@ class TestCases:
 
     def test_a_variant_runs_in_a_process_of_its_own_and_may_fail(self, monkeypatch, capsys):
         bench_train = script("bench_train")
-        spread = {"median": 2.0, "low": 1.0, "high": 3.0}
-        outputs = iter([(1, "", "ZeroDivisionError"), (0, json.dumps(spread), "")])
+        packed = {"1": rate(2.0).packed(), "2": rate(3.5).packed()}
+        outputs = iter([(1, "", "ZeroDivisionError"), (0, json.dumps(packed), "")])
         commands = []
 
         def run(command, **_):
@@ -371,10 +395,224 @@ class TestCases:
             )
 
         monkeypatch.setattr(bench_train.subprocess, "run", run)
-        assert bench_train.run_process("pyvae", 1.0, 2, None) is None
+        assert bench_train.run_process("pyvae", 1.0, [1, 2], None) is None
         assert "ZeroDivisionError" in capsys.readouterr().err
-        assert bench_train.run_process("pyvae", 1.0, 2, None).median == 2
+        assert bench_train.run_process("pyvae", 1.0, [1, 2], None) == {1: rate(2.0), 2: rate(3.5)}
         assert commands[1][-2:] == ["--variant", "pyvae"]
+        assert commands[1][2:5] == ["--threads", "1", "2"]
+
+
+def rate(steps_per_second, cpu_ms=50.0):
+    three = (script("interleaved").Spread(x, x, x) for x in (steps_per_second, cpu_ms, 25.0))
+    return script("step_rate").Rate(*three)
+
+
+class TestRates:
+    """Of whole steps, by threads, and of CPU time."""
+
+    def test_what_waits_takes_no_cpu_time_and_what_another_thread_does_is_counted(self):
+        rate_of = script("step_rate").rate_of
+
+        def busy():
+            end = time.thread_time() + 0.01
+            while time.thread_time() < end:
+                pass
+
+        def aside():
+            thread = threading.Thread(target=busy)
+            thread.start()
+            thread.join()
+
+        waiting = rate_of(lambda: time.sleep(0.01), 2, 0.05, CPU)
+        assert waiting.steps_per_second.median <= 200
+        assert waiting.cpu_ms.median < 2.5
+        own, others = rate_of(busy, 2, 0.05, CPU), rate_of(aside, 2, 0.05, CPU)
+        assert own.main_thread_cpu_ms.median == pytest.approx(5, rel=0.2)
+        assert own.cpu_ms.low >= 4.9
+        assert others.cpu_ms.low >= 4.9
+        assert others.main_thread_cpu_ms.median < 2.5
+
+    def test_rounds_are_medians(self):
+        rounds = [rate(x, cpu) for x, cpu in ((1.0, 9.0), (5.0, 7.0), (2.0, 8.0))]
+        row = script("step_rate").Rate.of_rounds(rounds).row()
+        assert row["steps_per_second"] == [1, 2, 5]
+        assert row["cpu_ms"] == [7, 8, 9]
+
+    @pytest.mark.parametrize(
+        ("given", "counts"),
+        [("2 1 2", [2, 1]), ("4", [4]), ("0", None), ("-1", None), ("two", None), ("", None)],
+    )
+    def test_threads(self, given, counts, capsys):
+        parser = argparse.ArgumentParser()
+        script("step_rate").add_threads(parser)
+        if counts:
+            assert parser.parse_args(["--threads", *given.split()]).threads == counts
+        else:
+            with pytest.raises(SystemExit):
+                parser.parse_args(["--threads", *given.split()])
+            assert "--threads" in capsys.readouterr().err
+
+    def test_every_number_of_threads_is_set(self):
+        before, seen = torch.get_num_threads(), []
+        try:
+            found = script("step_rate").rates_by_threads(
+                lambda: (seen.append(torch.get_num_threads()), rate(1.0))[1], [2, 1]
+            )
+        finally:
+            torch.set_num_threads(before)
+        assert (seen, list(found)) == ([2, 1], ["2", "1"])
+
+    def test_networks_have_both_kinds_of_convolutions(self, monkeypatch):
+        bench_train = script("bench_train")
+        for name in ("pyvae", *(f"pyvae --architecture {a}" for a in ("beta-vae-h", "kim", "locatello"))):
+            assert {name, f"{name}, torch's convolutions"} <= bench_train.VARIANTS.keys()
+        trainer = SimpleNamespace(net=build("kim", 1, 10), advance=lambda count: None)
+        asked = []
+        monkeypatch.setattr(bench_train, "load", lambda name: None)
+        monkeypatch.setattr(
+            bench_train, "training", lambda recipe, *_, **__: (asked.append(recipe.architecture), trainer)[1]
+        )
+        bench_train.VARIANTS["pyvae --architecture kim"].make()
+        assert trainer.net.decoder.own_convolutions
+        bench_train.VARIANTS["pyvae --architecture kim, torch's convolutions"].make()
+        assert not trainer.net.decoder.own_convolutions
+        assert asked == ["kim", "kim"]
+
+    def test_others_have_no_convolutions_of_ours(self, monkeypatch):
+        bench_train = script("bench_train")
+        assert not script("bench_peers").network().decoder.own_convolutions
+        nets = []
+        monkeypatch.setattr(bench_train, "build", lambda *a, **k: (nets.append(build(*a, **k)), nets[-1])[1])
+        monkeypatch.setattr(
+            bench_train, "load", lambda name: SimpleNamespace(bits=torch.zeros(700, 512).byte())
+        )
+        popular = [
+            name for name in bench_train.HERE if not name.startswith("pyvae") and "compile" not in name
+        ]
+        for name in popular:
+            bench_train.VARIANTS[name].make()
+        own = [name for name, net in zip(popular, nets, strict=True) if net.encoder.trunk.own_convolutions]
+        assert own == ["popular code, our convolutions"]
+
+    @pytest.mark.parametrize("known", [False, None, True])
+    def test_bf16_is_left_out_where_it_says_nothing(self, known, tmp_path, monkeypatch, capsys):
+        bench_train, bench_peers = script("bench_train"), script("bench_peers")
+        monkeypatch.setattr(bench_train.processor, "bfloat16", lambda: known)
+        monkeypatch.setattr(bench_train, "run_process", lambda name, *_: {1: rate(4.0), 2: rate(6.0)})
+        out, bf16 = tmp_path / "train.json", "pyvae --precision bf16"
+        arguments = ["--rounds", "1", "--threads", "1", "2", "--only", "pyvae", bf16, "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", ["bench_train.py", *arguments])
+        bench_train.main()
+        result = json.loads(out.read_text())
+        measured = [(row["variant"], row["threads"]) for row in result["rates"]]
+        assert ("instructions for products of bfloat16" in result["left_out"].get(bf16, "")) == (not known)
+        assert measured == [(name, n) for name in (["pyvae", bf16] if known else ["pyvae"]) for n in (1, 2)]
+        assert (f"{bf16}: left out" in capsys.readouterr().out) == (not known)
+        assert (bench_peers.missing("pyvae, bf16", None) is None) == bool(known)
+        assert bench_peers.missing("pyvae", None) is None
+        bench_convolutions = script("bench_convolutions")
+        monkeypatch.setattr(bench_convolutions, "arithmetic", lambda *_: Choice("native", "all is there"))
+        assert list(bench_convolutions.left_out()) == ([] if known else ["bf16"])
+        assert result["machine"]["threads"] == [1, 2]
+
+
+class TestConvolutions:
+    def test_every_layer_of_the_networks_once(self):
+        bench = script("bench_convolutions")
+        found = {(layer.name, layer.shape[1]): nets for layer, nets in bench.layers().items()}
+        assert len(found) == 14
+        assert (
+            found["conv 4 x 4, 1 to 32", 64]
+            == found["transposed conv 4 x 4, 32 to 1", 32]
+            == list(bench.NETS)
+        )
+        assert found["transposed conv 4 x 4, 64 to 32", 8] == ["beta-vae-h", "kim", "locatello"]
+        assert found["conv 2 x 2, 64 to 64", 8] == ["locatello"]
+        assert found["conv 4 x 4, 32 to 32", 8] == ["burgess"]
+        flop = {(layer.name, layer.shape[1]): layer.flop / 1e6 for layer in bench.layers()}
+        # as counted elsewhere: docs of the prototype, 4.72 GFLOP a step of burgess
+        assert round(flop["conv 4 x 4, 32 to 32", 32]) == 537
+        assert round(bench.network_flop("burgess")["forward and backward"] / 1e9, 2) == 4.72
+
+    @pytest.mark.parametrize("what", ["forward", "data gradient", "weight gradient", "backward"])
+    def test_a_pass_is_checked(self, what, monkeypatch):
+        bench = script("bench_convolutions")
+        monkeypatch.setattr(bench, "BATCH", 2)
+        small = [layer for layer in bench.layers() if layer.side <= 4 or layer.large == 1]
+        for layer in (layer for layer in small if what in layer.passes):
+            case = bench.layer_case(layer, what, "fp32")
+            inputs = case.inputs(CPU)[0]
+            for name, function in case.functions.items():
+                outputs = case.evaluate(function, inputs)
+                case.gate(name, inputs, outputs)
+                for place in range(len(outputs)):
+                    wrong = [x.detach().clone() for x in outputs]
+                    wrong[place].view(-1)[-1] += wrong[place].abs().max() / 100
+                    with pytest.raises(AssertionError):
+                        case.gate(name, inputs, tuple(wrong))
+
+    def test_a_network_is_checked_and_has_both_kinds(self, monkeypatch):
+        bench = script("bench_convolutions")
+        monkeypatch.setitem(bench.PARTS, "forward and backward", (bench._step, 2))
+        case = bench.network_case("burgess", "forward and backward", "fp32")
+        net, other, *rest = case.inputs(CPU)[0]
+        assert net.decoder.own_convolutions
+        assert not other.decoder.own_convolutions
+        for name, function in case.functions.items():
+            outputs = case.evaluate(function, (net, other, *rest))
+            case.gate(name, (net, other, *rest), outputs)
+            wrong = [x.detach().clone() for x in outputs]
+            wrong[5] *= 1.1
+            with pytest.raises(AssertionError):
+                case.gate(name, (net, other, *rest), tuple(wrong))
+
+    def test_torchs_are_not_timed_as_ours(self, monkeypatch):
+        monkeypatch.setenv("PYVAE_BACKEND", "reference")
+        monkeypatch.setattr(sys, "argv", ["bench_convolutions.py"])
+        with pytest.raises(SystemExit, match="no convolutions of our own to time: PYVAE_BACKEND"):
+            script("bench_convolutions").main()
+
+    def test_the_peak_is_one(self, monkeypatch):
+        peak = script("peak")
+        monkeypatch.setattr(peak, "_ROUNDS", 3)
+        peak.peak.cache_clear()
+        loop = peak.peak("fp32")
+        monkeypatch.setattr(peak.shutil, "which", lambda name: None)
+        peak.peak.cache_clear()
+        products = peak.peak("fp32")
+        peak.peak.cache_clear()
+        assert products.how.endswith("for want of a C compiler")
+        assert products.gflop_per_s > 1
+        if "loop in C" in loop.how:
+            # a library reaches most of it on a quiet machine, and none more
+            assert 0.7 < loop.gflop_per_s / products.gflop_per_s < 10
+
+
+class TestEverything:
+    @pytest.mark.parametrize("quick", [True, False])
+    def test_every_part_takes_its_arguments(self, quick, tmp_path, monkeypatch):
+        cpu = script("cpu")
+        options = argparse.Namespace(quick=quick, disentangling_vae="there", results=tmp_path)
+        for name, part in cpu.PARTS.items():
+            command = cpu.command(name, options)
+            assert command[-2:] == ["--out", str(tmp_path / f"{name}-cpu.json")]
+            assert ("there" in command) == (name == "peers")
+            source = (BENCHMARKS / part.script).read_text()
+            assert all(f'"{word}"' in source for word in command if word.startswith("--"))
+
+    def test_a_failure_is_one_of_the_whole_and_the_others_run(self, monkeypatch, capsys):
+        cpu = script("cpu")
+        ran = []
+
+        def run(command):
+            ran.append(Path(command[1]).stem)
+            return SimpleNamespace(returncode=int("train" in command[1]))
+
+        monkeypatch.setattr(cpu.subprocess, "run", run)
+        monkeypatch.setattr(sys, "argv", ["cpu.py", "--only", "train", "peers"])
+        with pytest.raises(SystemExit, match="not all is well in: train"):
+            cpu.main()
+        assert ran == ["bench_train", "bench_peers"]
 
 
 class TestCompare:
@@ -408,8 +646,20 @@ class TestCompare:
         (change,) = script("compare").compare(old, new)[0]
         assert change.ratio == 2
         assert change.verdict == "SLOWER"
-        peers = {"rates": [{"objective": "vae", "library": "x", "steps_per_second": [1.0, 2.0, 4.0]}]}
-        assert script("compare").times(peers) == {"vae, x": (0.25, 0.5, 1.0)}
+        row = {"objective": "vae", "library": "x", "steps_per_second": [1.0, 2.0, 4.0]}
+        peers = {"machine": MACHINE, "rates": [row, {**row, "threads": 2}]}
+        times = script("compare").times(peers)
+        assert times == dict.fromkeys(("vae, x, 1 thread", "vae, x, 2 threads"), (0.25, 0.5, 1.0))
+
+    def test_an_older_file_is_compared_by_its_threads(self):
+        old = {"machine": {**MACHINE, "threads": 2}, "steps_per_second": {"pyvae": 20.0}}
+        old["quartiles"] = {"pyvae": [19, 20, 21]}
+        rates = [
+            {"variant": "pyvae", "threads": n, "steps_per_second": [9 * n, 10 * n, 11 * n]} for n in (1, 2)
+        ]
+        changes, alone = script("compare").compare(old, {"machine": MACHINE, "rates": rates})
+        assert [(c.name, c.ratio) for c in changes] == [("pyvae, 2 threads", 1)]
+        assert alone == ["pyvae, 1 thread"]
 
     def test_exit_status(self, tmp_path):
         old, new = tmp_path / "old.json", tmp_path / "new.json"
@@ -487,18 +737,94 @@ class TestReport:
         assert table.splitlines()[2:] == ["| MIG | pyvae | 2 | 1x |", "| MIG | numpy | about 200 | 100x |"]
 
     def test_peers_that_were_skipped_are_named(self):
+        row = {"objective": "vae", "library": "pyvae", "steps_per_second": [10, 20, 30]}
         result = {
+            "machine": MACHINE,
             "setting": "burgess",
-            "rates": [{"objective": "vae", "library": "pyvae", "steps_per_second": [10, 20, 30]}],
+            "rates": [row],
             "skipped": {"disent": "not installed"},
         }
         table = script("report").peers_table(result)
-        assert "| vae | 20.0 |" in table
+        assert "| vae | pyvae | 20.0 | 1.00x |" in table
         assert "disent: not installed." in table
+
+    def test_peers_by_threads_with_cpu_time(self):
+        def row(library, threads, rate, **more):
+            three = [rate] * 3
+            return {
+                "objective": "vae",
+                "library": library,
+                "threads": threads,
+                "steps_per_second": three,
+                "cpu_ms": [1e3 / rate] * 3,
+                **more,
+            }
+
+        rates = [row("pyvae", 1, 20.0), row("pyvae", 2, 36.0), row("x", 1, 8.0)]
+        result = {"machine": MACHINE, "setting": "net", "rates": rates, "skipped": {}}
+        table = script("report").peers_table(result).splitlines()
+        of_one, of_two = ("steps/s, 1 thread", "steps/s, 2 threads")
+        assert table[0].split(" | ")[2::3] == [of_one, of_two]
+        assert table[2:] == [
+            "| vae | pyvae | 20.0 | 1.00x | 50.0 | 36.0 | 1.00x | 27.8 |",
+            "| vae | x | 8.0 | 2.50x | 125 | - | - | - |",
+        ]
+
+    def test_training_by_threads_with_cpu_time(self):
+        rows = [
+            {"variant": name, "threads": n, "steps_per_second": [x] * 3, "cpu_ms": [n * 1e3 / x] * 3}
+            for name, n, x in (
+                ("popular", 1, 5.0),
+                ("popular", 2, 8.0),
+                ("pyvae", 1, 20.0),
+                ("pyvae", 2, 40.0),
+            )
+        ]
+        result = {"machine": MACHINE, "setting": "net", "rates": rows, "left_out": {"pyvae, bf16": "no way"}}
+        table = script("report").train_table(result).splitlines()
+        assert table[0] == (
+            "| net | steps/s, 1 thread |  | CPU ms a step | steps/s, 2 threads |  | CPU ms a step |"
+        )
+        assert table[1] == "|---|---:|---:|---:|---:|---:|---:|"
+        assert table[3] == "| pyvae | 20.0 | 4.00x | 50.0 | 40.0 | 5.00x | 50.0 |"
+        assert table[-1] == "pyvae, bf16: no way."
+
+    def test_convolutions(self):
+        def row(provider, us, part="forward", precision="fp32", kind="layer"):
+            return {
+                "op": "conv 4 x 4, 1 to 32",
+                "size": "64 x 64 x 64 x 1",
+                "graph": False,
+                "kind": kind,
+                "what": f"{part}, {precision}",
+                "provider": provider,
+                "us": [us] * 3,
+                "gflop_per_s": 90.4,
+                "of_peak": 0.768,
+            }
+
+        rows = [row("torch", 2000.0), row("pyvae", 800.0), row("torch", 15000.0, "backward")]
+        rows += [row("torch", 1.0, "weight gradient"), row("pyvae", 1.0, "weight gradient")]
+        rows += [row("torch", 40e3, "encoder", kind="network"), row("pyvae", 20e3, "encoder", kind="network")]
+        result = {
+            "cases": rows,
+            "peak": {"fp32": {"gflop_per_s": 117.7, "how": "a loop"}},
+            "left_out": {"bf16": "no instructions"},
+        }
+        layers, networks, said = script("report").convolutions_table(result).split("\n\n")
+        assert layers.splitlines()[2:] == [
+            "| conv 4 x 4, 1 to 32 | 64 x 64 x 64 x 1 | 2.00 | 0.80 | 2.50x | 90 | 77% | - | - | - | - | - |"
+        ]
+        assert networks.splitlines()[2:] == [
+            "| conv 4 x 4, 1 to 32 | encoder, 64 images | 40.0 | 20.0 | 2.00x |"
+        ]
+        assert said == "Peak of one thread: fp32 118 GFLOP/s (a loop). bf16: no instructions."
 
     def test_slots_are_filled_from_files_and_an_edit_is_noticed(self, tmp_path):
         report = script("report")
-        result = {"machine": MACHINE, "setting": "net", "steps_per_second": {"popular": 10.0, "pyvae": 25.0}}
+        rates = {"popular": 10.0, "pyvae": 25.0}
+        result = {"machine": MACHINE, "setting": "net", "steps_per_second": rates}  # of an older kind
+        result["quartiles"] = {name: [rate] * 3 for name, rate in rates.items()}
         (tmp_path / "train-x.json").write_text(json.dumps(result))
         empty = "a\n<!-- results: train-x -->\n<!-- end -->\n<!-- results: ops-x -->\n<!-- end -->\n"
         filled = report.render(empty, tmp_path)
@@ -507,6 +833,10 @@ class TestReport:
         assert "Not measured yet." in filled
         assert report.render(filled, tmp_path) == filled
         assert report.render(filled.replace("25.0", "26.0"), tmp_path) == filled
+        row = {"variant": "pyvae", "threads": 2, "steps_per_second": [25.0] * 3}
+        result = {"machine": {**MACHINE, "threads": [1, 2]}, "setting": "net", "rates": [row]}
+        (tmp_path / "train-x.json").write_text(json.dumps(result))
+        assert "a CPU, 1 and 2 threads; torch" in report.render(filled, tmp_path)
 
 
 class TestMetrics:

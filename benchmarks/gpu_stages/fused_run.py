@@ -23,6 +23,7 @@ from pyvae.engine.fused.weighting import weighting_of
 from pyvae.engine.stepper import BURST
 from pyvae.nets import Autoencoder, build
 from pyvae.objectives import TERMS, Objective
+from step_rate import rate_of
 from tiny import packed_data
 
 RECIPE = replace(bench_train.RECIPE, batch_size=64)
@@ -234,4 +235,4 @@ def unequal(one: dict[str, Tensor], two: dict[str, Tensor]) -> list[str]:
 
 def timed(call: Callable[[], object], steps: int, seconds: float) -> list[float]:
     """Low quartile, median and high quartile of the steps per second of a call that makes so many."""
-    return bench_train.steps_per_second(call, steps, seconds).rounded()
+    return rate_of(call, steps, seconds, bench_train.DEVICE).steps_per_second.rounded()

@@ -17,13 +17,15 @@ STEP = (
     *OPS,
     *_files(
         "pyvae",
-        "bias_activation product layers nets adversarial_nets constants control schedules bounds files",
+        "bias_activation product convolution_run convolutions layers nets adversarial_nets constants control "
+        "processor schedules bounds files",
     ),
     *("pyvae/engine/*.py", "pyvae/engine/fused/*.py", "pyvae/objectives/*.py", "pyvae/data/*.py"),
 )
 SMALL_DATA = ("tests/tiny.py",)
 STEPS_OF_TESTS = (*STEP, "tests/test_trainer.py", *SMALL_DATA)
-TRAINING = (*STEP, "benchmarks/bench_train.py", "pyvae/recipes.py")
+RATES = _files("benchmarks", "bench_train step_rate")
+TRAINING = (*STEP, *RATES, "pyvae/recipes.py")
 FUSED = (
     *(*TRAINING, *SMALL_DATA),
     *_files("benchmarks/gpu_stages", "beside fused_reference fused_run"),
@@ -84,7 +86,7 @@ STAGES = (
     Stage("captured", "gpu_stages.captured", 90, STEPS_OF_TESTS),
     # how fast, and what decides designs: what takes seconds first
     Stage("kernels", "gpu_stages.rates", 45, TRAINING, per_card=True),
-    Stage("popular", "gpu_stages.rates", 40, ("benchmarks/bench_train.py",), per_card=True),
+    Stage("popular", "gpu_stages.rates", 40, RATES, per_card=True),
     Stage("launches", "gpu_stages.constants", 30, CONSTANTS, per_card=True),
     Stage("optimizers", "gpu_stages.constants", 20, (*TRAINING, *CONSTANTS), per_card=True),
     Stage("convolutions", "gpu_stages.constants", 60, CONSTANTS, per_card=True),
@@ -92,7 +94,7 @@ STAGES = (
     Stage("objectives", "gpu_stages.rates", 90, TRAINING, per_card=True),
     Stage("small_ops", "gpu_stages.timings", 120, TIMED, per_card=True),
     Stage("compiled", "gpu_stages.rates", 150, TRAINING, per_card=True),
-    Stage("popular_compiled", "gpu_stages.rates", 150, ("benchmarks/bench_train.py",), per_card=True),
+    Stage("popular_compiled", "gpu_stages.rates", 150, RATES, per_card=True),
     # the rest, as time allows
     Stage("fused_tiles", "gpu_stages.fused_tiles", 120, FUSED_TIMES, per_card=True),
     Stage("chosen_tests", "gpu_stages.pytests", 180, EVERYTHING),

@@ -8,6 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import bench_train
 from gpu_stages.cases import Cases
+from interleaved import synchronise
 from pyvae.data import load
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.profile import kernels_of
@@ -78,7 +79,8 @@ def _measure(case: Cases, names: Sequence[str], dry: str) -> None:
         seconds = _COMPILED_SECONDS if "compile" in name else 60
 
         def call(name: str = name) -> dict[str, Any]:
-            return {"steps_per_second": bench_train.measure(name, 0.01 if case.dry else _SECONDS).rounded()}
+            rate = bench_train.prepared(name)(0.01 if case.dry else _SECONDS)
+            return {"steps_per_second": rate.steps_per_second.rounded()}
 
         case(name, call, seconds)
 
@@ -96,10 +98,10 @@ def _profiled(case: Cases, call: Callable[[], object], steps: int) -> list[tuple
     activities = [ProfilerActivity.CPU]
     if case.device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    bench_train.synchronise()
+    synchronise(case.device)
     with profile(activities=activities) as profiler:
         call()
-        bench_train.synchronise()
+        synchronise(case.device)
     return kernels_of(profiler, case.device, steps)
 
 

@@ -63,6 +63,7 @@ struct End {
 
   static void up(const Job& job, int64_t first, int64_t last) {
     const int side = 2 * job.height, rows = side + 4, width = 2 * job.width;
+    const int64_t pixels = static_cast<int64_t>(job.height) * job.width;
     // products [1 + pixels of a row + 1][kTaps], then [colour][column][row and two beyond either end]
     const int64_t row_floats = static_cast<int64_t>(job.width + 2) * kTaps;
     const int64_t column_floats = static_cast<int64_t>(kColours) * width * rows;
@@ -71,9 +72,9 @@ struct End {
     float* columns = products + row_floats;
     for (int64_t image = first; image < last; ++image) {
       for (int64_t i = 0; i < column_floats; ++i) columns[i] = 0.0f;
-      Ahead next(job.small + (image + 1) * job.height * job.width * kSmall,
-                 static_cast<int64_t>(job.height) * job.width * kSmall,
-                 std::max<int64_t>(1, static_cast<int64_t>(job.height) * job.width / kUpPixels * kSmall));
+      const Range own{job.small + (image + 1) * pixels * kSmall, pixels * kSmall};
+      const Range out{job.out + image * 4 * pixels * kColours, 4 * pixels * kColours};
+      Ahead next(own, out, std::max<int64_t>(1, pixels / kUpPixels * kSmall));
       for (int y = 0; y < job.height; ++y) {
         up_row(job, job.small + (image * job.height + y) * job.width * kSmall, products + kTaps, next);
         add_row(job, products + kTaps, columns + 2 * y, rows);

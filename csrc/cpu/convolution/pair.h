@@ -7,13 +7,13 @@ constexpr int64_t kApart = 32;
 template <class Way, class A>
 struct Pair {
   using Word = typename A::Word;
-  using Places = typename Way::Places;
   static constexpr int kBig = Way::kBigChannels, kSmall = Way::kSmallChannels;
   // what a strip needs fits a second-level cache of 512 KB
   static constexpr int kStrip = kBig == 64 ? 24 : 48;
   static constexpr int kDepth = Way::kDepth / A::kDepth, kUpDepth = kSmall / A::kDepth;  // words
   static constexpr int64_t kWeights = static_cast<int64_t>(Way::kPositions) * Way::kDepth * kSmall;
   static constexpr int64_t kGiven = static_cast<int64_t>(Way::kTaps) * kBig * kSmall;
+  using Tiles = Strip<Way::kSide, kStrip>;
   static_assert(kStrip % kBlockRows == 0 && 4 * Way::kUpProducts * kSmall * kBig == kWeights);
 
   static constexpr int64_t position(int64_t words) { return kStrip * words + kApart; }
@@ -23,8 +23,15 @@ struct Pair {
   static constexpr int64_t kToSmall = position(kSmall), kToBig = position(kBig);
 
   static constexpr int words(int tiles) { return (tiles + A::kDepth - 1) / A::kDepth; }
-  static constexpr int64_t big_floats(int64_t tiles) { return tiles * 4 * Way::kSide * Way::kSide * kBig; }
-  static constexpr int64_t small_floats(int64_t tiles) { return tiles * Way::kSide * Way::kSide * kSmall; }
+  // what the tiles of a strip from `tile` on have in a map
+  static Range of_big(const float* map, int64_t tile) {
+    constexpr int64_t kTile = 4 * Way::kSide * Way::kSide * kBig;
+    return {map + tile * kTile, kStrip * kTile};
+  }
+  static Range of_small(const float* map, int64_t tile) {
+    constexpr int64_t kTile = Way::kSide * Way::kSide * kSmall;
+    return {map + tile * kTile, kStrip * kTile};
+  }
 
   static Word* buffer(int64_t words) { return static_cast<Word*>(scratch.bytes(4 * static_cast<size_t>(words))); }
 
@@ -48,103 +55,99 @@ struct Pair {
   }
 
   static void down(const Job& job, int64_t first, int64_t last) {
-    const Places places(job);
     Word* big = buffer(Way::kPositions * (kBigPosition + kToSmall));
     float* products = reinterpret_cast<float*>(big + Way::kPositions * kBigPosition);
     for (int64_t at = first; at < last; at += kStrip) {
-      const int count = static_cast<int>(std::min<int64_t>(kStrip, last - at));
-      Way::template spread_big<AlongChannels<A>>(job, places, at, count, big, kBigPosition);
-      down_products(job, places, at, count, big, products, job.big + big_floats(at + kStrip), big_floats(kStrip));
+      const Tiles tiles(job, at, static_cast<int>(std::min<int64_t>(kStrip, last - at)));
+      Way::template spread_big<AlongChannels<A>>(job, tiles, big, kBigPosition);
+      down_products(job, tiles, big, products, of_big(job.big, at + kStrip), of_small(job.out, at));
     }
   }
 
   static void up(const Job& job, int64_t first, int64_t last) {
-    const Places places(job);
     Word* small = buffer(Way::kUpPositions * kSmallPosition + Way::kUpProducts * kToBig);
     for (int64_t at = first; at < last; at += kStrip) {
-      const int count = static_cast<int>(std::min<int64_t>(kStrip, last - at));
-      Way::template spread_up<AlongChannels<A>>(job, places, at, count, small, kSmallPosition);
-      up_products(job, places, at, count, small);
+      const Tiles tiles(job, at, static_cast<int>(std::min<int64_t>(kStrip, last - at)));
+      Way::template spread_up<AlongChannels<A>>(job, tiles, small, kSmallPosition);
+      up_products(job, tiles, small);
     }
   }
 
   // of a convolution: job.small is the gradient that comes
   static void down_backward(const Job& job, int64_t first, int64_t last) {
-    const Places places(job);
     Word* own = buffer(std::max(Way::kPositions * (kBigTiles + kSmallTiles),
                                 Way::kUpPositions * kSmallPosition + Way::kUpProducts * kToBig));
     for (int64_t at = first; at < last; at += kStrip) {
-      const int count = static_cast<int>(std::min<int64_t>(kStrip, last - at));
+      const Tiles tiles(job, at, static_cast<int>(std::min<int64_t>(kStrip, last - at)));
       if (job.weight_sums) {
-        const float* next = job.out ? job.out + big_floats(at) : job.big + big_floats(at + kStrip);
-        weight_products(job, places, at, count, own, next);
+        weight_products(job, tiles, own, job.out ? of_big(job.out, at) : of_big(job.big, at + kStrip),
+                        of_small(job.small, at + kStrip));
       }
       if (job.out) {
-        Way::template spread_up<AlongChannels<A>>(job, places, at, count, own, kSmallPosition);
-        up_products(job, places, at, count, own);
+        Way::template spread_up<AlongChannels<A>>(job, tiles, own, kSmallPosition);
+        up_products(job, tiles, own);
       }
     }
   }
 
   // of a transposed convolution: job.big is the gradient that comes
   static void up_backward(const Job& job, int64_t first, int64_t last) {
-    const Places places(job);
     Word* big = buffer(Way::kPositions * (kBigTiles + std::max(kSmallTiles, kToSmall)));
     float* products = reinterpret_cast<float*>(big + Way::kPositions * kBigTiles);
     for (int64_t at = first; at < last; at += kStrip) {
-      const int count = static_cast<int>(std::min<int64_t>(kStrip, last - at));
-      if (job.weight_sums) weight_products(job, places, at, count, big, job.big + big_floats(at + kStrip));
+      const Tiles tiles(job, at, static_cast<int>(std::min<int64_t>(kStrip, last - at)));
+      const Range small_next = of_small(job.small, at + kStrip);
+      if (job.weight_sums) {
+        weight_products(job, tiles, big, of_big(job.big, at + kStrip), job.out ? of_small(job.out, at) : small_next);
+      }
       if (job.out) {
         // where a word is one number, what lies along tiles lies along channels too
         if (A::kDepth > 1 || !job.weight_sums) {
-          Way::template spread_big<AlongChannels<A>>(job, places, at, count, big, kBigPosition);
+          Way::template spread_big<AlongChannels<A>>(job, tiles, big, kBigPosition);
         }
-        down_products(job, places, at, count, big, products, job.small + small_floats(at + kStrip),
-                      small_floats(kStrip));
+        down_products(job, tiles, big, products, small_next, small_next);
       }
     }
   }
 
  private:
-  // next: that of the strip that follows
-  static void down_products(const Job& job, const Places& places, int64_t at, int count, const Word* big,
-                            float* products, const float* next, int64_t floats) {
-    Ahead ahead(next, floats, Way::kPositions * multiply_steps(count, kDepth, kSmall));
+  static void down_products(const Job& job, const Tiles& tiles, const Word* big, float* products, Range one,
+                            Range other) {
+    Ahead ahead(one, other, Way::kPositions * multiply_steps(tiles.count, kDepth, kSmall));
     const Word* weights = static_cast<const Word*>(job.weights);
     for (int q = 0; q < Way::kPositions; ++q) {
       multiply<A, kDepth, kSmall>(big + q * kBigPosition, weights + static_cast<int64_t>(q) * kDepth * kSmall,
-                                  products + q * kToSmall, count, ahead);
+                                  products + q * kToSmall, tiles.count, ahead);
     }
-    Way::finish_small(job, places, at, count, products, kToSmall);
+    Way::finish_small(job, tiles, products, kToSmall);
   }
 
-  static void up_products(const Job& job, const Places& places, int64_t at, int count, const Word* small) {
+  static void up_products(const Job& job, const Tiles& tiles, const Word* small) {
     float* products = reinterpret_cast<float*>(const_cast<Word*>(small) + Way::kUpPositions * kSmallPosition);
-    const float* next = job.finish == Finish::kMasked ? job.mask : job.out;
-    Ahead ahead(next + big_floats(at + kStrip), big_floats(kStrip),
-                4 * Way::kUpProducts * multiply_steps(count, kUpDepth, kBig));
+    const int64_t next = tiles.first + kStrip;
+    Ahead ahead(of_big(job.finish == Finish::kMasked ? job.mask : job.out, next), of_small(job.small, next),
+                4 * Way::kUpProducts * multiply_steps(tiles.count, kUpDepth, kBig));
     const Word* weights = static_cast<const Word*>(job.weights);
     for (int parity = 0; parity < 4; ++parity) {
       for (int q = 0; q < Way::kUpProducts; ++q) {
         const int64_t matrix = static_cast<int64_t>(parity) * Way::kUpProducts + q;
         multiply<A, kUpDepth, kBig>(small + Way::up_position(parity, q) * kSmallPosition,
-                                    weights + matrix * kUpDepth * kBig, products + q * kToBig, count, ahead);
+                                    weights + matrix * kUpDepth * kBig, products + q * kToBig, tiles.count, ahead);
       }
-      Way::finish_big(job, places, at, count, parity, products, kToBig);
+      Way::finish_big(job, tiles, parity, products, kToBig);
     }
   }
 
-  static void weight_products(const Job& job, const Places& places, int64_t at, int count, Word* big,
-                              const float* next) {
+  static void weight_products(const Job& job, const Tiles& tiles, Word* big, Range one, Range other) {
     Word* small = big + Way::kPositions * kBigTiles;
-    Way::template spread_big<AlongTiles<A>>(job, places, at, count, big, kBigTiles);
-    Way::template spread_small<AlongTiles<A>>(job, places, at, count, small, kSmallTiles);
-    Ahead ahead(next, big_floats(kStrip),
-                Way::kPositions * multiply_transposed_steps(kSmall, Way::kDepth, words(count)));
+    Way::template spread_big<AlongTiles<A>>(job, tiles, big, kBigTiles);
+    Way::template spread_small<AlongTiles<A>>(job, tiles, small, kSmallTiles);
+    Ahead ahead(one, other,
+                Way::kPositions * multiply_transposed_steps(kSmall, Way::kDepth, words(tiles.count)));
     for (int q = 0; q < Way::kPositions; ++q) {
       multiply_transposed<A, kSmall, Way::kDepth>(small + q * kSmallTiles, big + q * kBigTiles,
                                                   job.weight_sums + static_cast<int64_t>(q) * kSmall * Way::kDepth,
-                                                  words(count), ahead);
+                                                  words(tiles.count), ahead);
     }
   }
 };

@@ -1,16 +1,27 @@
 // Matrix products of a strip: both operands lie in cache, sums of a block in registers. Included once for each
 // instruction set.
 
-// Memory that will be wanted soon, asked for line by line between multiplications.
-struct Ahead {
-  const char* at;
-  int64_t step;  // bytes between two requests
+// Memory that will be read or written soon.
+struct Range {
+  const float* first;
+  int64_t floats;
+};
 
-  Ahead(const float* from, int64_t floats, int64_t requests)
-      : at(reinterpret_cast<const char*>(from)), step(std::max<int64_t>(1, (4 * floats + requests - 1) / requests)) {}
+// Asks for two ranges of it, line by line between multiplications.
+struct Ahead {
+  const char *one, *other;
+  int64_t one_step, other_step;  // bytes between two requests
+
+  Ahead(Range first, Range second, int64_t requests)
+      : one(reinterpret_cast<const char*>(first.first)),
+        other(reinterpret_cast<const char*>(second.first)),
+        one_step((4 * first.floats + requests - 1) / requests),
+        other_step((4 * second.floats + requests - 1) / requests) {}
   PYVAE_HD void ask() {
-    __builtin_prefetch(at, 0, 2);
-    at += step;
+    __builtin_prefetch(one, 0, 2);
+    __builtin_prefetch(other, 0, 2);
+    one += one_step;
+    other += other_step;
   }
 };
 struct NotAhead {

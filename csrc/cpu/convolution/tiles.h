@@ -1,45 +1,79 @@
 // Two ways of making a layer's products: by Winograd's tiles for kernel 4, stride 2, padding 1, and by patches for kernel
 // 2, stride 2. Included once for each instruction set.
 
-// Small maps of batch x height x width pixels, in tiles of kSide x kSide.
-template <int kSide>
-struct Tiles {
-  int height, width, rows, columns;
+// Where a tile of kSide x kSide pixels of the small map lies.
+struct Place {
+  int64_t small, big;              // its first pixel in either map, of all images
+  int64_t small_image, big_image;  // the first of its image
+  int y, x;                        // its first pixel, in the small map
+};
 
-  explicit Tiles(const Job& job)
-      : height(job.height), width(job.width), rows(job.height / kSide), columns(job.width / kSide) {}
+// Tiles [first, first + count) of small maps of batch x height x width pixels.
+template <int kSide, int kMost>
+struct Strip {
+  int64_t first;
+  int count;
+  Place place[kMost];
 
-  struct Place {
-    int64_t image;
-    int y, x;  // of the first pixel, in the small map
-  };
-  PYVAE_HD Place at(int64_t tile) const {
-    const int64_t row = tile / columns;
-    const int x = static_cast<int>(tile - row * columns);
-    const int64_t image = row / rows;
-    return {image, static_cast<int>(row - image * rows) * kSide, x * kSide};
+  Strip(const Job& job, int64_t first, int tiles) : first(first), count(tiles) {
+    const int columns = job.width / kSide, rows = job.height / kSide;
+    const int64_t tile_row = first / columns;
+    int64_t image = tile_row / rows;
+    int y = static_cast<int>(tile_row - image * rows) * kSide, x = static_cast<int>(first - tile_row * columns) * kSide;
+    const int64_t pixels = static_cast<int64_t>(job.height) * job.width;
+    for (int s = 0; s < count; ++s) {
+      const int64_t big = image * 4 * pixels;
+      place[s] = {image * pixels + y * job.width + x, big + static_cast<int64_t>(4 * y) * job.width + 2 * x,
+                  image * pixels, big, y, x};
+      x += kSide;
+      if (x + kSide > job.width) x = 0, y += kSide;
+      if (y + kSide > job.height) y = 0, ++image;
+    }
   }
-  PYVAE_HD int64_t small_pixel(const Place& p) const { return (p.image * height + p.y) * width + p.x; }
-  PYVAE_HD int64_t big_pixel(const Place& p) const { return (p.image * 2 * height + 2 * p.y) * 2 * width + 2 * p.x; }
+
+  // the last tile stands in for those that would complete a word
+  const Place& at(int s) const { return place[std::min(s, count - 1)]; }
 };
 
 // What is outside of a map.
 alignas(64) constexpr float kNothing[64] = {};
 
-// The kN x kN pixels from (y, x) on.
+// The kN x kN pixels from (y, x) on, some of which may lie outside.
 template <int kN>
-struct Window {
+struct Border {
   const float* pixel[kN][kN];
 
-  PYVAE_HD Window(const float* image, int height, int width, int channels, int y, int x) {
+  PYVAE_HD Border(const float* image, int height, int width, int channels, int y, int x) {
     for (int i = 0; i < kN; ++i) {
+      const bool in_row = y + i >= 0 && y + i < height;
+      const float* row = image + (static_cast<int64_t>(y + i) * width + x) * channels;
       for (int j = 0; j < kN; ++j) {
-        const bool inside = y + i >= 0 && y + i < height && x + j >= 0 && x + j < width;
-        pixel[i][j] = inside ? image + (static_cast<int64_t>(y + i) * width + x + j) * channels : kNothing;
+        pixel[i][j] = in_row && x + j >= 0 && x + j < width ? row + j * channels : kNothing;
       }
     }
   }
+  PYVAE_HD Lanes at(int i, int j, int c) const { return load(pixel[i][j] + c); }
 };
+
+// The same of pixels that all lie inside.
+struct Inside {
+  const float* first;
+  int64_t row;
+  int channels;
+
+  PYVAE_HD Lanes at(int i, int j, int c) const { return load(first + i * row + j * channels + c); }
+};
+
+// Calls visit with the pixels from (y, x) on, of an image.
+template <int kN, class Visit>
+PYVAE_HD void with_window(const float* image, int height, int width, int channels, int y, int x, const Visit& visit) {
+  if (y >= 0 && x >= 0 && y + kN <= height && x + kN <= width) {
+    const int64_t row = static_cast<int64_t>(width) * channels;
+    visit(Inside{image + y * row + x * channels, row, channels});
+  } else {
+    visit(Border<kN>(image, height, width, channels, y, x));
+  }
+}
 
 // What becomes of sums, channels [c, c + kLanes) of a pixel at a time.
 template <Finish kFinish>
@@ -90,116 +124,111 @@ struct Winograd {
   static constexpr int kSide = 2;
   static constexpr int kDepth = 4 * kBig;  // four parities of the big map
   static constexpr int kTaps = 16, kPositions = 9, kUpPositions = 25, kUpProducts = 9;
-  using Places = Tiles<kSide>;
 
   // [kPositions][tiles][4 parities][kBig]
-  template <class Layout, class Word>
-  static __attribute__((noinline)) void spread_big(const Job& job, const Places& places, int64_t first, int count,
-                                                   Word* strip, int64_t position) {
-    for (int s = 0; s < count; s += Layout::kTiles) {
-      const float* pixel[Layout::kTiles][6][6];
-      for (int t = 0; t < Layout::kTiles; ++t) {
-        const auto place = places.at(first + std::min(s + t, count - 1));
-        const float* image = job.big + place.image * 4 * job.height * job.width * kBig;
-        const Window<6> window(image, 2 * job.height, 2 * job.width, kBig, 2 * place.y - 1, 2 * place.x - 1);
-        std::memcpy(pixel[t], window.pixel, sizeof window.pixel);
-      }
-#pragma GCC unroll 4
-      for (int parity = 0; parity < 4; ++parity) {
-        const int py = parity >> 1, px = parity & 1;
-        for (int c = 0; c < kBig; c += kLanes) {
-          Lanes value[9][Layout::kTiles];
-#pragma GCC unroll 2
-          for (int t = 0; t < Layout::kTiles; ++t) {
-            Three<Lanes> row[3];
-#pragma GCC unroll 3
-            for (int i = 0; i < 3; ++i) {
-              const float* const* p = pixel[t][2 * i + py];
-              row[i] = spread(load(p[px] + c), load(p[px + 2] + c), load(p[px + 4] + c));
-            }
-            put_spread(row, value, t, s + t < count);
-          }
-#pragma GCC unroll 9
-          for (int q = 0; q < 9; ++q) Layout::put(strip + q * position, s, kDepth, parity * kBig + c, value[q]);
-        }
+  template <class Layout, class Tiles, class Word>
+  static __attribute__((noinline)) void spread_big(const Job& job, const Tiles& tiles, Word* strip, int64_t position) {
+    for (int s = 0; s < tiles.count; s += Layout::kTiles) {
+      const auto window = [&](int t, const auto& visit) {
+        const Place& place = tiles.at(s + t);
+        with_window<6>(job.big + place.big_image * kBig, 2 * job.height, 2 * job.width, kBig, 2 * place.y - 1,
+                       2 * place.x - 1, visit);
+      };
+      if constexpr (Layout::kTiles == 1) {
+        window(0, [&](const auto& one) {
+          for_each_parity([&](int parity, int c) {
+            Lanes value[9][1];
+            spread_window(one, parity, c, value, 0, true);
+            put<Layout>(strip, position, s, kDepth, parity * kBig + c, value);
+          });
+        });
+      } else {
+        window(0, [&](const auto& one) {
+          window(1, [&](const auto& other) {
+            for_each_parity([&](int parity, int c) {
+              Lanes value[9][2];
+              spread_window(one, parity, c, value, 0, true);
+              spread_window(other, parity, c, value, 1, s + 1 < tiles.count);
+              put<Layout>(strip, position, s, kDepth, parity * kBig + c, value);
+            });
+          });
+        });
       }
     }
   }
 
   // [kPositions][tiles][kSmall], of gradients for those of the weights
-  template <class Layout, class Word>
-  static __attribute__((noinline)) void spread_small(const Job& job, const Places& places, int64_t first, int count,
-                                                     Word* strip, int64_t position) {
+  template <class Layout, class Tiles, class Word>
+  static __attribute__((noinline)) void spread_small(const Job& job, const Tiles& tiles, Word* strip, int64_t position) {
     const int64_t row = static_cast<int64_t>(job.width) * kSmall;
-    for (int s = 0; s < count; s += Layout::kTiles) {
+    for (int s = 0; s < tiles.count; s += Layout::kTiles) {
       for (int c = 0; c < kSmall; c += kLanes) {
         Lanes value[9][Layout::kTiles];
 #pragma GCC unroll 2
         for (int t = 0; t < Layout::kTiles; ++t) {
-          const float* from =
-              job.small + places.small_pixel(places.at(first + std::min(s + t, count - 1))) * kSmall + c;
+          const float* from = job.small + tiles.at(s + t).small * kSmall + c;
           const Three<Lanes> top = both(load(from), load(from + kSmall));
           const Three<Lanes> bottom = both(load(from + row), load(from + row + kSmall));
-          const bool there = s + t < count;
+          const bool there = s + t < tiles.count;
           put_column(both(top.first, bottom.first), value, 0, t, there);
           put_column(both(top.middle, bottom.middle), value, 1, t, there);
           put_column(both(top.last, bottom.last), value, 2, t, there);
         }
-#pragma GCC unroll 9
-        for (int q = 0; q < 9; ++q) Layout::put(strip + q * position, s, kSmall, c, value[q]);
+        put<Layout>(strip, position, s, kSmall, c, value);
       }
     }
   }
 
   // [kUpPositions][tiles][kSmall]
-  template <class Layout, class Word>
-  static __attribute__((noinline)) void spread_up(const Job& job, const Places& places, int64_t first, int count,
-                                                  Word* strip, int64_t position) {
-    for (int s = 0; s < count; ++s) {
-      const auto place = places.at(first + s);
-      const float* image = job.small + place.image * job.height * job.width * kSmall;
-      const Window<4> window(image, job.height, job.width, kSmall, place.y - 1, place.x - 1);
-      for (int c = 0; c < kSmall; c += kLanes) {
-        Five<Lanes> row[4];
+  template <class Layout, class Tiles, class Word>
+  static __attribute__((noinline)) void spread_up(const Job& job, const Tiles& tiles, Word* strip, int64_t position) {
+    for (int s = 0; s < tiles.count; ++s) {
+      const Place& place = tiles.place[s];
+      with_window<4>(job.small + place.small_image * kSmall, job.height, job.width, kSmall, place.y - 1, place.x - 1,
+                     [&](const auto& window) {
+        for (int c = 0; c < kSmall; c += kLanes) {
+          Five<Lanes> row[4];
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) {
-          const float* const* p = window.pixel[i];
-          row[i] = spread(load(p[0] + c), load(p[1] + c), load(p[2] + c), load(p[3] + c));
-        }
+          for (int i = 0; i < 4; ++i) {
+            row[i] = spread(window.at(i, 0, c), window.at(i, 1, c), window.at(i, 2, c), window.at(i, 3, c));
+          }
 #pragma GCC unroll 5
-        for (int j = 0; j < 5; ++j) {
-          const Five<Lanes> column = spread(row[0].value[j], row[1].value[j], row[2].value[j], row[3].value[j]);
+          for (int j = 0; j < 5; ++j) {
+            const Five<Lanes> column = spread(row[0].value[j], row[1].value[j], row[2].value[j], row[3].value[j]);
 #pragma GCC unroll 5
-          for (int i = 0; i < 5; ++i) Layout::put(strip + (5 * i + j) * position, s, kSmall, c, &column.value[i]);
+            for (int i = 0; i < 5; ++i) Layout::put(strip + (5 * i + j) * position, s, kSmall, c, &column.value[i]);
+          }
         }
-      }
+      });
     }
   }
   static constexpr int up_position(int parity, int product) {
     return (product / 3 + 2 * (parity >> 1)) * 5 + product % 3 + 2 * (parity & 1);
   }
 
-  static __attribute__((noinline)) void finish_small(const Job& job, const Places& places, int64_t first, int count,
-                                                     const float* products, int64_t position) {
+  template <class Tiles>
+  static __attribute__((noinline)) void finish_small(const Job& job, const Tiles& tiles, const float* products,
+                                                     int64_t position) {
     with_finisher(job, [&](const auto finish) {
       const int64_t row = static_cast<int64_t>(job.width) * kSmall;
       Sums<kSmall> sums;
-      for (int s = 0; s < count; ++s) {
-        const int64_t to = places.small_pixel(places.at(first + s)) * kSmall;
-        finish_tile<kSmall>(products + static_cast<int64_t>(s) * kSmall, position, to, row, kSmall, finish, sums);
+      for (int s = 0; s < tiles.count; ++s) {
+        finish_tile<kSmall>(products + s * kSmall, position, tiles.place[s].small * kSmall, row, kSmall, finish, sums);
       }
       sums.add_to(job);
     });
   }
 
-  static __attribute__((noinline)) void finish_big(const Job& job, const Places& places, int64_t first, int count,
-                                                   int parity, const float* products, int64_t position) {
+  template <class Tiles>
+  static __attribute__((noinline)) void finish_big(const Job& job, const Tiles& tiles, int parity,
+                                                   const float* products, int64_t position) {
     with_finisher(job, [&](const auto finish) {
       const int64_t row = static_cast<int64_t>(2 * job.width) * kBig;
+      const int64_t own = (parity >> 1) * row + (parity & 1) * kBig;
       Sums<kBig> sums;
-      for (int s = 0; s < count; ++s) {
-        const int64_t to = places.big_pixel(places.at(first + s)) * kBig + (parity >> 1) * row + (parity & 1) * kBig;
-        finish_tile<kBig>(products + static_cast<int64_t>(s) * kBig, position, to, 2 * row, 2 * kBig, finish, sums);
+      for (int s = 0; s < tiles.count; ++s) {
+        finish_tile<kBig>(products + s * kBig, position, tiles.place[s].big * kBig + own, 2 * row, 2 * kBig, finish,
+                          sums);
       }
       sums.add_to(job);
     });
@@ -278,15 +307,35 @@ struct Winograd {
   }
 
  private:
-  template <int kTiles>
-  static PYVAE_HD void put_spread(const Three<Lanes>* row, Lanes (*value)[kTiles], int t, bool there) {
+  template <class Visit>
+  static PYVAE_HD void for_each_parity(const Visit& visit) {
+#pragma GCC unroll 4
+    for (int parity = 0; parity < 4; ++parity) {
+      for (int c = 0; c < kBig; c += kLanes) visit(parity, c);
+    }
+  }
+  template <class Layout, class Word, int kTiles>
+  static PYVAE_HD void put(Word* strip, int64_t position, int s, int channels, int c, const Lanes (&value)[9][kTiles]) {
+#pragma GCC unroll 9
+    for (int q = 0; q < 9; ++q) Layout::put(strip + q * position, s, channels, c, value[q]);
+  }
+  template <class Pixels, int kTiles>
+  static PYVAE_HD void spread_window(const Pixels& window, int parity, int c, Lanes (&value)[9][kTiles], int t,
+                                     bool there) {
+    const int py = parity >> 1, px = parity & 1;
+    Three<Lanes> row[3];
+#pragma GCC unroll 3
+    for (int i = 0; i < 3; ++i) {
+      const int y = 2 * i + py;
+      row[i] = spread(window.at(y, px, c), window.at(y, px + 2, c), window.at(y, px + 4, c));
+    }
     put_column(spread(row[0].first, row[1].first, row[2].first), value, 0, t, there);
     put_column(spread(row[0].middle, row[1].middle, row[2].middle), value, 1, t, there);
     put_column(spread(row[0].last, row[1].last, row[2].last), value, 2, t, there);
   }
   // a tile that is not there adds nothing to a sum along tiles
   template <int kTiles>
-  static PYVAE_HD void put_column(Three<Lanes> column, Lanes (*value)[kTiles], int j, int t, bool there) {
+  static PYVAE_HD void put_column(Three<Lanes> column, Lanes (&value)[9][kTiles], int j, int t, bool there) {
     value[j][t] = there ? column.first : Lanes{};
     value[3 + j][t] = there ? column.middle : Lanes{};
     value[6 + j][t] = there ? column.last : Lanes{};
@@ -326,60 +375,59 @@ struct Patches {
   static constexpr int kSide = 1;
   static constexpr int kDepth = 4 * kBig;
   static constexpr int kTaps = 4, kPositions = 1, kUpPositions = 1, kUpProducts = 1;
-  using Places = Tiles<kSide>;
 
-  template <class Layout, class Word>
-  static void spread_big(const Job& job, const Places& places, int64_t first, int count, Word* strip, int64_t) {
+  template <class Layout, class Tiles, class Word>
+  static void spread_big(const Job& job, const Tiles& tiles, Word* strip, int64_t) {
     const int64_t row = static_cast<int64_t>(2 * job.width) * kBig;
-    for (int s = 0; s < count; s += Layout::kTiles) {
+    for (int s = 0; s < tiles.count; s += Layout::kTiles) {
       for (int c = 0; c < kDepth; c += kLanes) {
         Lanes value[Layout::kTiles];
         for (int t = 0; t < Layout::kTiles; ++t) {
-          const float* patch = job.big + places.big_pixel(places.at(first + std::min(s + t, count - 1))) * kBig;
-          value[t] = s + t < count ? load(patch + (c / (2 * kBig)) * row + c % (2 * kBig)) : Lanes{};
+          const float* patch = job.big + tiles.at(s + t).big * kBig + c / (2 * kBig) * row + c % (2 * kBig);
+          value[t] = s + t < tiles.count ? load(patch) : Lanes{};
         }
         Layout::put(strip, s, kDepth, c, value);
       }
     }
   }
 
-  template <class Layout, class Word>
-  static void spread_small(const Job& job, const Places&, int64_t first, int count, Word* strip, int64_t) {
-    for (int s = 0; s < count; s += Layout::kTiles) {
+  template <class Layout, class Tiles, class Word>
+  static void spread_small(const Job& job, const Tiles& tiles, Word* strip, int64_t) {
+    for (int s = 0; s < tiles.count; s += Layout::kTiles) {
       for (int c = 0; c < kSmall; c += kLanes) {
         Lanes value[Layout::kTiles];
         for (int t = 0; t < Layout::kTiles; ++t) {
-          value[t] = s + t < count ? load(job.small + (first + s + t) * kSmall + c) : Lanes{};
+          value[t] = s + t < tiles.count ? load(job.small + tiles.at(s + t).small * kSmall + c) : Lanes{};
         }
         Layout::put(strip, s, kSmall, c, value);
       }
     }
   }
 
-  template <class Layout, class Word>
-  static void spread_up(const Job& job, const Places& places, int64_t first, int count, Word* strip, int64_t) {
-    spread_small<Layout>(job, places, first, count, strip, 0);
+  template <class Layout, class Tiles, class Word>
+  static void spread_up(const Job& job, const Tiles& tiles, Word* strip, int64_t) {
+    spread_small<Layout>(job, tiles, strip, 0);
   }
   static constexpr int up_position(int, int) { return 0; }
 
-  static void finish_small(const Job& job, const Places&, int64_t first, int count, const float* products, int64_t) {
+  template <class Tiles>
+  static void finish_small(const Job& job, const Tiles& tiles, const float* products, int64_t) {
     with_finisher(job, [&](const auto finish) {
       Sums<kSmall> sums;
-      for (int s = 0; s < count; ++s) {
-        finish_pixel<kSmall>(products + static_cast<int64_t>(s) * kSmall, (first + s) * kSmall, finish, sums);
+      for (int s = 0; s < tiles.count; ++s) {
+        finish_pixel<kSmall>(products + s * kSmall, tiles.place[s].small * kSmall, finish, sums);
       }
       sums.add_to(job);
     });
   }
 
-  static void finish_big(const Job& job, const Places& places, int64_t first, int count, int parity,
-                         const float* products, int64_t) {
+  template <class Tiles>
+  static void finish_big(const Job& job, const Tiles& tiles, int parity, const float* products, int64_t) {
     with_finisher(job, [&](const auto finish) {
       const int64_t own = static_cast<int64_t>(parity >> 1) * 2 * job.width + (parity & 1);
       Sums<kBig> sums;
-      for (int s = 0; s < count; ++s) {
-        const int64_t to = (places.big_pixel(places.at(first + s)) + own) * kBig;
-        finish_pixel<kBig>(products + static_cast<int64_t>(s) * kBig, to, finish, sums);
+      for (int s = 0; s < tiles.count; ++s) {
+        finish_pixel<kBig>(products + s * kBig, (tiles.place[s].big + own) * kBig, finish, sums);
       }
       sums.add_to(job);
     });

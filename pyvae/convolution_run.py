@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyvae.bias_activation import Activation, plain_backward
 from pyvae.transforms import transform_of_gradients
 
-CHUNK = 32
+CHUNK = 64
 """Images whose maps are computed together where no gradient is wanted, so that they stay in the cache."""
 
 Parameters: TypeAlias = Sequence[Tensor | None]

@@ -82,11 +82,12 @@ class Layer(NamedTuple):
 
 
 class Operands(NamedTuple):
-    """Of a layer, float32 or bfloat16: maps ``[B, H, W, C]``, weight ``[S, k, k, G]``, gradient behind the ReLU."""
+    """Of a layer, float32 or bfloat16: maps ``[B, H, W, C]``, weight ``[S, k, k, G]``, the output, and its gradient."""
 
     x: Tensor
     weight: Tensor
     bias: Tensor
+    y: Tensor
     grad: Tensor
 
     def to(self, dtype: torch.dtype) -> "Operands":
@@ -134,42 +135,46 @@ def operands(layer: Layer, precision: str, generator: torch.Generator) -> Operan
     shape = (layer.small, layer.kernel, layer.kernel, layer.large)
     weight = deviation * torch.randn(shape, generator=generator)
     outputs = layer.large if layer.transposed else layer.small
-    side = 2 * layer.side if layer.transposed else layer.side
-    grad = torch.randn((BATCH, side, side, outputs), generator=generator)
-    if layer.activated:
-        grad *= torch.rand(grad.shape, generator=generator) > 0.5
-    made = Operands(x, weight, 0.1 * torch.randn(outputs, generator=generator), grad)
-    return made.to(torch.bfloat16).to(torch.float32) if precision == "bf16" else made
+    made = Operands(x, weight, 0.1 * torch.randn(outputs, generator=generator), x, x)
+    made = made.to(torch.bfloat16).to(torch.float32) if precision == "bf16" else made
+    (y,) = torchs(layer, "forward", made)
+    return made._replace(y=y, grad=torch.randn(y.shape, generator=generator))
 
 
 def torchs(layer: Layer, what: str, given: Operands) -> tuple[Tensor, ...]:
     """A pass by torch's convolution and its passes over the ReLUs."""
-    x, weight, grad = (tensor.permute(0, 3, 1, 2) for tensor in (given.x, given.weight, given.grad))
+    x, weight, y, grad = (t.permute(0, 3, 1, 2) for t in (given.x, given.weight, given.y, given.grad))
     stride, padding = [2, 2], [layer.kernel // 2 - 1] * 2
     if what == "forward":
         call = nn.functional.conv_transpose2d if layer.transposed else nn.functional.conv2d
         y = call(x, weight, given.bias, stride, padding)
         return ((y.relu() if layer.activated else y).permute(0, 2, 3, 1),)
-    wants_x, wants_weight = what != "weight gradient" and not layer.images, what != "data gradient"
+    wants_x, wants_weight = _wanted(layer, what)
+    grad = torch.ops.aten.threshold_backward(grad, y, 0) if layer.activated else grad
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
         *(grad, x, weight, [len(given.bias)], stride, padding, [1, 1], layer.transposed, [0, 0], 1),
         [wants_x, wants_weight, wants_weight],
     )
-    found = [torch.ops.aten.threshold_backward(grad_x, x, 0)] if wants_x else []
-    return tuple(tensor.permute(0, 2, 3, 1) for tensor in (*found, *([grad_weight] if wants_weight else [])))
+    found = (*([grad_x] if wants_x else []), *([grad_weight] if wants_weight else []))
+    return tuple(tensor.permute(0, 2, 3, 1) for tensor in found)
 
 
 def ours(layer: Layer, what: str, given: Operands, bf16: bool) -> tuple[Tensor, ...]:
     """A pass by our convolution, ReLUs and sums for biases within."""
-    x, weight, bias, grad = given
+    x, weight, bias, y, grad = given
+    kind = [weight], [layer.transposed], [0.0 if layer.activated else -1.0]
     if what == "forward":
-        slope = 0.0 if layer.activated else None
-        return (torch.ops.pyvae_native.convolution_fwd(x, weight, bias, layer.transposed, slope, bf16),)
-    wants_x, wants_weight = what != "weight gradient" and not layer.images, what != "data gradient"
-    grad_x, grad_weight, _ = torch.ops.pyvae_native.convolution_bwd(
-        *(grad, x, weight, layer.transposed, None if layer.images else 0.0, wants_x, wants_weight, bf16)
+        return tuple(torch.ops.pyvae_native.convolutions_fwd(x, kind[0], [bias], *kind[1:], bf16, True))
+    wants_x, wants_weight = _wanted(layer, what)
+    grad_x, (grad_weight,), _ = torch.ops.pyvae_native.convolutions_bwd(
+        grad, [x], y, *kind, wants_x, [wants_weight], [wants_weight], bf16
     )
     return (*([grad_x] if wants_x else []), *([grad_weight] if wants_weight else []))
+
+
+def _wanted(layer: Layer, what: str) -> tuple[bool, bool]:
+    """Whether gradients of the input and of the weight are."""
+    return what != "weight gradient" and not layer.images, what != "data gradient"
 
 
 @dataclass(frozen=True)

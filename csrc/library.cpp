@@ -33,14 +33,15 @@ STABLE_TORCH_LIBRARY(pyvae_native, m) {
       "importance_log_weight_bwd(Tensor grad_likelihood, Tensor grad_ratio, Tensor logits, Tensor target, Tensor z,"
       " Tensor mu, Tensor logvar, float target_scale, bool packed) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("gather_bits(Tensor store, Tensor index, int pixels, ScalarType dtype) -> (Tensor, Tensor)");
-  // Channels last throughout; the weight's first dimension is that of the smaller maps. Nothing is wanted of an activation
-  // whose slope is None; 0 is a ReLU's. What is not wanted has shape [0].
+  // Layers one after another. Maps are [B, H, W, C]; a weight's first dimension is that of the smaller map's channels. A
+  // slope below 0 is that of no activation, 0 a ReLU's. What is not wanted has shape [0].
   m.def(
-      "convolution_fwd(Tensor x, Tensor weight, Tensor? bias, bool transposed, float? slope, bool bf16) -> Tensor");
+      "convolutions_fwd(Tensor x, Tensor[] weights, Tensor?[] biases, bool[] transposed, float[] slopes, bool bf16,"
+      " bool keep) -> Tensor[]");
   m.def(
-      "convolution_bwd(Tensor grad, Tensor x, Tensor weight, bool transposed, float? slope, bool wants_x,"
-      " bool wants_weight, bool bf16) -> (Tensor grad_x, Tensor grad_weight, Tensor sums)");
-  m.def("activation_bwd(Tensor grad, Tensor? y, float? slope) -> (Tensor, Tensor sums)");
+      "convolutions_bwd(Tensor grad, Tensor[] maps, Tensor? y, Tensor[] weights, bool[] transposed, float[] slopes,"
+      " bool wants_x, bool[] wants_weights, bool[] wants_biases, bool bf16)"
+      " -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_biases)");
   m.def("convolution_level(int? at_most=None) -> int");
   m.def("permute_dims(Tensor? first, Tensor z, Tensor key, int stream) -> (Tensor, Tensor)");
   m.def("code_histogram(Tensor codes, Tensor? factors, int[] factor_sizes, Tensor edges) -> Tensor");

@@ -1,11 +1,11 @@
 """Convolutions and the activations behind them, one after another, by compiled operators: one autograd function.
 
 Inside, maps are float32 ``[B, H, W, C]`` and weights ``[S, k, k, G]``, contiguous: those of torch with channels last,
-and no copies of them. A gradient comes masked: it goes from layer to layer as that of an output before its activation,
-so that the operators apply the mask of the layer below, and sum for the bias there, while they have it at hand.
+and no copies of them. Layers that follow one another are one call, which takes a few images at a time through all of
+them, so that each layer finds in the cache what the one before it wrote.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -13,9 +13,6 @@ from torch import Tensor, nn
 
 from pyvae.bias_activation import Activation, plain_backward
 from pyvae.transforms import transform_of_gradients
-
-CHUNK = 64
-"""Images whose maps are computed together where no gradient is wanted, so that they stay in the cache."""
 
 Parameters: TypeAlias = Sequence[Tensor | None]
 """Weights and biases by turns, as layers have them."""
@@ -37,60 +34,81 @@ class Stage(NamedTuple):
         """As torch's operators take them."""
         return self.stride, self.padding, (1, 1), self.transposed, (0, 0), 1
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, bf16: bool) -> Tensor:
-        """The maps that it makes of ``x``."""
-        if self.compiled:
-            maps: Tensor = torch.ops.pyvae_native.convolution_fwd.default(
-                x, weight, bias, self.transposed, self.slope, bf16
-            )
-            return maps
-        rows, matrix = _rows(x, bf16), _rows(weight, bf16)
-        if not self.transposed:
+
+class Wanted(NamedTuple):
+    """Which gradients are."""
+
+    x: bool
+    weights: list[bool]
+    biases: list[bool]
+
+
+class _Product(NamedTuple):
+    """A stage that is a matrix product."""
+
+    stage: Stage
+    bf16: bool
+
+    def forward(self, x: Tensor, weights: list[Tensor], biases: Parameters, keep: bool) -> list[Tensor]:
+        (weight,), (bias,) = weights, biases
+        rows, matrix = self._rows(x), self._rows(weight)
+        if not self.stage.transposed:
             matrix = matrix.t()
         elif bias is not None:
             bias = bias.repeat(weight.shape[1] * weight.shape[2])
-        if bias is None or bf16:
+        if bias is None or self.bf16:
             y = rows.mm(matrix).float()
             y = y if bias is None else y.add_(bias)
         else:
             y = torch.addmm(bias, rows, matrix)
-        if self.slope is not None:
-            y = nn.functional.leaky_relu_(y, self.slope) if self.slope else y.relu_()
-        return y.view(len(x), *(weight.shape[1:] if self.transposed else (1, 1, len(weight))))
+        slope = self.stage.slope
+        if slope is not None:
+            y = nn.functional.leaky_relu_(y, slope) if slope else y.relu_()
+        return [y.view(len(x), *(weight.shape[1:] if self.stage.transposed else (1, 1, len(weight))))]
 
     def backward(
-        self,
-        grad: Tensor,
-        x: Tensor,
-        weight: Tensor,
-        below: float | None,
-        wanted: tuple[bool, bool],
-        bf16: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients from that of what it makes before its activation.
-
-        Args:
-            below: slope of the activation whose output ``x`` is; ``None`` if it is no activation's.
-            wanted: whether those of ``x`` and of the weight are.
-
-        Returns:
-            that of what the layer below makes before its activation, of the weight, and the first one's sums ``[C]``,
-            which are those of the bias there. What is not wanted is anything.
-        """
-        if self.compiled:
-            grads: tuple[Tensor, Tensor, Tensor] = torch.ops.pyvae_native.convolution_bwd.default(
-                grad, x, weight, self.transposed, below, *wanted, bf16
-            )
-            return grads
-        rows, matrix, upper = _rows(x, bf16), _rows(weight, bf16), _rows(grad, bf16)
-        grad_x = grad_weight = sums = grad
-        if wanted[1]:
-            left, right = (rows, upper) if self.transposed else (upper, rows)
+        self, grad: Tensor, maps: list[Tensor], y: Tensor | None, weights: list[Tensor], wanted: Wanted
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        (x,), (weight,), transposed = maps, weights, self.stage.transposed
+        if y is not None:
+            grad = _masked(grad, y, self.stage.slope)
+        rows, matrix, upper = self._rows(x), self._rows(weight), self._rows(grad)
+        grad_x = grad_weight = grad_bias = grad
+        if wanted.weights[0]:
+            left, right = (rows, upper) if transposed else (upper, rows)
             grad_weight = left.t().mm(right).float().view(weight.shape)
-        if wanted[0]:
-            maps = upper.mm(matrix.t() if self.transposed else matrix).float().view(x.shape)
-            grad_x, sums = _masked(maps, None if below is None else x, below)
-        return grad_x, grad_weight, sums
+        if wanted.biases[0]:
+            grad_bias = grad.sum((0, 1, 2))
+        if wanted.x:
+            grad_x = upper.mm(matrix.t() if transposed else matrix).float().view(x.shape)
+        return grad_x, [grad_weight], [grad_bias]
+
+    def _rows(self, maps: Tensor) -> Tensor:
+        """What stands in a matrix product."""
+        rows = maps.view(len(maps), -1)
+        return rows.bfloat16() if self.bf16 else rows
+
+
+class _Compiled(NamedTuple):
+    """Stages one after another by one compiled operator."""
+
+    transposed: list[bool]
+    slopes: list[float]
+    bf16: bool
+
+    def forward(self, x: Tensor, weights: list[Tensor], biases: Parameters, keep: bool) -> list[Tensor]:
+        maps: list[Tensor] = torch.ops.pyvae_native.convolutions_fwd.default(
+            x, weights, biases, self.transposed, self.slopes, self.bf16, keep
+        )
+        return maps
+
+    def backward(
+        self, grad: Tensor, maps: list[Tensor], y: Tensor | None, weights: list[Tensor], wanted: Wanted
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        grads: tuple[Tensor, list[Tensor], list[Tensor]] = torch.ops.pyvae_native.convolutions_bwd.default(
+            grad, maps, y, weights, self.transposed, self.slopes, *wanted, self.bf16
+        )
+        return grads
 
 
 class Run(NamedTuple):
@@ -108,42 +126,71 @@ class Run(NamedTuple):
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *self.parameters)):
             y: Tensor = _Function.apply(x, self, *self.parameters)
             return y
-        return self.given(self._by_chunks(x))
+        return self.given(self.maps(_last(x), keep=False)[-1])
 
     def given(self, maps: Tensor) -> Tensor:
         """Maps as the layers would give them."""
         y = maps.permute(0, 3, 1, 2)
         y = y.bfloat16() if self.bf16 else y
-        if not self.channels_last:
-            y = y.contiguous().view(y.shape)  # strides of one channel say the order too
+        y = (
+            y if self.channels_last else y.contiguous().view(y.shape)
+        )  # strides of one channel say the order too
         return y.detach()  # a view of what is made here could not be written to
 
-    def _by_chunks(self, x: Tensor) -> Tensor:
-        """Maps of the last layer. Matrix products take the whole batch, on whose size their last bits depend."""
-        weights = [_last(weight) for weight in self.parameters[::2] if weight is not None]
-        layers = list(zip(self.stages, weights, self.parameters[1::2], strict=True))
-        maps, at = x.permute(0, 2, 3, 1), 0
-        while at < len(layers):
-            end = at + 1
-            while layers[at][0].compiled and end < len(layers) and layers[end][0].compiled:
-                end += 1
-            size = CHUNK if layers[at][0].compiled else len(x)
-            chunks = []
-            for chunk in maps.split(size):
-                y = _dense(chunk)
-                for stage, weight, bias in layers[at:end]:
-                    y = stage.forward(y, weight, bias, self.bf16)
-                chunks.append(y)
-            maps, at = chunks[0] if len(chunks) == 1 else torch.cat(chunks), end
-        return maps
+    def maps(self, x: Tensor, *, keep: bool) -> list[Tensor]:
+        """What stages make of maps ``x``: those of every stage, or of the last and perhaps of some before it."""
+        made: list[Tensor] = []
+        for first, stop, part in self.parts():
+            weights, biases = self._weights(first, stop), self.parameters[2 * first + 1 : 2 * stop : 2]
+            made += part.forward(made[-1] if made else x, weights, biases, keep)
+        return made
+
+    def gradients(
+        self, grad: Tensor, maps: list[Tensor], wanted: Wanted
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Of the input, of the weights and of the biases, from that of the output; what is not wanted is anything.
+
+        Args:
+            maps: inputs of all stages, and the last one's output if an activation is behind it.
+        """
+        grad_weights, grad_biases = [grad] * len(self.stages), [grad] * len(self.stages)
+        for first, stop, part in reversed([*self.parts()]):
+            own = Wanted(
+                wanted.x or any(wanted.weights[:first]) or any(wanted.biases[:first]),
+                wanted.weights[first:stop],
+                wanted.biases[first:stop],
+            )
+            y = None if self.stages[stop - 1].slope is None else maps[stop]
+            grad, grad_weights[first:stop], grad_biases[first:stop] = part.backward(
+                grad, maps[first:stop], y, self._weights(first, stop), own
+            )
+            if not own.x:
+                break
+        return grad, grad_weights, grad_biases
+
+    def parts(self) -> Iterator[tuple[int, int, _Compiled | _Product]]:
+        """Stages [first, stop) that are one call each."""
+        first = 0
+        while first < len(self.stages):
+            stop = first + 1
+            if not self.stages[first].compiled:
+                yield first, stop, _Product(self.stages[first], self.bf16)
+            else:
+                while stop < len(self.stages) and self.stages[stop].compiled:
+                    stop += 1
+                own = self.stages[first:stop]
+                slopes = [-1.0 if stage.slope is None else stage.slope for stage in own]
+                yield first, stop, _Compiled([stage.transposed for stage in own], slopes, self.bf16)
+            first = stop
+
+    def _weights(self, first: int, stop: int) -> list[Tensor]:
+        return [_last(weight) for weight in self.parameters[2 * first : 2 * stop : 2]]  # type: ignore[arg-type]
 
 
 class _Function(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, run: Run, *parameters: Tensor | None) -> Tensor:
-        maps = [_last(x)]
-        for stage, weight, bias in zip(run.stages, parameters[::2], parameters[1::2], strict=True):
-            maps.append(stage.forward(maps[-1], _last(weight), bias, run.bf16))  # type: ignore[arg-type]
+        maps = [_last(x), *run._replace(parameters=parameters).maps(_last(x), keep=True)]
         y = run.given(maps.pop())
         ctx.run = run._replace(parameters=())
         ctx.save_for_backward(x, None if run.stages[-1].slope is None else y, *maps, *parameters)
@@ -158,92 +205,64 @@ class _Function(torch.autograd.Function):
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    run: Run = ctx.run
     x, y, *saved = ctx.saved_tensors
-    count = len(run.stages)
-    maps, run = saved[:count], run._replace(parameters=saved[count:])
-    wants_x, _, *wanted = ctx.needs_input_grad
+    count = len(ctx.run.stages)
+    maps, run = saved[:count], ctx.run._replace(parameters=saved[count:])
+    wants_x, _, *wants = ctx.needs_input_grad
+    wanted = Wanted(wants_x, wants[::2], wants[1::2])
     # create_graph=True, batches and tangents: through operators that know them, and have gradients in turn
-    plain = torch.is_grad_enabled() or transform_of_gradients(grad) is not None
-    going = _Plainly(run, x, grad) if plain else _Compiled(run, maps, y, grad)
-    found: list[Tensor | None] = [None] * len(wanted)
-    for i in reversed(range(count)):
-        found[2 * i + 1] = going.sums if wanted[2 * i + 1] else None
-        wants = (wants_x or any(wanted[: 2 * i]), wanted[2 * i])
-        if any(wants):
-            weight = going.through(i, wants)
-            found[2 * i] = weight if wants[1] else None
-        if not wants[0]:
-            break
-    return going.grad_x.to(x.dtype) if wants_x else None, None, *found
+    if torch.is_grad_enabled() or transform_of_gradients(grad) is not None:
+        grad_x, grad_weights, grad_biases = _plainly(run, x, grad, wanted)
+    else:
+        maps += [] if y is None else [_last(y)]
+        grad_x, grad_weights, grad_biases = run.gradients(_last(grad), maps, wanted)
+        grad_x = grad_x.permute(0, 3, 1, 2) if wants_x else grad_x
+        grad_weights = [
+            g.permute(0, 3, 1, 2) if w else g for g, w in zip(grad_weights, wants[::2], strict=True)
+        ]
+    found: list[Tensor | None] = [None] * len(wants)
+    for i in range(count):
+        found[2 * i] = grad_weights[i] if wants[2 * i] else None
+        found[2 * i + 1] = grad_biases[i] if wants[2 * i + 1] else None
+    return grad_x.to(x.dtype) if wants_x else None, None, *found
 
 
-class _Compiled:
-    """Gradients on their way down a run, by the operators."""
-
-    def __init__(self, run: Run, maps: list[Tensor], y: Tensor | None, grad: Tensor) -> None:
-        self._run, self._maps = run, maps
-        slope = run.stages[-1].slope
-        self._grad, self.sums = _masked(_last(grad), None if y is None else _last(y), slope)
-
-    def through(self, i: int, wanted: tuple[bool, bool]) -> Tensor:
-        """Go through a layer: what it gives is the gradient of its weight."""
-        weight: Tensor = self._run.parameters[2 * i]  # type: ignore[assignment]
-        below = self._run.stages[i - 1].slope if i else None
-        self._grad, grad_weight, self.sums = self._run.stages[i].backward(
-            self._grad, self._maps[i], _last(weight), below, wanted, self._run.bf16
-        )
-        return grad_weight.permute(0, 3, 1, 2) if wanted[1] else grad_weight
-
-    @property
-    def grad_x(self) -> Tensor:
-        return self._grad.permute(0, 3, 1, 2)
-
-
-class _Plainly:
+def _plainly(run: Run, x: Tensor, grad: Tensor, wanted: Wanted) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The same by torch's operators; the maps are made once more, with what they were made of."""
-
-    def __init__(self, run: Run, x: Tensor, grad: Tensor) -> None:
-        self._run, self._maps = run, [x.float()]
-        for stage, weight, bias in zip(run.stages, run.parameters[::2], run.parameters[1::2], strict=True):
-            y = torch.convolution(self._maps[-1], weight, bias, *stage.settings)  # type: ignore[arg-type]
-            if stage.slope is not None:
-                y = nn.functional.leaky_relu(y, stage.slope) if stage.slope else y.relu()
-            self._maps.append(y)
-        self._mask(grad.float(), len(run.stages))
-
-    def through(self, i: int, wanted: tuple[bool, bool]) -> Tensor:
-        """Go through a layer: what it gives is the gradient of its weight."""
-        weight, settings = self._run.parameters[2 * i], self._run.stages[i].settings
-        grad, grad_weight, _ = torch.ops.aten.convolution_backward.default(
-            self.grad_x, self._maps[i], weight, None, *settings, [*wanted, False]
+    maps = [x.float()]
+    for stage, weight, bias in zip(run.stages, run.parameters[::2], run.parameters[1::2], strict=True):
+        y = torch.convolution(maps[-1], weight, bias, *stage.settings)  # type: ignore[arg-type]
+        if stage.slope is not None:
+            y = nn.functional.leaky_relu(y, stage.slope) if stage.slope else y.relu()
+        maps.append(y)
+    grad = grad.float()
+    grad_weights, grad_biases = [grad] * len(run.stages), [grad] * len(run.stages)
+    for i in reversed(range(len(run.stages))):
+        stage, weight = run.stages[i], run.parameters[2 * i]
+        kind = Activation()
+        if stage.slope is not None:
+            kind = Activation("leaky_relu" if stage.slope else "relu", stage.slope)
+        grad, grad_biases[i] = plain_backward(
+            grad, None if stage.slope is None else maps[i + 1], kind, grad.shape[1]
         )
-        if wanted[0]:
-            self._mask(grad, i)
-        return grad_weight
+        below = wanted.x or any(wanted.weights[:i]) or any(wanted.biases[:i])
+        if below or wanted.weights[i]:
+            upper = grad
+            grad, grad_weights[i], _ = torch.ops.aten.convolution_backward.default(
+                upper, maps[i], weight, None, *stage.settings, [below, wanted.weights[i], False]
+            )
+        if not below:
+            break
+    return grad, grad_weights, grad_biases
 
-    def _mask(self, grad: Tensor, i: int) -> None:
-        slope = self._run.stages[i - 1].slope if i else None
-        kind = Activation() if slope is None else Activation("leaky_relu" if slope else "relu", slope)
-        y = None if slope is None else self._maps[i]
-        self.grad_x, self.sums = plain_backward(grad, y, kind, grad.shape[1])
 
-
-def _masked(grad: Tensor, y: Tensor | None, slope: float | None) -> tuple[Tensor, Tensor]:
-    """The gradient before an activation of output ``y``, if there is one, and its sums over batch and pixels."""
-    masked, sums = torch.ops.pyvae_native.activation_bwd.default(grad, y, slope)
-    return grad if y is None else masked, sums
+def _masked(grad: Tensor, y: Tensor, slope: float | None) -> Tensor:
+    """The gradient before an activation of output ``y``."""
+    if slope:
+        return torch.ops.aten.leaky_relu_backward.default(grad, y, slope, True)
+    return torch.ops.aten.threshold_backward.default(grad, y, 0)
 
 
 def _last(x: Tensor) -> Tensor:
-    return _dense(x.permute(0, 2, 3, 1))
-
-
-def _dense(maps: Tensor) -> Tensor:
+    maps = x.permute(0, 2, 3, 1)
     return (maps if maps.dtype == torch.float32 else maps.float()).contiguous()
-
-
-def _rows(maps: Tensor, bf16: bool) -> Tensor:
-    """What stands in a matrix product."""
-    rows = maps.view(len(maps), -1)
-    return rows.bfloat16() if bf16 else rows

@@ -44,7 +44,7 @@ def _arithmetic(device_type: str, dtype: torch.dtype, wanted: str) -> Choice:
         return Choice("torch", f"{device_type} tensors: the compiled convolutions are for CPUs")
     if wanted in ("reference", "triton"):
         return Choice("torch", f"PYVAE_BACKEND={wanted}")
-    if reason := missing("convolution_fwd", "cpu"):
+    if reason := missing("convolutions_fwd", "cpu"):
         if wanted == "native":
             raise BackendError(f"PYVAE_BACKEND=native but {reason}")
         return Choice("torch", reason, slow=True)

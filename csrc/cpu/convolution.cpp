@@ -95,43 +95,64 @@ int64_t level_at_most(std::optional<int64_t> at_most) {
   return level();
 }
 
-// A layer's maps, and how it is made.
+// Height, width and channels of an image's maps.
+struct Shape {
+  int64_t height, width, channels;
+  int64_t floats() const { return height * width * channels; }
+};
+
+// What a layer computes, and how.
 struct Layer {
-  int64_t batch, height, width;  // of the small map
-  int64_t small, big, taps;      // channels, and weights between two of them
+  bool transposed;
+  std::optional<float> slope;  // of the activation behind it
+  Shape below, above, small, big;
+  int64_t taps;
   Kernels kernels;
 
-  // x [B, H, W, C] or the gradient that comes, of the big map or of the small one; w [small, k, k, big]
-  Layer(const Tensor& x, const Tensor& w, bool x_is_big, bool bf16) {
-    check(x, "x", ScalarType::Float, 4);
+  // of maps of shape `below`, by w [small, k, k, big]
+  Layer(const Shape& below, const Tensor& w, bool transposed, double slope, bool bf16)
+      : transposed(transposed), below(below) {
+    if (slope >= 0.0) this->slope = static_cast<float>(slope);
     check(w, "weight", ScalarType::Float, 4);
-    small = w.size(0), big = w.size(3), taps = w.size(1) * w.size(2);
     const int64_t k = w.size(1);
+    taps = k * k;
     STD_TORCH_CHECK(k == w.size(2) && (k == 4 || k == 2), "weight: kernels are 4 x 4 or 2 x 2");
-    STD_TORCH_CHECK(x.size(3) == (x_is_big ? big : small), "x: has ", x.size(3), " channels");
-    batch = x.size(0), height = x.size(1), width = x.size(2);
-    if (x_is_big) {
-      STD_TORCH_CHECK(height % 2 == 0 && width % 2 == 0, "x: odd sides ", height, " x ", width);
-      height /= 2, width /= 2;
-    }
-    STD_TORCH_CHECK(batch < int64_t{1} << 32 && height < 1 << 14 && width < 1 << 14, "x: it is too large");
-    const bool end = k == 4 && (big == 1 || big == 3);
-    STD_TORCH_CHECK((small == 32 || small == 64) && (end || big == 32 || big == 64), "weight: between ", big, " and ",
-                    small, " channels");
-    STD_TORCH_CHECK(end || k == 2 || (height % 2 == 0 && width % 2 == 0), "x: the small map has odd sides");
+    STD_TORCH_CHECK(below.channels == w.size(transposed ? 0 : 3), "x: has ", below.channels, " channels");
+    STD_TORCH_CHECK(transposed || (below.height % 2 == 0 && below.width % 2 == 0), "x: odd sides ", below.height, " x ",
+                    below.width);
+    small = transposed ? below : Shape{below.height / 2, below.width / 2, w.size(0)};
+    big = transposed ? Shape{2 * below.height, 2 * below.width, w.size(3)} : below;
+    above = transposed ? big : small;
+    STD_TORCH_CHECK(small.height < 1 << 14 && small.width < 1 << 14, "x: its sides are too long");
+    const bool end = k == 4 && (big.channels == 1 || big.channels == 3);
+    STD_TORCH_CHECK((small.channels == 32 || small.channels == 64) && (end || big.channels == 32 || big.channels == 64),
+                    "weight: between ", big.channels, " and ", small.channels, " channels");
+    STD_TORCH_CHECK(end || k == 2 || (small.height % 2 == 0 && small.width % 2 == 0),
+                    "x: the small map has odd sides");
     STD_TORCH_CHECK(!bf16 || level() >= kAvx512Bf16, "bf16: this processor has no instructions for it");
     STD_TORCH_CHECK(find(end, k == 4, bf16), "convolution: there is none for this processor or compiler");
   }
 
-  int64_t units_of_image() const { return kernels.tile ? height / kernels.tile * (width / kernels.tile) : 1; }
-  std::vector<int64_t> small_sizes() const { return {batch, height, width, small}; }
-  std::vector<int64_t> big_sizes() const { return {batch, 2 * height, 2 * width, big}; }
-  int64_t weight_count() const { return small * taps * big; }
+  int64_t units_of_image() const {
+    return kernels.tile ? small.height / kernels.tile * (small.width / kernels.tile) : 1;
+  }
+  int64_t largest() const { return std::max(small.floats(), big.floats()); }
+
+  std::vector<float> ready(const Tensor& w, bool down) const {
+    std::vector<float> weights(static_cast<size_t>(kernels.weights));
+    (down ? kernels.prepare_down : kernels.prepare_up)(w.const_data_ptr<float>(), weights.data());
+    return weights;
+  }
+  Job job(const float* weights) const {
+    Job job{static_cast<int>(small.height), static_cast<int>(small.width)};
+    job.weights = weights;
+    return job;
+  }
 
  private:
   bool find([[maybe_unused]] bool end, [[maybe_unused]] bool winograd, [[maybe_unused]] bool low) {
 #ifdef PYVAE_CONVOLUTIONS
-    const int b = static_cast<int>(big), s = static_cast<int>(small);
+    const int b = static_cast<int>(big.channels), s = static_cast<int>(small.channels);
     if (low && !end) {
       if (winograd) kernels = bf16::kernels_between<bf16::Winograd, bf16::Bfloat>(b, s);
       else kernels = bf16::kernels_between<bf16::Patches, bf16::Bfloat>(b, s);
@@ -154,121 +175,6 @@ struct Layer {
   }
 };
 
-// Images whose sums are made one after another: few enough for many threads, many enough that adding the groups up costs
-// little. A unit is a tile, or an image where there are none.
-struct Groups {
-  static constexpr int64_t kImages = 8, kUnits = 64, kMost = 32;
-  int64_t batch, images, count;
-
-  Groups(int64_t batch, int64_t units_of_image) : batch(batch) {
-    const int64_t least = units_of_image > 1 ? std::max(kImages, (kUnits + units_of_image - 1) / units_of_image) : kImages;
-    images = std::max(least, (batch + kMost - 1) / kMost);
-    count = (batch + images - 1) / images;
-  }
-  int64_t first(int64_t group) const { return group * images; }
-  int64_t last(int64_t group) const { return std::min(batch, (group + 1) * images); }
-};
-
-std::vector<float> ready(const Layer& layer, const Tensor& w, bool down) {
-  std::vector<float> weights(static_cast<size_t>(layer.kernels.weights));
-  (down ? layer.kernels.prepare_down : layer.kernels.prepare_up)(w.const_data_ptr<float>(), weights.data());
-  return weights;
-}
-
-Tensor forward(const Tensor& given_x, const Tensor& given_w, const std::optional<Tensor>& given_bias, bool transposed,
-               std::optional<double> slope, bool bf16) {
-  const Tensor x = dense(given_x), w = dense(given_w);
-  const Layer layer(x, w, !transposed, bf16);
-  const int64_t channels = transposed ? layer.big : layer.small;
-  std::vector<float> bias(static_cast<size_t>(channels), 0.0f);
-  if (given_bias) {
-    check(*given_bias, "bias", ScalarType::Float, 1);
-    STD_TORCH_CHECK(given_bias->size(0) == channels, "bias: expected ", channels, " numbers");
-    const Tensor dense_bias = dense(*given_bias);
-    std::copy_n(dense_bias.const_data_ptr<float>(), channels, bias.data());
-  }
-  Tensor y = torch::stable::new_empty(x, transposed ? layer.big_sizes() : layer.small_sizes());
-  const std::vector<float> weights = ready(layer, w, !transposed);
-  Job job{static_cast<int>(layer.height), static_cast<int>(layer.width)};
-  (transposed ? job.small : job.big) = x.const_data_ptr<float>();
-  job.weights = weights.data();
-  job.out = y.mutable_data_ptr<float>();
-  job.finish = slope ? Finish::kActivated : Finish::kLinear;
-  job.slope = static_cast<float>(slope.value_or(0.0));
-  job.bias = bias.data();
-  const auto run = transposed ? layer.kernels.up : layer.kernels.down;
-  const int64_t units = layer.batch * layer.units_of_image(), strip = layer.kernels.strip;
-  torch::stable::parallel_for(0, (units + strip - 1) / strip, 1, [&](int64_t begin, int64_t end) {
-    run(job, begin * strip, std::min(end * strip, units));
-  });
-  return y;
-}
-
-void add_up(const std::vector<float>& parts, int64_t count, Tensor& sums) {
-  float* out = sums.mutable_data_ptr<float>();
-  const int64_t channels = sums.numel();
-  for (int64_t c = 0; c < channels; ++c) {
-    double sum = 0.0;
-    for (int64_t part = 0; part < count; ++part) sum += parts[static_cast<size_t>(part * channels + c)];
-    out[c] = static_cast<float>(sum);
-  }
-}
-
-std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& given_grad, const Tensor& given_x, const Tensor& given_w,
-                                            bool transposed, std::optional<double> slope, bool wants_x,
-                                            bool wants_weight, bool bf16) {
-  const Tensor grad = dense(given_grad), x = dense(given_x), w = dense(given_w);
-  const Layer layer(x, w, !transposed, bf16);
-  check(grad, "grad", ScalarType::Float, 4);
-  const auto sizes = transposed ? layer.big_sizes() : layer.small_sizes();
-  for (int64_t i = 0; i < 4; ++i) {
-    STD_TORCH_CHECK(grad.size(i) == sizes[static_cast<size_t>(i)], "grad: wrong size ", grad.size(i), " of dimension ",
-                    i);
-  }
-  const int64_t channels = transposed ? layer.small : layer.big;
-  const std::vector<int64_t> nothing{0}, per_channel{channels};
-  Tensor grad_x = torch::stable::new_empty(x, wants_x ? x.sizes() : nothing);
-  Tensor grad_w = torch::stable::new_empty(x, wants_weight ? w.sizes() : nothing);
-  Tensor sums = torch::stable::new_empty(x, wants_x ? per_channel : nothing);
-  const Groups groups(layer.batch, layer.units_of_image());
-  const Kernels& kernels = layer.kernels;
-  std::vector<float> weights, part_sums(static_cast<size_t>(wants_x ? groups.count * channels : 0), 0.0f);
-  std::unique_ptr<float[]> weight_sums;
-  if (wants_x) weights = ready(layer, w, transposed);
-  // cleared by the thread that adds to it
-  if (wants_weight) weight_sums.reset(new float[static_cast<size_t>(groups.count * kernels.weights)]);
-  Job job{static_cast<int>(layer.height), static_cast<int>(layer.width)};
-  (transposed ? job.small : job.big) = x.const_data_ptr<float>();
-  (transposed ? job.big : job.small) = grad.const_data_ptr<float>();
-  job.weights = weights.data();
-  job.out = wants_x ? grad_x.mutable_data_ptr<float>() : nullptr;
-  job.finish = slope ? Finish::kMasked : Finish::kSummed;
-  job.slope = static_cast<float>(slope.value_or(0.0));
-  job.mask = x.const_data_ptr<float>();
-  const auto run = transposed ? kernels.up_backward : kernels.down_backward;
-  const int64_t units = layer.units_of_image();
-  torch::stable::parallel_for(0, groups.count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group) {
-      Job own = job;
-      if (wants_x) own.sums = part_sums.data() + group * channels;
-      if (wants_weight) {
-        own.weight_sums = weight_sums.get() + group * kernels.weights;
-        std::memset(own.weight_sums, 0, static_cast<size_t>(kernels.weights) * sizeof(float));
-      }
-      run(own, groups.first(group) * units, groups.last(group) * units);
-    }
-  });
-  if (wants_x) add_up(part_sums, groups.count, sums);
-  if (wants_weight) {
-    float* out = grad_w.mutable_data_ptr<float>();
-    if (groups.count == 0) std::fill_n(out, layer.weight_count(), 0.0f);
-    torch::stable::parallel_for(0, groups.count ? layer.small : 0, 8, [&](int64_t begin, int64_t end) {
-      kernels.weight_gradient(weight_sums.get(), groups.count, out, static_cast<int>(begin), static_cast<int>(end));
-    });
-  }
-  return {grad_x, grad_w, sums};
-}
-
 using ActivationBackward = void (*)(const float* grad, const float* y, float slope, float* out, float* sums,
                                     int64_t pixels, int channels);
 
@@ -280,47 +186,296 @@ ActivationBackward activation_for_processor() {
   return nullptr;
 }
 
-// Gradient of the input of an activation with output y, or of none, and its sums over all but the last dimension. Without
-// an activation it is what comes, and none is returned.
-std::tuple<Tensor, Tensor> activation_backward(const Tensor& given_grad, const std::optional<Tensor>& given_y,
-                                               std::optional<double> slope) {
-  const Tensor grad = dense(given_grad);
-  check(grad, "grad", ScalarType::Float, 4);
-  const int64_t channels = grad.size(3), pixels = grad.size(1) * grad.size(2), batch = grad.size(0);
-  const std::vector<int64_t> nothing{0}, per_channel{channels};
-  STD_TORCH_CHECK(given_y.has_value() == slope.has_value(), "y: comes with the slope of its activation");
-  const Tensor y = given_y ? dense(*given_y) : grad;
-  check(y, "y", ScalarType::Float, 4);
-  check_same_shape(y, "y", grad);
-  Tensor out = torch::stable::new_empty(grad, given_y ? grad.sizes() : nothing);
-  Tensor sums = torch::stable::new_empty(grad, per_channel);
-  const Groups groups(batch, 1);
-  std::vector<float> parts(static_cast<size_t>(groups.count * channels), 0.0f);
-  const float* from = grad.const_data_ptr<float>();
-  const float* mask = given_y ? y.const_data_ptr<float>() : nullptr;
-  float* to = given_y ? out.mutable_data_ptr<float>() : nullptr;
-  const auto s = static_cast<float>(slope.value_or(0.0));
-  const int64_t image = pixels * channels;
-  const ActivationBackward run = activation_for_processor();
-  STD_TORCH_CHECK(run != nullptr, "activation: there is none for this processor or compiler");
-  torch::stable::parallel_for(0, groups.count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t group = begin; group < end; ++group) {
-      for (int64_t i = groups.first(group); i < groups.last(group); ++i) {
-        run(from + i * image, mask ? mask + i * image : nullptr, s, to ? to + i * image : nullptr,
-            parts.data() + group * channels, pixels, static_cast<int>(channels));
+// Floats of maps that a few images have together, so that a layer finds in cache what the one before it wrote.
+constexpr int64_t kNear = 6 * 32 * 32 * 32;
+
+int64_t near(const Layer& layer) { return std::max<int64_t>(1, kNear / std::max<int64_t>(1, layer.largest())); }
+
+// Layers one after another.
+std::vector<Layer> layers_of(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<bool>& transposed,
+                             const std::vector<double>& slopes, bool bf16) {
+  check(x, "x", ScalarType::Float, 4);
+  STD_TORCH_CHECK(x.size(0) < int64_t{1} << 32, "x: too many images");
+  const size_t count = weights.size();
+  STD_TORCH_CHECK(count > 0 && transposed.size() == count && slopes.size() == count,
+                  "weights: as many as there are kinds and slopes, and one at least");
+  std::vector<Layer> layers;
+  Shape shape{x.size(1), x.size(2), x.size(3)};
+  for (size_t i = 0; i < count; ++i) {
+    layers.emplace_back(shape, weights[i], transposed[i], slopes[i], bf16);
+    shape = layers.back().above;
+  }
+  return layers;
+}
+
+std::vector<Tensor> all_dense(const std::vector<Tensor>& given) {
+  std::vector<Tensor> tensors;
+  for (const Tensor& x : given) tensors.push_back(dense(x));
+  return tensors;
+}
+
+std::vector<int64_t> sizes_of(int64_t batch, const Shape& shape) {
+  return {batch, shape.height, shape.width, shape.channels};
+}
+
+// The maps of every layer, or of the last alone.
+std::vector<Tensor> forward(const Tensor& given_x, const std::vector<Tensor>& given_weights,
+                            const std::vector<std::optional<Tensor>>& given_biases, const std::vector<bool>& transposed,
+                            const std::vector<double>& slopes, bool bf16, bool keep) {
+  const Tensor x = dense(given_x);
+  const std::vector<Tensor> weights = all_dense(given_weights);
+  const std::vector<Layer> layers = layers_of(x, weights, transposed, slopes, bf16);
+  const size_t count = layers.size();
+  STD_TORCH_CHECK(given_biases.size() == count, "biases: one for each weight");
+  const int64_t batch = x.size(0);
+  std::vector<Tensor> maps;
+  std::vector<float*> kept(count, nullptr);
+  std::vector<std::vector<float>> prepared, biases;
+  std::vector<Job> jobs;
+  int64_t chunk = batch, passing = 0;  // floats of an image that is not kept
+  for (size_t i = 0; i < count; ++i) {
+    const Layer& layer = layers[i];
+    if (keep || i + 1 == count) {
+      maps.push_back(torch::stable::new_empty(x, sizes_of(batch, layer.above)));
+      kept[i] = maps.back().mutable_data_ptr<float>();
+    } else {
+      passing = std::max(passing, layer.above.floats());
+    }
+    biases.emplace_back(static_cast<size_t>(layer.above.channels), 0.0f);
+    if (given_biases[i]) {
+      check(*given_biases[i], "bias", ScalarType::Float, 1);
+      STD_TORCH_CHECK(given_biases[i]->size(0) == layer.above.channels, "bias: expected ", layer.above.channels,
+                      " numbers");
+      const Tensor bias = dense(*given_biases[i]);
+      std::copy_n(bias.const_data_ptr<float>(), layer.above.channels, biases[i].data());
+    }
+    prepared.push_back(layer.ready(weights[i], !layer.transposed));
+    jobs.push_back(layer.job(prepared[i].data()));
+    jobs[i].bias = biases[i].data();
+    jobs[i].finish = layer.slope ? Finish::kActivated : Finish::kLinear;
+    jobs[i].slope = layer.slope.value_or(0.0f);
+    if (count > 1) chunk = std::min(chunk, near(layer));
+  }
+  const float* first = x.const_data_ptr<float>();
+  // of one layer, strips are shared between threads, of several, images
+  const int64_t units = count > 1 ? batch : batch * layers[0].units_of_image();
+  const int64_t unit = count > 1 ? 1 : layers[0].kernels.strip;
+  torch::stable::parallel_for(0, (units + unit - 1) / unit, 1, [&](int64_t begin, int64_t end) {
+    if (count == 1) {
+      Job job = jobs[0];
+      (layers[0].transposed ? job.small : job.big) = first;
+      job.out = kept[0];
+      (layers[0].transposed ? layers[0].kernels.up : layers[0].kernels.down)(job, begin * unit,
+                                                                             std::min(end * unit, units));
+      return;
+    }
+    float* own[2] = {nullptr, nullptr};
+    if (passing > 0) {
+      own[0] = static_cast<float*>(maps_scratch.bytes(static_cast<size_t>(2 * passing * chunk) * sizeof(float)));
+      own[1] = own[0] + passing * chunk;
+    }
+    for (int64_t image = begin; image < end; image += chunk) {
+      const int64_t images = std::min(chunk, end - image);
+      const float* from = first + image * layers[0].below.floats();
+      for (size_t i = 0; i < count; ++i) {
+        const Layer& layer = layers[i];
+        Job job = jobs[i];
+        (layer.transposed ? job.small : job.big) = from;
+        job.out = kept[i] ? kept[i] + image * layer.above.floats() : own[i % 2];
+        (layer.transposed ? layer.kernels.up : layer.kernels.down)(job, 0, images * layer.units_of_image());
+        from = job.out;
       }
     }
   });
-  add_up(parts, groups.count, sums);
-  return {out, sums};
+  return maps;
+}
+
+// Images whose sums are made one after another: few enough for many threads, many enough that adding the groups up costs
+// little.
+struct Groups {
+  static constexpr int64_t kImages = 8, kMost = 32;
+  int64_t batch, images, count;
+
+  explicit Groups(int64_t batch)
+      : batch(batch), images(std::max(kImages, (batch + kMost - 1) / kMost)), count((batch + images - 1) / images) {}
+  int64_t first(int64_t group) const { return group * images; }
+  int64_t last(int64_t group) const { return std::min(batch, (group + 1) * images); }
+};
+
+void add_up(const std::vector<float>& parts, int64_t count, Tensor& sums) {
+  float* out = sums.mutable_data_ptr<float>();
+  const int64_t channels = sums.numel();
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0.0;
+    for (int64_t part = 0; part < count; ++part) sum += parts[static_cast<size_t>(part * channels + c)];
+    out[c] = static_cast<float>(sum);
+  }
+}
+
+// The gradients of layers [lowest, count), from the last to the lowest.
+struct Backward {
+  const std::vector<Layer>& layers;
+  std::vector<const float*> maps;  // inputs of the layers; then the last one's output, if an activation is behind it
+  const float* grad;
+  float* grad_x;  // of the lowest layer's input, if that is wanted
+  size_t lowest;
+  ActivationBackward activation;
+  std::vector<std::vector<float>> prepared;
+  std::vector<std::unique_ptr<float[]>> weight_sums;  // [groups][kernels.weights], of those that are wanted
+  std::vector<std::vector<float>> sums;               // [groups][channels] of the gradients of a layer's output
+
+  float* sums_of(size_t i, int64_t group) { return sums[i].data() + group * layers[i].above.channels; }
+  bool goes_below(size_t i) const { return i > lowest || grad_x != nullptr; }
+  // how many images of a group a layer takes at once
+  int64_t chunk(size_t i, int64_t images) const {
+    const int64_t chunks = (images + near(layers[i]) - 1) / near(layers[i]);
+    return (images + chunks - 1) / chunks;
+  }
+
+  // Layers that take as many images at once follow one another chunk by chunk.
+  void group(int64_t group, int64_t first, int64_t last) {
+    const size_t count = layers.size();
+    const int64_t images = last - first;
+    std::vector<size_t> place(count + 1, 0);
+    size_t floats = 0;
+    for (size_t i = count; i > lowest; --i) {
+      place[i - 1] = floats;
+      floats += static_cast<size_t>(images * layers[i - 1].above.floats());
+    }
+    auto* own = static_cast<float*>(maps_scratch.bytes(std::max<size_t>(floats, 1) * sizeof(float)));
+    for (size_t top = count; top > lowest;) {
+      const int64_t at_once = chunk(top - 1, images);
+      size_t bottom = top - 1;
+      while (bottom > lowest && chunk(bottom - 1, images) == at_once) --bottom;
+      for (int64_t done = 0; done < images; done += at_once) {
+        const int64_t now = std::min(at_once, images - done);
+        for (size_t i = top; i > bottom; --i) {
+          // within such a row of layers the same memory serves every chunk
+          const int64_t from = i < top ? 0 : done, to = i - 1 > bottom ? 0 : done;
+          layer(i - 1, group, first + done, now, own + place[i - 1] + from * layers[i - 1].above.floats(),
+                i - 1 > 0 ? own + place[i - 2] + to * layers[i - 1].below.floats() : nullptr);
+        }
+      }
+      top = bottom;
+    }
+  }
+
+ private:
+  // of images [first, first + images): above and below have room for their gradients
+  void layer(size_t i, int64_t group, int64_t first, int64_t images, float* above, float* below) {
+    const Layer& layer = layers[i];
+    const float* from = above;
+    if (i + 1 == layers.size()) {
+      const int64_t floats = layer.above.floats(), pixels = layer.above.height * layer.above.width;
+      from = layer.slope ? above : grad + first * floats;
+      for (int64_t image = 0; image < images; ++image) {
+        activation(grad + (first + image) * floats, layer.slope ? maps[i + 1] + (first + image) * floats : nullptr,
+                   layer.slope.value_or(0.0f), layer.slope ? above + image * floats : nullptr, sums_of(i, group), pixels,
+                   static_cast<int>(layer.above.channels));
+      }
+    }
+    Job job = layer.job(prepared[i].data());
+    const float* x = maps[i] + first * layer.below.floats();
+    (layer.transposed ? job.small : job.big) = x;
+    (layer.transposed ? job.big : job.small) = from;
+    std::vector<float> none;
+    if (goes_below(i)) {
+      const std::optional<float> slope = i > 0 ? layers[i - 1].slope : std::nullopt;
+      job.finish = slope ? Finish::kMasked : Finish::kSummed;
+      job.slope = slope.value_or(0.0f);
+      job.mask = x;
+      job.out = i > lowest ? below : grad_x + first * layer.below.floats();
+      if (i == 0) none.resize(static_cast<size_t>(layer.below.channels));
+      job.sums = i > 0 ? sums_of(i - 1, group) : none.data();
+    }
+    if (weight_sums[i]) job.weight_sums = weight_sums[i].get() + group * layer.kernels.weights;
+    (layer.transposed ? layer.kernels.up_backward : layer.kernels.down_backward)(job, 0,
+                                                                                 images * layer.units_of_image());
+  }
+};
+
+// Gradients of x, of the weights and of the biases from that of the last layer's output. maps are the inputs of all
+// layers; y is the output, where an activation is behind the last. What is not wanted has shape [0].
+std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> backward(
+    const Tensor& given_grad, const std::vector<Tensor>& given_maps, const std::optional<Tensor>& given_y,
+    const std::vector<Tensor>& given_weights, const std::vector<bool>& transposed, const std::vector<double>& slopes,
+    bool wants_x, const std::vector<bool>& wants_weights, const std::vector<bool>& wants_biases, bool bf16) {
+  STD_TORCH_CHECK(!given_maps.empty() && given_maps.size() == given_weights.size(), "maps: one for each weight");
+  const std::vector<Tensor> maps = all_dense(given_maps), weights = all_dense(given_weights);
+  const Tensor& x = maps[0];
+  const std::vector<Layer> layers = layers_of(x, weights, transposed, slopes, bf16);
+  const size_t count = layers.size();
+  const int64_t batch = x.size(0);
+  STD_TORCH_CHECK(wants_weights.size() == count && wants_biases.size() == count, "wanted: of each layer");
+  const auto check_map = [batch](const Tensor& map, const char* name, const Shape& shape) {
+    check(map, name, ScalarType::Float, 4);
+    const auto sizes = sizes_of(batch, shape);
+    for (int64_t i = 0; i < 4; ++i) {
+      STD_TORCH_CHECK(map.size(i) == sizes[static_cast<size_t>(i)], name, ": wrong size ", map.size(i),
+                      " of dimension ", i);
+    }
+  };
+  const Tensor grad = dense(given_grad);
+  check_map(grad, "grad", layers.back().above);
+  Tensor y = grad;
+  if (layers.back().slope) {
+    STD_TORCH_CHECK(given_y.has_value(), "y: it is needed behind an activation");
+    y = dense(*given_y);
+    check_map(y, "y", layers.back().above);
+  }
+  const Groups groups(batch);
+  const std::vector<int64_t> nothing{0};
+  Tensor grad_x = torch::stable::new_empty(x, wants_x ? x.sizes() : nothing);
+  std::vector<Tensor> grad_weights, grad_biases;
+  Backward all{layers, {}, grad.const_data_ptr<float>(), wants_x ? grad_x.mutable_data_ptr<float>() : nullptr, 0,
+               activation_for_processor(), {}, {}, {}};
+  if (!wants_x) {
+    while (all.lowest < count && !wants_weights[all.lowest] && !wants_biases[all.lowest]) ++all.lowest;
+  }
+  for (size_t i = 0; i < count; ++i) {
+    const Layer& layer = layers[i];
+    check_map(maps[i], "maps", layer.below);
+    all.maps.push_back(maps[i].const_data_ptr<float>());
+    grad_weights.push_back(torch::stable::new_empty(x, wants_weights[i] ? weights[i].sizes() : nothing));
+    const std::vector<int64_t> channels{layer.above.channels};
+    grad_biases.push_back(torch::stable::new_empty(x, wants_biases[i] ? channels : nothing));
+    const bool below = i >= all.lowest && all.goes_below(i);
+    all.prepared.push_back(below ? layer.ready(weights[i], layer.transposed) : std::vector<float>());
+    // cleared by the thread that adds to it
+    all.weight_sums.emplace_back(
+        wants_weights[i] ? new float[static_cast<size_t>(groups.count * layer.kernels.weights)] : nullptr);
+    all.sums.emplace_back(static_cast<size_t>(groups.count * layer.above.channels), 0.0f);
+  }
+  all.maps.push_back(y.const_data_ptr<float>());
+  torch::stable::parallel_for(0, groups.count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t group = begin; group < end; ++group) {
+      for (size_t i = 0; i < count; ++i) {
+        const int64_t floats = layers[i].kernels.weights;
+        if (all.weight_sums[i]) {
+          std::memset(all.weight_sums[i].get() + group * floats, 0, static_cast<size_t>(floats) * sizeof(float));
+        }
+      }
+      all.group(group, groups.first(group), groups.last(group));
+    }
+  });
+  for (size_t i = 0; i < count; ++i) {
+    if (wants_biases[i]) add_up(all.sums[i], groups.count, grad_biases[i]);
+    if (!wants_weights[i]) continue;
+    float* out = grad_weights[i].mutable_data_ptr<float>();
+    if (groups.count == 0) std::fill_n(out, grad_weights[i].numel(), 0.0f);
+    torch::stable::parallel_for(0, groups.count ? layers[i].small.channels : 0, 8, [&](int64_t begin, int64_t end) {
+      layers[i].kernels.weight_gradient(all.weight_sums[i].get(), groups.count, out, static_cast<int>(begin),
+                                        static_cast<int>(end));
+    });
+  }
+  return {grad_x, grad_weights, grad_biases};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pyvae_native, CPU, m) {
-  m.impl("convolution_fwd", TORCH_BOX(&forward));
-  m.impl("convolution_bwd", TORCH_BOX(&backward));
-  m.impl("activation_bwd", TORCH_BOX(&activation_backward));
+  m.impl("convolutions_fwd", TORCH_BOX(&forward));
+  m.impl("convolutions_bwd", TORCH_BOX(&backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(pyvae_native, CompositeExplicitAutograd, m) {

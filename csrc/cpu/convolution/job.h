@@ -70,6 +70,7 @@ class Scratch {
   size_t size_ = 0;
 };
 
-inline thread_local Scratch scratch;
+inline thread_local Scratch scratch;       // of a layer's kernels
+inline thread_local Scratch maps_scratch;  // of what goes from layer to layer
 
 }  // namespace pyvae::convolution

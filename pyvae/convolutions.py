@@ -10,6 +10,7 @@ from typing import TypeAlias, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from pyvae import processor
 from pyvae.backend import Choice, wanted_backend
 from pyvae.convolution_run import Run, Stage
 from pyvae.errors import BackendError
@@ -53,6 +54,10 @@ def _arithmetic(device_type: str, dtype: torch.dtype, wanted: str) -> Choice:
         return Choice("torch", "the compiled convolutions need AVX2, which this processor or build lacks")
     if dtype == torch.bfloat16 and level < len(_LEVELS) - 1:
         return Choice("torch", f"this processor or build has {_LEVELS[level]}, without products of bfloat16")
+    if dtype == torch.bfloat16 and processor.tiles():
+        return Choice(
+            "torch", "this processor has AMX, which oneDNN uses and the compiled convolutions do not"
+        )
     if dtype not in (torch.float32, torch.bfloat16):
         return Choice("torch", f"the compiled convolutions do not take {dtype}")
     return Choice("native", _LEVELS[level])

@@ -25,6 +25,12 @@ def bfloat16() -> bool | None:
     return any(flag in flags for flag in _BFLOAT16) if flags else None
 
 
+def tiles() -> bool:
+    """Whether there are products of tiles of bfloat16 (AMX), many times as fast as those of single registers."""
+    known = _capabilities()
+    return known.get("amx_bf16") is True if "amx_bf16" in known else "amx_bf16" in _said("flags").split()
+
+
 def name() -> str:
     """The processor's name, or its kind where nothing names it."""
     named = _capabilities().get("cpu_name")

@@ -16,7 +16,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from pyvae import convolutions, doctor, native
+from pyvae import convolutions, doctor, native, processor
 from pyvae.adversarial_nets import build_pair
 from pyvae.convolution_run import Run
 from pyvae.errors import BackendError
@@ -514,6 +514,11 @@ def test_without_products_of_bfloat16_autocast_is_torchs(monkeypatch):
     assert convolutions_of(module, CPU, "bf16") == "torch"
     assert convolutions_of(module, CPU, "fp32") == "native"
     assert "bf16: oneDNN of torch (this processor or build has AVX-512, without products" in doctor.describe()
+    level.default = lambda: 3
+    monkeypatch.setattr(processor, "tiles", lambda: True)
+    convolutions._arithmetic.cache_clear()
+    assert convolutions_of(module, CPU, "bf16") == "torch"
+    assert "bf16: oneDNN of torch (this processor has AMX" in doctor.describe()
     level.default = lambda: 0
     convolutions._arithmetic.cache_clear()
     with counted() as runs:

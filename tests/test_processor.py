@@ -75,6 +75,17 @@ def test_a_torch_that_cannot_ask_is_as_one_without(machine, monkeypatch):
     assert processor.bfloat16() is True
 
 
+def test_tiles(machine):
+    machine("x86_64", {"avx512_bf16": True, "amx_bf16": True})
+    assert processor.tiles()
+    machine("x86_64", {"avx512_bf16": True, "amx_bf16": False}, CPUINFO.format(flags="amx_bf16"))
+    assert not processor.tiles()
+    machine("x86_64", cpuinfo=CPUINFO.format(flags="avx512_bf16 amx_bf16"))
+    assert processor.tiles()
+    machine("x86_64", cpuinfo=CPUINFO.format(flags="aes"))
+    assert not processor.tiles()
+
+
 def test_name(machine):
     machine(cpuinfo=CPUINFO.format(flags=""))
     assert processor.name() == "A Processor @ 2.20GHz"

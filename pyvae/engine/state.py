@@ -50,7 +50,9 @@ class Trained(NamedTuple):
         loss.backward(constant(1.0, loss.detach()))
         if isinstance(self.optimizer, Adam):
             return self.optimizer.norm()
-        return nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        # not module.parameters(), which looks for them in every module
+        held = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return nn.utils.get_total_norm([p.grad for p in held if p.grad is not None])
 
     def step(self, found_inf: Tensor) -> None:
         """Move the parameters by their gradients, unless ``found_inf`` (float32 ``[]``, on the device) is 1."""

@@ -25,14 +25,31 @@ CPU = torch.device("cpu")
 GPU = "NVIDIA H100 80GB HBM3"
 
 
+LOGGER = "pyvae.engine.convolutions"
+
+
 @pytest.fixture(autouse=True)
 def logged(monkeypatch, caplog):
     """What is said of runs, and by which level; skipped where there are no convolutions of our own."""
     monkeypatch.delenv("PYVAE_BACKEND", raising=False)
     if convolutions_of(burgess(1, 10), CPU, "fp32") != "native":
         pytest.skip("no convolutions of pyvae's own here")
-    caplog.set_level("INFO", "pyvae.engine.convolutions")
-    return caplog
+    caplog.set_level("INFO", LOGGER)
+    return Logged(caplog)
+
+
+class Logged:
+    """Of the convolutions alone, whatever else other tests have asked to be told."""
+
+    def __init__(self, caplog):
+        self._caplog = caplog
+
+    @property
+    def records(self):
+        return [record for record in self._caplog.records if record.name == LOGGER]
+
+    def clear(self):
+        self._caplog.clear()
 
 
 @pytest.fixture

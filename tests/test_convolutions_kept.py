@@ -197,7 +197,10 @@ def test_compiled_networks_take_torchs(tmp_path, logged):
     assert convolutions.settle_convolutions(trainer, begun) == {"convolutions": "torch"}
     was = checkpoint.Checkpoint(3, {}, {"convolutions": "native", "device": "x86_64 CPU, 1 threads"})
     convolutions.settle_convolutions(trainer, begun._replace(saved=was))
-    assert "goes on with torch's convolutions, which --compile takes: its last digits" in logged.text
+    assert (
+        "goes on with torch's convolutions, which --compile takes: its last digits"
+        in logged.records[0].getMessage()
+    )
 
 
 def test_the_report_shows_them():

@@ -336,11 +336,12 @@ struct Backward {
   void group(int64_t group, int64_t first, int64_t last) {
     const size_t count = layers.size();
     const int64_t images = last - first;
-    std::vector<size_t> place(count + 1, 0);
+    std::vector<size_t> place(count, 0);
     size_t floats = 0;
-    for (size_t i = count; i > lowest; --i) {
-      place[i - 1] = floats;
-      floats += static_cast<size_t>(images * layers[i - 1].above.floats());
+    for (size_t i = count; i-- > lowest;) {
+      const bool first_of_row = i + 1 == count || chunk(i + 1, images) != chunk(i, images);
+      place[i] = floats;
+      floats += static_cast<size_t>((first_of_row ? images : chunk(i, images)) * layers[i].above.floats());
     }
     auto* own = static_cast<float*>(maps_scratch.bytes(std::max<size_t>(floats, 1) * sizeof(float)));
     for (size_t top = count; top > lowest;) {
@@ -349,11 +350,11 @@ struct Backward {
       while (bottom > lowest && chunk(bottom - 1, images) == at_once) --bottom;
       for (int64_t done = 0; done < images; done += at_once) {
         const int64_t now = std::min(at_once, images - done);
-        for (size_t i = top; i > bottom; --i) {
+        for (size_t i = top; i-- > bottom;) {
           // within such a row of layers the same memory serves every chunk
-          const int64_t from = i < top ? 0 : done, to = i - 1 > bottom ? 0 : done;
-          layer(i - 1, group, first + done, now, own + place[i - 1] + from * layers[i - 1].above.floats(),
-                i - 1 > 0 ? own + place[i - 2] + to * layers[i - 1].below.floats() : nullptr);
+          const int64_t from = i + 1 < top ? 0 : done, to = i > bottom ? 0 : done;
+          float* below = i > lowest ? own + place[i - 1] + to * layers[i].below.floats() : nullptr;
+          layer(i, group, first + done, now, own + place[i] + from * layers[i].above.floats(), below);
         }
       }
       top = bottom;

@@ -123,19 +123,32 @@ class Run(NamedTuple):
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` of ``[B, C, H, W]``, in bfloat16 with ``bf16``."""
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *self.parameters)):
-            y: Tensor = _Function.apply(x, self, *self.parameters)
-            return y
-        return self.given(self.maps(_last(x), keep=False)[-1])
+        wanted = [t is not None and t.requires_grad for t in (x, *self.parameters)]
+        if not (torch.is_grad_enabled() and any(wanted)):
+            return self.given(self.maps(_last(x), keep=False)[-1])
+        # of stages that no gradient goes through, nothing is kept
+        first = max(wanted.index(True) - 1, 0) // 2
+        run = self
+        if first > 0:
+            front = self._replace(stages=self.stages[:first], parameters=self.parameters[: 2 * first])
+            x = front.maps(_last(x), keep=False)[-1].permute(0, 3, 1, 2)
+            run = self._replace(stages=self.stages[first:], parameters=self.parameters[2 * first :])
+        y: Tensor = PyvaeConvolutions.apply(x, run, *run.parameters)
+        return y
 
     def given(self, maps: Tensor) -> Tensor:
         """Maps as the layers would give them."""
+        y = self.laid_out(maps)
+        return (
+            y.bfloat16() if self.bf16 else y
+        ).detach()  # a view of what is made here could not be written to
+
+    def laid_out(self, maps: Tensor) -> Tensor:
+        """``[B, C, H, W]`` in the memory order that the layers would give to it: to maps, or to gradients of them or of
+        weights."""
         y = maps.permute(0, 3, 1, 2)
-        y = y.bfloat16() if self.bf16 else y
-        y = (
-            y if self.channels_last else y.contiguous().view(y.shape)
-        )  # strides of one channel say the order too
-        return y.detach()  # a view of what is made here could not be written to
+        # strides of one channel say the order too
+        return y if self.channels_last else y.contiguous().view(y.shape)
 
     def maps(self, x: Tensor, *, keep: bool) -> list[Tensor]:
         """What stages make of maps ``x``: those of every stage, or of the last and perhaps of some before it."""
@@ -187,13 +200,18 @@ class Run(NamedTuple):
         return [_last(weight) for weight in self.parameters[2 * first : 2 * stop : 2]]  # type: ignore[arg-type]
 
 
-class _Function(torch.autograd.Function):
+class PyvaeConvolutions(torch.autograd.Function):
+    """By this name users meet it, in errors and in graphs."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, run: Run, *parameters: Tensor | None) -> Tensor:
-        maps = [_last(x), *run._replace(parameters=parameters).maps(_last(x), keep=True)]
+        maps = run._replace(parameters=parameters).maps(_last(x), keep=True)
         y = run.given(maps.pop())
+        weights, biases = parameters[::2], parameters[1::2]
+        # biases are for gradients of gradients alone: who changes one in place meanwhile need not hear of it
+        ctx.biases = [(bias, 0 if bias is None else bias._version) for bias in biases]
         ctx.run = run._replace(parameters=())
-        ctx.save_for_backward(x, None if run.stages[-1].slope is None else y, *maps, *parameters)
+        ctx.save_for_backward(x, None if run.stages[-1].slope is None else y, *maps, *weights)
         return y
 
     @staticmethod
@@ -207,19 +225,24 @@ class _Function(torch.autograd.Function):
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, y, *saved = ctx.saved_tensors
     count = len(ctx.run.stages)
-    maps, run = saved[:count], ctx.run._replace(parameters=saved[count:])
+    maps, weights = saved[: count - 1], saved[count - 1 :]
+    parameters = [tensor for pair in zip(weights, (b for b, _ in ctx.biases), strict=True) for tensor in pair]
+    run = ctx.run._replace(parameters=parameters)
     wants_x, _, *wants = ctx.needs_input_grad
     wanted = Wanted(wants_x, wants[::2], wants[1::2])
     # create_graph=True, batches and tangents: through operators that know them, and have gradients in turn
     if torch.is_grad_enabled() or transform_of_gradients(grad) is not None:
+        if any(bias is not None and bias._version != version for bias, version in ctx.biases):
+            raise RuntimeError(
+                "a bias of a convolution was changed in place since the forward pass, and gradients of gradients need "
+                "it as it was: change it after them"
+            )
         grad_x, grad_weights, grad_biases = _plainly(run, x, grad, wanted)
     else:
-        maps += [] if y is None else [_last(y)]
-        grad_x, grad_weights, grad_biases = run.gradients(_last(grad), maps, wanted)
-        grad_x = grad_x.permute(0, 3, 1, 2) if wants_x else grad_x
-        grad_weights = [
-            g.permute(0, 3, 1, 2) if w else g for g, w in zip(grad_weights, wants[::2], strict=True)
-        ]
+        inputs = [_last(x), *maps, *([] if y is None else [_last(y)])]
+        grad_x, grad_weights, grad_biases = run.gradients(_last(grad), inputs, wanted)
+        grad_x = run.laid_out(grad_x) if wants_x else grad_x
+        grad_weights = [run.laid_out(g) if w else g for g, w in zip(grad_weights, wants[::2], strict=True)]
     found: list[Tensor | None] = [None] * len(wants)
     for i in range(count):
         found[2 * i] = grad_weights[i] if wants[2 * i] else None

@@ -22,6 +22,8 @@ _WIDTHS = (32, 64)
 """Channels between layers."""
 _ENDS = (1, 3)
 """Channels of images."""
+_LONGEST = 2**13
+"""Side of a map, in pixels."""
 _LEVELS = ("", "AVX2", "AVX-512", "AVX-512 with products of bfloat16")
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -81,6 +83,7 @@ def is_hooked(layer: nn.Module) -> bool:
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
         or "forward" in own
+        or "_conv_forward" in own
     )
 
 
@@ -128,6 +131,10 @@ def _run(layers: Sequence[nn.Module], at: int, x: Tensor) -> tuple[Run | None, i
         stages.append(Stage(compiled, layer.transposed, slope, layer.stride, padding))
         parameters += [weight, bias]
         last = last or _is_channels_last(weight)
+    if stages and stages[-1].slope:
+        # what follows may write to a leaky ReLU's output, which keeps its input: so torch's own goes behind
+        stages[-1] = stages[-1]._replace(slope=None)
+        end -= 1
     if not any(stage.compiled for stage in stages):
         return None, max(end - at, 1)
     if arithmetic(x.device, dtype).backend != "native":
@@ -191,7 +198,7 @@ def _made(
     if kernel == [4, 4] and size[1] in _WIDTHS:
         step *= 2  # tiles are of two by two
     _, height, width = shape
-    if height % step or width % step or not _is_compiled(layer, size):
+    if height % step or width % step or max(height, width) > _LONGEST or not _is_compiled(layer, size):
         return None
     return True, (channels, 2 * height, 2 * width) if layer.transposed else (
         channels,

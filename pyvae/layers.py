@@ -59,6 +59,13 @@ class Layers(nn.Sequential):
         super().__init__(*layers)
         self._tickets = Tickets()
 
+    def __getitem__(self, index: Any) -> Any:
+        """A layer, or some of them, which go on as they do here."""
+        found = super().__getitem__(index)
+        if isinstance(index, slice):
+            found.own_convolutions = self.own_convolutions  # type: ignore[assignment]
+        return found
+
     def forward(self, input: Tensor) -> Tensor:
         """The last layer's output."""
         layers = self._modules.items()  # with those that stand in it twice

@@ -358,12 +358,14 @@ def main() -> None:
     parser.add_argument("--only", choices=("layer", "network"), help="layers or networks alone")
     parser.add_argument("--out", type=Path, help="write the results there as JSON")
     options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds: at least 1")
     skipped = left_out()
     if "fp32" in skipped:
         sys.exit(f"there are no convolutions of our own to time: {skipped['fp32']}")
     keep_large_buffers()
     torch.set_num_threads(1)
-    end = time.monotonic() + 60 * (options.minutes or float("inf"))
+    end = float("inf") if options.minutes is None else time.monotonic() + 60 * options.minutes
     rows: list[dict[str, Any]] = []
     wrong: list[str] = []
     late: list[str] = []

@@ -62,7 +62,7 @@ def _arithmetic(device_type: str, dtype: torch.dtype, wanted: str) -> Choice:
         )
     if dtype not in (torch.float32, torch.bfloat16):
         return Choice("torch", f"the compiled convolutions do not take {dtype}")
-    return Choice("native", _LEVELS[level])
+    return Choice("native", _LEVELS[level if dtype == torch.bfloat16 else min(level, 2)])
 
 
 def takes(layer: nn.Module) -> bool:

@@ -44,7 +44,7 @@ _RAINFORTH = Recipe(
 
 RECIPES: dict[str, tuple[str, Recipe]] = {
     "demo": (
-        "A beta-VAE that finds the factors of dSprites in a minute or two on two CPU cores: beta 4, batch 32, "
+        "A beta-VAE that finds the factors of dSprites in about a minute on two CPU cores: beta 4, batch 32, "
         "Adam 1e-3, 3,000 steps; of no paper",
         Recipe(
             objective=BetaVAE(), architecture="burgess", init="kaiming", batch_size=32, lr=1e-3, steps=3_000

@@ -299,7 +299,7 @@ def test_what_a_machine_cannot_train_says_where_to_change_it(more, study, tmp_pa
     )
     with pytest.raises(SystemExit) as done:
         main()
-    assert done.value.code.endswith("--precision tf32, as keys of [shared] in the study's file")
+    assert done.value.code.endswith("--precision tf32; in a study's file, options are keys of [shared]")
 
 
 def test_a_directory_that_holds_no_study(tmp_path, monkeypatch):

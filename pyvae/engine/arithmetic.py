@@ -47,5 +47,5 @@ def check_precision(recipe: Recipe, device: torch.device, *, begun: bool = False
     fp32 = "--precision fp32 and another --out" if begun else "--precision fp32"
     raise RecipeError(
         f"precision bf16: this processor ({processor.name()}) has no instructions for bfloat16, and takes several "
-        f"times as long as with fp32: {fp32}, or set {_INSIST}=1 to train in bf16 all the same"
+        f"times as long as with fp32: take {fp32}, or set {_INSIST}=1 to train in bf16 all the same"
     )

@@ -4,8 +4,10 @@ what it computes."""
 import logging
 from typing import Any
 
+import torch
 from torch import nn
 
+from pyvae.convolutions import arithmetic
 from pyvae.engine.checkpoint import convolutions_in
 from pyvae.engine.recorder import Begun
 from pyvae.engine.stepper import Stepper
@@ -34,13 +36,14 @@ def settle_convolutions(trainer: Stepper, begun: Begun) -> dict[str, Any]:
     metadata = begun.saved.metadata
     held, before = convolutions_in(metadata), metadata.get("convolutions_before", [])
     goes_on = begun.step < begun.recipe.steps
-    if now == "native" and held in ("torch", "none"):
+    was_native = any(name == "native" for name, _ in before)
+    if now == "native" and held in ("torch", "none") and not was_native:
         set_own_convolutions(trainer.net, False)
         now = held = "torch"
         if goes_on:
             _LOG.info(
-                "%s goes on with torch's convolutions, which it began with, so that its last digits stay those of an "
-                "uninterrupted run; new runs take pyvae's own, and are about twice as fast",
+                "%s goes on with torch's convolutions, as before, and not with others from the middle on; new runs take "
+                "pyvae's own, and are about twice as fast",
                 begun.run.path,
             )
     elif now == "none" or held == "none":
@@ -70,4 +73,7 @@ def _taken(trainer: Stepper, net: nn.Module) -> str:
 def _why(trainer: Stepper, now: str) -> str:
     if now != "torch":
         return ""
-    return ", which --compile takes" if trainer.compiled else ", the only ones here (`pyvae doctor` says why)"
+    if trainer.compiled:
+        return ", which --compile takes"
+    dtype = torch.bfloat16 if trainer.recipe.precision == "bf16" else torch.float32
+    return f" ({arithmetic(trainer.device, dtype).reason})"

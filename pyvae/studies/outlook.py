@@ -22,7 +22,7 @@ from pyvae.studies.plan import StudyPlan
 from pyvae.studies.rates import rate_of
 
 _COLUMNS = ("method", "models", "groups", "steps", "steps/s", "time", "disk", "device memory")
-IN_FILE = ", as keys of [shared] in the study's file"
+IN_FILE = "; in a study's file, options are keys of [shared]"
 """After what refuses a recipe, which names options of ``pyvae train``."""
 Load = Callable[[Recipe], Dataset]
 

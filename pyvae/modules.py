@@ -209,9 +209,9 @@ def fuse_convolutions(net: Net) -> Net:
     between 32 and 64 channels, or between those and images of 1 or 3; 2 x 2 of stride 2 between 32 and 64; and next to
     those, any that takes a whole map to 1 x 1, or 1 x 1 to a whole map.
 
-    It pays where such layers follow one another, about twofold. Maps have channels last within such a row: where other
-    layers stand between, give the network that memory order, ``net.to(memory_format=torch.channels_last)``, else turning
-    maps at both ends of every row can take longer than is won.
+    It pays where such layers follow one another, about twofold. Maps have channels last within such a row: where
+    other layers stand between, give the network that memory order, ``net.to(memory_format=torch.channels_last)``, else
+    turning maps at both ends of every row can take longer than is won.
 
     Args:
         net: any module, float32; changed in place. Subclasses of nn.Sequential and of its layers are left alone.
@@ -232,9 +232,9 @@ def fuse_convolutions(net: Net) -> Net:
         raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
     if not take_sequences(net):
         raise ValueError(
-            f"net: no plain nn.Sequential in this {type(net).__name__} holds a plain convolution that pyvae computes: 4 x 4 "
-            "of stride 2 and padding 1, or 2 x 2 of stride 2, between 32, 64 or the image's 1 or 3 channels. Subclasses, and "
-            "layers with hooks or parametrisations, are torch's: put the layers into an nn.Sequential(*layers)"
+            f"net: no plain nn.Sequential in this {type(net).__name__} holds a convolution that pyvae computes: "
+            "4 x 4 of stride 2 and padding 1, or 2 x 2 of stride 2, between 32, 64 or the image's 1 or 3 channels; subclasses, "
+            "and layers with hooks or parametrisations, are torch's: put plain layers into an nn.Sequential(*layers)"
         )
     return net
 

@@ -910,7 +910,7 @@ def test_fuse_convolutions():
 def test_nothing_to_fuse(net):
     before = type(net)
     with pytest.raises(
-        ValueError, match=rf"^net: no nn.Sequential in this {before.__name__} holds a convolution"
+        ValueError, match=rf"^net: no plain nn.Sequential in this {before.__name__} holds a convolution"
     ):
         fuse_convolutions(net)
     assert type(net) is before

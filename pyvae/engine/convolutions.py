@@ -42,8 +42,8 @@ def settle_convolutions(trainer: Stepper, begun: Begun) -> dict[str, Any]:
         now = held = "torch"
         if goes_on:
             _LOG.info(
-                "%s goes on with torch's convolutions, as before, and not with others from the middle on; new runs take "
-                "pyvae's own, and are about twice as fast",
+                "%s goes on with torch's convolutions, as before, and not with others from the middle on; new runs "
+                "take pyvae's own, and are about twice as fast",
                 begun.run.path,
             )
     elif now == "none" or held == "none":

@@ -233,8 +233,9 @@ def fuse_convolutions(net: Net) -> Net:
     if not take_sequences(net):
         raise ValueError(
             f"net: no plain nn.Sequential in this {type(net).__name__} holds a convolution that pyvae computes: "
-            "4 x 4 of stride 2 and padding 1, or 2 x 2 of stride 2, between 32, 64 or the image's 1 or 3 channels; subclasses, "
-            "and layers with hooks or parametrisations, are torch's: put plain layers into an nn.Sequential(*layers)"
+            "4 x 4 of stride 2 and padding 1, or 2 x 2 of stride 2, between 32, 64 or the image's 1 or 3 channels; "
+            "subclasses, and layers with hooks or parametrisations, are torch's: put plain layers into an "
+            "nn.Sequential(*layers)"
         )
     return net
 

@@ -26,7 +26,7 @@ class Gpu:
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: f"stream of {device}")
         for module in (course, pace):
             monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.host))
-        monkeypatch.setattr(course, "_device_name", str)
+        monkeypatch.setattr(course, "device_name", str)
 
     def work(self, host, device):
         self.host += host

@@ -18,7 +18,10 @@ from tiny import TinyData
 
 CPU = torch.device("cpu")
 BF16 = Recipe(precision="bf16", engine="torch")
-REFUSAL = r"precision bf16: this processor \(Old\) has no instructions for bfloat16.*: take --precision fp32.*PYVAE_INSIST=1"
+REFUSAL = (
+    r"precision bf16: this processor \(Old\) has no instructions for bfloat16.*: take --precision fp32.*"
+    "PYVAE_INSIST=1"
+)
 TRAIN = [
     *("train", "beta-vae", "--data", "images.npy", "--image-size", "8", "--architecture", "mlp"),
     *("--latents", "2", "--batch-size", "4", "--precision", "bf16", "--device", "cpu"),

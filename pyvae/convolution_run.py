@@ -42,6 +42,10 @@ class Wanted(NamedTuple):
     weights: list[bool]
     biases: list[bool]
 
+    def below(self, stage: int) -> bool:
+        """Whether any is of the input or of stages before this one."""
+        return self.x or any(self.weights[:stage]) or any(self.biases[:stage])
+
 
 class _Product(NamedTuple):
     """A stage that is a matrix product."""
@@ -139,9 +143,8 @@ class Run(NamedTuple):
     def given(self, maps: Tensor) -> Tensor:
         """Maps as the layers would give them."""
         y = self.laid_out(maps)
-        return (
-            y.bfloat16() if self.bf16 else y
-        ).detach()  # a view of what is made here could not be written to
+        y = y.bfloat16() if self.bf16 else y
+        return y.detach()  # a view of what is made here could not be written to
 
     def laid_out(self, maps: Tensor) -> Tensor:
         """``[B, C, H, W]`` in the memory order that the layers would give to it: to maps, or to gradients of them or of
@@ -168,11 +171,7 @@ class Run(NamedTuple):
         """
         grad_weights, grad_biases = [grad] * len(self.stages), [grad] * len(self.stages)
         for first, stop, part in reversed([*self.parts()]):
-            own = Wanted(
-                wanted.x or any(wanted.weights[:first]) or any(wanted.biases[:first]),
-                wanted.weights[first:stop],
-                wanted.biases[first:stop],
-            )
+            own = Wanted(wanted.below(first), wanted.weights[first:stop], wanted.biases[first:stop])
             y = None if self.stages[stop - 1].slope is None else maps[stop]
             grad, grad_weights[first:stop], grad_biases[first:stop] = part.backward(
                 grad, maps[first:stop], y, self._weights(first, stop), own
@@ -268,7 +267,7 @@ def _plainly(run: Run, x: Tensor, grad: Tensor, wanted: Wanted) -> tuple[Tensor,
         grad, grad_biases[i] = plain_backward(
             grad, None if stage.slope is None else maps[i + 1], kind, grad.shape[1]
         )
-        below = wanted.x or any(wanted.weights[:i]) or any(wanted.biases[:i])
+        below = wanted.below(i)
         if below or wanted.weights[i]:
             upper = grad
             grad, grad_weights[i], _ = torch.ops.aten.convolution_backward.default(

@@ -17,9 +17,8 @@ struct Pair {
   static_assert(kStrip % kBlockRows == 0 && 4 * Way::kUpProducts * kSmall * kBig == kWeights);
 
   static constexpr int64_t position(int64_t words) { return kStrip * words + kApart; }
-  // strips for sums along channels, for sums along tiles, and of products
+  // strips of operands, whether for sums along channels or along tiles, and of products
   static constexpr int64_t kBigPosition = position(kDepth), kSmallPosition = position(kUpDepth);
-  static constexpr int64_t kBigTiles = position(kDepth), kSmallTiles = position(kUpDepth);
   static constexpr int64_t kToSmall = position(kSmall), kToBig = position(kBig);
 
   static constexpr int words(int tiles) { return (tiles + A::kDepth - 1) / A::kDepth; }
@@ -75,7 +74,7 @@ struct Pair {
 
   // of a convolution: job.small is the gradient that comes
   static void down_backward(const Job& job, int64_t first, int64_t last) {
-    Word* own = buffer(std::max(Way::kPositions * (kBigTiles + kSmallTiles),
+    Word* own = buffer(std::max(Way::kPositions * (kBigPosition + kSmallPosition),
                                 Way::kUpPositions * kSmallPosition + Way::kUpProducts * kToBig));
     for (int64_t at = first; at < last; at += kStrip) {
       const Tiles tiles(job, at, static_cast<int>(std::min<int64_t>(kStrip, last - at)));
@@ -92,8 +91,8 @@ struct Pair {
 
   // of a transposed convolution: job.big is the gradient that comes
   static void up_backward(const Job& job, int64_t first, int64_t last) {
-    Word* big = buffer(Way::kPositions * (kBigTiles + std::max(kSmallTiles, kToSmall)));
-    float* products = reinterpret_cast<float*>(big + Way::kPositions * kBigTiles);
+    Word* big = buffer(Way::kPositions * (kBigPosition + std::max(kSmallPosition, kToSmall)));
+    float* products = reinterpret_cast<float*>(big + Way::kPositions * kBigPosition);
     for (int64_t at = first; at < last; at += kStrip) {
       const Tiles tiles(job, at, static_cast<int>(std::min<int64_t>(kStrip, last - at)));
       const Range small_next = of_small(job.small, at + kStrip);
@@ -139,13 +138,13 @@ struct Pair {
   }
 
   static void weight_products(const Job& job, const Tiles& tiles, Word* big, Range one, Range other) {
-    Word* small = big + Way::kPositions * kBigTiles;
-    Way::template spread_big<AlongTiles<A>>(job, tiles, big, kBigTiles);
-    Way::template spread_small<AlongTiles<A>>(job, tiles, small, kSmallTiles);
+    Word* small = big + Way::kPositions * kBigPosition;
+    Way::template spread_big<AlongTiles<A>>(job, tiles, big, kBigPosition);
+    Way::template spread_small<AlongTiles<A>>(job, tiles, small, kSmallPosition);
     Ahead ahead(one, other,
                 Way::kPositions * multiply_transposed_steps(kSmall, Way::kDepth, words(tiles.count)));
     for (int q = 0; q < Way::kPositions; ++q) {
-      multiply_transposed<A, kSmall, Way::kDepth>(small + q * kSmallTiles, big + q * kBigTiles,
+      multiply_transposed<A, kSmall, Way::kDepth>(small + q * kSmallPosition, big + q * kBigPosition,
                                                   job.weight_sums + static_cast<int64_t>(q) * kSmall * Way::kDepth,
                                                   words(tiles.count), ahead);
     }

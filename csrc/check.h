@@ -5,6 +5,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <vector>
+
 namespace pyvae {
 
 using torch::headeronly::ScalarType;
@@ -52,5 +54,11 @@ inline int64_t sharing(const Tensor& key, int64_t members) {
 }
 
 inline Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
+
+inline std::vector<Tensor> all_dense(const std::vector<Tensor>& given) {
+  std::vector<Tensor> tensors;
+  for (const Tensor& x : given) tensors.push_back(dense(x));
+  return tensors;
+}
 
 }  // namespace pyvae

@@ -42,6 +42,15 @@ STABLE_TORCH_LIBRARY(pyvae_native, m) {
       "convolutions_bwd(Tensor grad, Tensor[] maps, Tensor? y, Tensor[] weights, bool[] transposed, float[] slopes,"
       " bool wants_x, bool[] wants_weights, bool[] wants_biases, bool bf16)"
       " -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_biases)");
+  // Likewise of rows; beside them, as many pixels as a map has whose numbers, channels first, are those of a row below or
+  // above, else 1.
+  m.def(
+      "linears_fwd(Tensor x, Tensor[] weights, Tensor?[] biases, bool[] transposed, float[] slopes, int[] pixels_below,"
+      " int[] pixels_above) -> Tensor[]");
+  m.def(
+      "linears_bwd(Tensor grad, Tensor[] maps, Tensor? y, Tensor[] weights, bool[] transposed, float[] slopes,"
+      " int[] pixels_below, int[] pixels_above, bool wants_x, bool[] wants_weights, bool[] wants_biases)"
+      " -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_biases)");
   m.def("convolution_level(int? at_most=None) -> int");
   m.def("permute_dims(Tensor? first, Tensor z, Tensor key, int stream) -> (Tensor, Tensor)");
   m.def("code_histogram(Tensor codes, Tensor? factors, int[] factor_sizes, Tensor edges) -> Tensor");

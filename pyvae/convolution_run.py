@@ -1,8 +1,10 @@
-"""Convolutions and the activations behind them, one after another, by compiled operators: one autograd function.
+"""Convolutions, linear layers and the activations behind them, one after another, by compiled operators: one autograd
+function.
 
 Inside, maps are float32 ``[B, H, W, C]`` and weights ``[S, k, k, G]``, contiguous: those of torch with channels last,
-and no copies of them. Layers that follow one another are one call, which takes a few images at a time through all of
-them, so that each layer finds in the cache what the one before it wrote.
+and no copies of them. Convolutions that follow one another are one call, which takes a few images at a time through all
+of them, so that each layer finds in the cache what the one before it wrote. Linear layers have rows ``[B, N]`` between
+them; where nn.Flatten or nn.Unflatten stands beside one, it reads or writes maps.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,19 +21,24 @@ Parameters: TypeAlias = Sequence[Tensor | None]
 
 
 class Stage(NamedTuple):
-    """A convolution and the activation behind it."""
+    """A layer and the activation behind it."""
 
     compiled: bool
-    """Else it is a matrix product: the kernel is as large as the map."""
-    transposed: bool
-    slope: float | None
+    """Whether it is a convolution of the compiled operators for these; else it is a matrix product: of a linear layer,
+    or of a convolution of a kernel as large as the map."""
+    transposed: bool = False
+    slope: float | None = None
     """Of the activation on the negative side: 0 of ReLU; ``None`` without one."""
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    flattened: int = 1
+    """Pixels of the maps that a linear layer reads as rows."""
+    unflattened: tuple[int, ...] | None = None
+    """``C, H, W`` of maps that a linear layer's rows become."""
 
     @property
     def settings(self) -> tuple[Any, ...]:
-        """As torch's operators take them."""
+        """As torch's operators of convolutions take them."""
         return self.stride, self.padding, (1, 1), self.transposed, (0, 0), 1
 
 
@@ -47,28 +54,21 @@ class Wanted(NamedTuple):
         return self.x or any(self.weights[:stage]) or any(self.biases[:stage])
 
 
-class _Product(NamedTuple):
-    """A stage that is a matrix product."""
+class _RoundedProduct(NamedTuple):
+    """A convolution of a kernel as large as the map, of operands rounded to bfloat16."""
 
     stage: Stage
-    bf16: bool
 
     def forward(self, x: Tensor, weights: list[Tensor], biases: Parameters, keep: bool) -> list[Tensor]:
         (weight,), (bias,) = weights, biases
-        rows, matrix = self._rows(x), self._rows(weight)
-        if not self.stage.transposed:
-            matrix = matrix.t()
-        elif bias is not None:
-            bias = bias.repeat(weight.shape[1] * weight.shape[2])
-        if bias is None or self.bf16:
-            y = rows.mm(matrix).float()
-            y = y if bias is None else y.add_(bias)
-        else:
-            y = torch.addmm(bias, rows, matrix)
+        matrix = _rounded_rows(weight)
+        y = _rounded_rows(x).mm(matrix if self.stage.transposed else matrix.t()).float()
+        y = y.view(_maps_above(self.stage, len(x), weight))
+        y = y if bias is None else y.add_(bias)
         slope = self.stage.slope
         if slope is not None:
             y = nn.functional.leaky_relu_(y, slope) if slope else y.relu_()
-        return [y.view(len(x), *(weight.shape[1:] if self.stage.transposed else (1, 1, len(weight))))]
+        return [y]
 
     def backward(
         self, grad: Tensor, maps: list[Tensor], y: Tensor | None, weights: list[Tensor], wanted: Wanted
@@ -76,7 +76,7 @@ class _Product(NamedTuple):
         (x,), (weight,), transposed = maps, weights, self.stage.transposed
         if y is not None:
             grad = _masked(grad, y, self.stage.slope)
-        rows, matrix, upper = self._rows(x), self._rows(weight), self._rows(grad)
+        rows, matrix, upper = map(_rounded_rows, (x, weight, grad))
         grad_x = grad_weight = grad_bias = grad
         if wanted.weights[0]:
             left, right = (rows, upper) if transposed else (upper, rows)
@@ -87,22 +87,16 @@ class _Product(NamedTuple):
             grad_x = upper.mm(matrix.t() if transposed else matrix).float().view(x.shape)
         return grad_x, [grad_weight], [grad_bias]
 
-    def _rows(self, maps: Tensor) -> Tensor:
-        """What stands in a matrix product."""
-        rows = maps.view(len(maps), -1)
-        return rows.bfloat16() if self.bf16 else rows
 
+class _Convolutions(NamedTuple):
+    """Convolutions one after another by one compiled operator."""
 
-class _Compiled(NamedTuple):
-    """Stages one after another by one compiled operator."""
-
-    transposed: list[bool]
-    slopes: list[float]
+    stages: tuple[Stage, ...]
     bf16: bool
 
     def forward(self, x: Tensor, weights: list[Tensor], biases: Parameters, keep: bool) -> list[Tensor]:
         maps: list[Tensor] = torch.ops.pyvae_native.convolutions_fwd.default(
-            x, weights, biases, self.transposed, self.slopes, self.bf16, keep
+            x, weights, biases, *_kinds(self.stages), self.bf16, keep
         )
         return maps
 
@@ -110,9 +104,35 @@ class _Compiled(NamedTuple):
         self, grad: Tensor, maps: list[Tensor], y: Tensor | None, weights: list[Tensor], wanted: Wanted
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         grads: tuple[Tensor, list[Tensor], list[Tensor]] = torch.ops.pyvae_native.convolutions_bwd.default(
-            grad, maps, y, weights, self.transposed, self.slopes, *wanted, self.bf16
+            grad, maps, y, weights, *_kinds(self.stages), *wanted, self.bf16
         )
         return grads
+
+
+class _Products(NamedTuple):
+    """Matrix products one after another by one compiled operator."""
+
+    stages: tuple[Stage, ...]
+
+    def forward(self, x: Tensor, weights: list[Tensor], biases: Parameters, keep: bool) -> list[Tensor]:
+        *made, y = torch.ops.pyvae_native.linears_fwd.default(
+            x, weights, biases, *_kinds(self.stages), *self._pixels
+        )
+        return [*made, y.view(_maps_above(self.stages[-1], len(y), weights[-1]))]
+
+    def backward(
+        self, grad: Tensor, maps: list[Tensor], y: Tensor | None, weights: list[Tensor], wanted: Wanted
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        grads: tuple[Tensor, list[Tensor], list[Tensor]] = torch.ops.pyvae_native.linears_bwd.default(
+            grad, maps, y, weights, *_kinds(self.stages), *self._pixels, *wanted
+        )
+        return grads
+
+    @property
+    def _pixels(self) -> tuple[list[int], list[int]]:
+        """Of maps that stand in the place of rows, below and above."""
+        maps = [stage.unflattened or (1, 1, 1) for stage in self.stages]
+        return [stage.flattened for stage in self.stages], [height * width for _, height, width in maps]
 
 
 class Run(NamedTuple):
@@ -126,7 +146,7 @@ class Run(NamedTuple):
     """Of the output, as the layers would give it."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``[B, C, H, W]`` of ``[B, C, H, W]``, in bfloat16 with ``bf16``."""
+        """``[B, C, H, W]`` or ``[B, N]`` of such, in bfloat16 with ``bf16``."""
         wanted = [t is not None and t.requires_grad for t in (x, *self.parameters)]
         if not (torch.is_grad_enabled() and any(wanted)):
             return self.given(self.maps(_last(x), keep=False)[-1])
@@ -135,7 +155,7 @@ class Run(NamedTuple):
         run = self
         if first > 0:
             front = self._replace(stages=self.stages[:first], parameters=self.parameters[: 2 * first])
-            x = front.maps(_last(x), keep=False)[-1].permute(0, 3, 1, 2)
+            x = _first(front.maps(_last(x), keep=False)[-1])
             run = self._replace(stages=self.stages[first:], parameters=self.parameters[2 * first :])
         y: Tensor = PyvaeConvolutions.apply(x, run, *run.parameters)
         return y
@@ -148,10 +168,10 @@ class Run(NamedTuple):
 
     def laid_out(self, maps: Tensor) -> Tensor:
         """``[B, C, H, W]`` in the memory order that the layers would give to it: to maps, or to gradients of them or of
-        weights."""
-        y = maps.permute(0, 3, 1, 2)
+        weights; rows as they are."""
+        y = _first(maps)
         # strides of one channel say the order too
-        return y if self.channels_last else y.contiguous().view(y.shape)
+        return y if self.channels_last or y.ndim == 2 else y.contiguous().view(y.shape)
 
     def maps(self, x: Tensor, *, keep: bool) -> list[Tensor]:
         """What stages make of maps ``x``: those of every stage, or of the last and perhaps of some before it."""
@@ -180,19 +200,19 @@ class Run(NamedTuple):
                 break
         return grad, grad_weights, grad_biases
 
-    def parts(self) -> Iterator[tuple[int, int, _Compiled | _Product]]:
+    def parts(self) -> Iterator[tuple[int, int, _Convolutions | _Products | _RoundedProduct]]:
         """Stages [first, stop) that are one call each."""
         first = 0
         while first < len(self.stages):
-            stop = first + 1
-            if not self.stages[first].compiled:
-                yield first, stop, _Product(self.stages[first], self.bf16)
+            compiled, stop = self.stages[first].compiled, first + 1
+            together = compiled or not self.bf16
+            while together and stop < len(self.stages) and self.stages[stop].compiled == compiled:
+                stop += 1
+            own = self.stages[first:stop]
+            if compiled:
+                yield first, stop, _Convolutions(own, self.bf16)
             else:
-                while stop < len(self.stages) and self.stages[stop].compiled:
-                    stop += 1
-                own = self.stages[first:stop]
-                slopes = [-1.0 if stage.slope is None else stage.slope for stage in own]
-                yield first, stop, _Compiled([stage.transposed for stage in own], slopes, self.bf16)
+                yield first, stop, _RoundedProduct(own[0]) if self.bf16 else _Products(own)
             first = stop
 
     def _weights(self, first: int, stop: int) -> list[Tensor]:
@@ -233,8 +253,8 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled() or transform_of_gradients(grad) is not None:
         if any(bias is not None and bias._version != version for bias, version in ctx.biases):
             raise RuntimeError(
-                "a bias of a convolution was changed in place since the forward pass, and gradients of gradients need "
-                "it as it was: change it after them"
+                "a bias was changed in place since the forward pass, and gradients of gradients need it as it was: "
+                "change it after them"
             )
         grad_x, grad_weights, grad_biases = _plainly(run, x, grad, wanted)
     else:
@@ -253,22 +273,31 @@ def _plainly(run: Run, x: Tensor, grad: Tensor, wanted: Wanted) -> tuple[Tensor,
     """The same by torch's operators; the maps are made once more, with what they were made of."""
     maps = [x.float()]
     for stage, weight, bias in zip(run.stages, run.parameters[::2], run.parameters[1::2], strict=True):
-        y = torch.convolution(maps[-1], weight, bias, *stage.settings)  # type: ignore[arg-type]
+        if stage.stride:
+            y = torch.convolution(maps[-1], weight, bias, *stage.settings)  # type: ignore[arg-type]
+        else:
+            y = nn.functional.linear(_rows(maps[-1]), weight, bias)  # type: ignore[arg-type]
+            y = y if stage.unflattened is None else y.unflatten(1, stage.unflattened)
         if stage.slope is not None:
             y = nn.functional.leaky_relu(y, stage.slope) if stage.slope else y.relu()
         maps.append(y)
     grad = grad.float()
     grad_weights, grad_biases = [grad] * len(run.stages), [grad] * len(run.stages)
     for i in reversed(range(len(run.stages))):
-        stage, weight = run.stages[i], run.parameters[2 * i]
+        stage, weight, made = run.stages[i], run.parameters[2 * i], maps[i + 1]
         kind = Activation()
         if stage.slope is not None:
             kind = Activation("leaky_relu" if stage.slope else "relu", stage.slope)
+        if not stage.stride:
+            grad, made = _rows(grad), _rows(made)
         grad, grad_biases[i] = plain_backward(
-            grad, None if stage.slope is None else maps[i + 1], kind, grad.shape[1]
+            grad, None if stage.slope is None else made, kind, grad.shape[1]
         )
         below = wanted.below(i)
-        if below or wanted.weights[i]:
+        if not stage.stride:
+            grad_weights[i] = grad.mT @ _rows(maps[i])
+            grad = (grad @ weight).reshape(maps[i].shape)  # type: ignore[operator]
+        elif below or wanted.weights[i]:
             upper = grad
             grad, grad_weights[i], _ = torch.ops.aten.convolution_backward.default(
                 upper, maps[i], weight, None, *stage.settings, [below, wanted.weights[i], False]
@@ -285,6 +314,35 @@ def _masked(grad: Tensor, y: Tensor, slope: float | None) -> Tensor:
     return torch.ops.aten.threshold_backward.default(grad, y, 0)
 
 
+def _kinds(stages: tuple[Stage, ...]) -> tuple[list[bool], list[float]]:
+    """Which are transposed, and slopes."""
+    slopes = [-1.0 if stage.slope is None else stage.slope for stage in stages]
+    return [stage.transposed for stage in stages], slopes
+
+
+def _maps_above(stage: Stage, batch: int, weight: Tensor) -> tuple[int, ...]:
+    """Shape of what a matrix product makes."""
+    if stage.unflattened is not None:
+        channels, height, width = stage.unflattened
+        return batch, height, width, channels
+    if stage.transposed:
+        return batch, *weight.shape[1:]
+    return (batch, 1, 1, len(weight)) if stage.stride else (batch, len(weight))
+
+
+def _rows(maps: Tensor) -> Tensor:
+    return maps.reshape(len(maps), -1)
+
+
+def _rounded_rows(maps: Tensor) -> Tensor:
+    return maps.view(len(maps), -1).bfloat16()
+
+
 def _last(x: Tensor) -> Tensor:
-    maps = x.permute(0, 2, 3, 1)
+    """Channels last, float32; rows stay rows."""
+    maps = x if x.ndim == 2 else x.permute(0, 2, 3, 1)
     return (maps if maps.dtype == torch.float32 else maps.float()).contiguous()
+
+
+def _first(maps: Tensor) -> Tensor:
+    return maps if maps.ndim == 2 else maps.permute(0, 3, 1, 2)

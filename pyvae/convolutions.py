@@ -3,9 +3,10 @@
 What they do not take is called as it is, by torch, which is the reference.
 """
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypeAlias, TypeGuard
+from typing import NamedTuple, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from pyvae.native import missing
 
 _Convolution: TypeAlias = nn.Conv2d | nn.ConvTranspose2d
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+_PRODUCTS = (*_CONVOLUTIONS, nn.Linear)
 _WIDTHS = (32, 64)
 """Channels between layers."""
 _ENDS = (1, 3)
@@ -71,7 +73,7 @@ def takes(layer: nn.Module) -> bool:
     Those are torch's own Conv2d and ConvTranspose2d, with neither hooks nor parametrisations: 4 x 4 of stride 2 and
     padding 1, and 2 x 2 of stride 2, between 32 and 64 channels; the former between those and 1 or 3 channels too.
     """
-    return _is_common(layer) and _is_compiled(layer, layer.weight.shape)
+    return _is_common(layer) and _is_compiled(layer.stride, layer.padding, layer.weight.shape)
 
 
 def is_hooked(layer: nn.Module) -> bool:
@@ -107,34 +109,25 @@ def forward(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 def _run(layers: Sequence[nn.Module], at: int, x: Tensor) -> tuple[Run | None, int]:
     """The longest run of layers that takes ``x``, and how many layers that is; without one, how many to call."""
-    dtype = _products(x) if type(layers[at]) in _CONVOLUTIONS else None
+    dtype = _products(x) if type(layers[at]) in _PRODUCTS else None
     if dtype is None:
         return None, 1
     stages: list[Stage] = []
     parameters: list[Tensor | None] = []
-    last, end = _is_channels_last(x), at
+    last, end, behind = x.ndim == 4 and _is_channels_last(x), at, at
     shape: tuple[int, ...] = x.shape[1:]
-    while end < len(layers):
-        layer = layers[end]
-        if not _is_common(layer):
-            break
-        weight, bias, padding = layer.weight, layer.bias, layer.padding
-        if isinstance(padding, str) or not (_is_plain(weight) and (bias is None or _is_plain(bias))):
-            break
-        made = _made(layer, weight.shape, shape)
-        if made is None:
-            break
-        compiled, shape = made
-        end += 1
-        slope = _slope(layers[end]) if end < len(layers) else None
-        end += slope is not None
-        stages.append(Stage(compiled, layer.transposed, slope, layer.stride, padding))
+    while (found := _found(layers, end, shape, dtype)) is not None:
+        stage, shape, weight, bias, behind, end = found
+        stages.append(stage)
         parameters += [weight, bias]
-        last = last or _is_channels_last(weight)
+        if stage.unflattened is not None:
+            last = False
+        elif stage.stride:
+            last = last or _is_channels_last(weight)
     if stages and stages[-1].slope:
         # what follows may write to a leaky ReLU's output, which keeps its input: so torch's own goes behind
-        stages[-1] = stages[-1]._replace(slope=None)
-        end -= 1
+        stages[-1] = stages[-1]._replace(slope=None, unflattened=None)
+        end = behind
     if not any(stage.compiled for stage in stages):
         return None, max(end - at, 1)
     if arithmetic(x.device, dtype).backend != "native":
@@ -142,9 +135,58 @@ def _run(layers: Sequence[nn.Module], at: int, x: Tensor) -> tuple[Run | None, i
     return Run(tuple(stages), parameters, dtype == torch.bfloat16, last), end - at
 
 
+class _Found(NamedTuple):
+    stage: Stage
+    shape: tuple[int, ...]
+    """Of what it makes, without the batch."""
+    weight: Tensor
+    bias: Tensor | None
+    behind: int
+    """The number of the layer behind the one that has them, which may be the stage's activation."""
+    end: int
+    """That of the layer behind the stage."""
+
+
+def _found(layers: Sequence[nn.Module], at: int, shape: tuple[int, ...], dtype: torch.dtype) -> _Found | None:
+    """The stage that begins with a layer, of maps ``[C, H, W]`` or rows ``[N]``."""
+    flattened = 1
+    if at < len(layers) and len(shape) == 3 and _flattens(layers[at]):
+        flattened, shape, at = math.prod(shape[1:]), (math.prod(shape),), at + 1
+    if at == len(layers):
+        return None
+    layer, behind = layers[at], at + 1
+    weight: Tensor
+    bias: Tensor | None
+    made: tuple[Stage, tuple[int, ...]] | None = None
+    if len(shape) == 1:
+        if dtype != torch.float32 or not _is_linear(layer):
+            return None
+        weight, bias = layer.weight, layer.bias
+        outputs, inputs = weight.shape
+        if inputs == shape[0]:
+            made = Stage(compiled=False, flattened=flattened), (outputs,)
+    elif _is_common(layer):
+        # each is a search of torch's
+        weight, bias = layer.weight, layer.bias
+        made = _made(layer.transposed, layer.stride, layer.padding, weight.shape, shape)
+    if made is None or not (_is_plain(weight) and (bias is None or _is_plain(bias))):
+        return None
+    stage, shape = made
+    end = behind
+    for following in layers[behind : behind + 2]:
+        if stage.slope is None and (slope := _slope(following)) is not None:
+            stage = stage._replace(slope=slope)
+        elif len(shape) == 1 and (maps := _maps_of_rows(following, shape[0])) is not None:
+            stage, shape = stage._replace(unflattened=maps), maps
+        else:
+            break
+        end += 1
+    return _Found(stage, shape, weight, bias, behind, end)
+
+
 def _products(x: Tensor) -> torch.dtype | None:
     """The dtype of the products of maps ``x``; ``None`` where they are not ours."""
-    if x.ndim != 4 or len(x) == 0 or not _is_on_cpu(x):
+    if x.ndim not in (2, 4) or len(x) == 0 or not _is_on_cpu(x):
         return None
     if not torch.is_autocast_enabled("cpu"):
         return torch.float32 if x.dtype == torch.float32 else None
@@ -153,7 +195,7 @@ def _products(x: Tensor) -> torch.dtype | None:
 
 
 def _is_on_cpu(x: Tensor) -> bool:
-    return type(x) in _PLAIN and x.device.type == "cpu" and x.layout == torch.strided
+    return type(x) in _PLAIN and x.is_cpu and x.layout == torch.strided
 
 
 def _is_plain(parameter: Tensor) -> bool:
@@ -172,39 +214,68 @@ def _is_common(layer: nn.Module) -> TypeGuard[_Convolution]:
     )
 
 
-def _is_compiled(layer: _Convolution, size: Sequence[int]) -> bool:
-    """Whether compiled operators take a layer with a weight of this size."""
-    wide, narrow, *kernel = size
-    if layer.stride != (2, 2) or wide not in _WIDTHS:
-        return False
-    if kernel == [4, 4] and layer.padding == (1, 1):
-        return narrow in _WIDTHS or narrow in _ENDS
-    return kernel == [2, 2] and layer.padding == (0, 0) and narrow in _WIDTHS
+def _is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(layer) is nn.Linear and not is_hooked(layer)
 
 
-def _made(
-    layer: _Convolution, size: Sequence[int], shape: Sequence[int]
-) -> tuple[bool, tuple[int, ...]] | None:
-    """Of maps of shape ``[C, H, W]``, whether compiled operators or a matrix product take them, and the shape of what
-    they make; ``None`` if neither does."""
-    inputs, channels, *kernel = size
-    if not layer.transposed:
-        inputs, channels = channels, inputs
-    if inputs != shape[0]:
+def _flattens(layer: nn.Module) -> bool:
+    """Whether it makes rows of maps."""
+    return (
+        isinstance(layer, nn.Flatten)
+        and type(layer) is nn.Flatten
+        and (layer.start_dim, layer.end_dim) in ((1, -1), (1, 3))
+        and not is_hooked(layer)
+    )
+
+
+def _maps_of_rows(layer: nn.Module, numbers: int) -> tuple[int, ...] | None:
+    """``C, H, W`` of the maps that a layer makes of rows of so many numbers; ``None`` if it makes none."""
+    if type(layer) is not nn.Unflatten or layer.dim != 1 or is_hooked(layer):
         return None
-    if layer.padding == (0, 0) and [*shape[1:]] == ([1, 1] if layer.transposed else kernel):
-        return False, (channels, *(kernel if layer.transposed else (1, 1)))
-    step = 1 if layer.transposed else 2
+    size = layer.unflattened_size
+    if len(size) != 3 or not all(isinstance(n, int) and n > 0 for n in size) or math.prod(size) != numbers:
+        return None
+    return tuple(size)
+
+
+def _is_compiled(stride: tuple[int, ...], padding: tuple[int, ...] | str, size: Sequence[int]) -> bool:
+    """Whether compiled operators take a convolution with a weight of this size."""
+    wide, narrow, *kernel = size
+    if stride != (2, 2) or wide not in _WIDTHS:
+        return False
+    if kernel == [4, 4] and padding == (1, 1):
+        return narrow in _WIDTHS or narrow in _ENDS
+    return kernel == [2, 2] and padding == (0, 0) and narrow in _WIDTHS
+
+
+@lru_cache(maxsize=256)
+def _made(
+    transposed: bool,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...] | str,
+    size: tuple[int, ...],
+    shape: tuple[int, ...],
+) -> tuple[Stage, tuple[int, ...]] | None:
+    """Of maps of shape ``[C, H, W]`` and a convolution with a weight of this size, the stage, and the shape of what it
+    makes; ``None`` if neither compiled operators nor a matrix product take it."""
+    inputs, channels, *kernel = size
+    if not transposed:
+        inputs, channels = channels, inputs
+    if inputs != shape[0] or isinstance(padding, str):
+        return None
+    _, height, width = shape
+    if padding == (0, 0) and [height, width] == ([1, 1] if transposed else kernel):
+        above = kernel if transposed else (1, 1)
+        return Stage(False, transposed, None, stride, padding), (channels, *above)
+    step = 1 if transposed else 2
     if kernel == [4, 4] and size[1] in _WIDTHS:
         step *= 2  # tiles are of two by two
-    _, height, width = shape
-    if height % step or width % step or max(height, width) > _LONGEST or not _is_compiled(layer, size):
+    if height % step or width % step or max(height, width) > _LONGEST:
         return None
-    return True, (channels, 2 * height, 2 * width) if layer.transposed else (
-        channels,
-        height // 2,
-        width // 2,
-    )
+    if not _is_compiled(stride, padding, size):
+        return None
+    height, width = (2 * height, 2 * width) if transposed else (height // 2, width // 2)
+    return Stage(True, transposed, None, stride, padding), (channels, height, width)
 
 
 def _slope(layer: nn.Module) -> float | None:

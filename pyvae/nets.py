@@ -30,7 +30,8 @@ class Encoder(nn.Module):
         self._tickets = Tickets()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        mu, logvar = run([("head", self.head)], self.trunk(images), self._tickets).chunk(2, -1)
+        layers = [("trunk", self.trunk), ("head", self.head)]
+        mu, logvar = run(layers, images, self._tickets).chunk(2, -1)
         return mu, logvar
 
     @property

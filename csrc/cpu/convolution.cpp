@@ -16,14 +16,9 @@
 #include "../check.h"
 #include "../common/winograd.h"
 #include "convolution/job.h"
+#include "level.h"
 
-// vectors of a width, and code for an instruction set within a file
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
-#define PYVAE_CONVOLUTIONS 1
-#endif
-
-#ifdef PYVAE_CONVOLUTIONS
-#include <immintrin.h>
+#ifdef PYVAE_INSTRUCTION_SETS
 #define PYVAE_LANES 16
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4,avx512bf16,prefer-vector-width=512")
@@ -67,33 +62,6 @@ namespace {
 
 using namespace pyvae;
 using namespace pyvae::convolution;
-
-enum Level : int64_t { kNone, kAvx2, kAvx512, kAvx512Bf16 };
-
-Level level_of_processor() {
-#ifdef PYVAE_CONVOLUTIONS
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("bmi2")) return kNone;
-  for (const bool has : {__builtin_cpu_supports("avx512f") != 0, __builtin_cpu_supports("avx512bw") != 0,
-                         __builtin_cpu_supports("avx512cd") != 0, __builtin_cpu_supports("avx512dq") != 0,
-                         __builtin_cpu_supports("avx512vl") != 0}) {
-    if (!has) return kAvx2;
-  }
-  return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512;
-#else
-  return kNone;
-#endif
-}
-
-Level& level() {
-  static Level own = level_of_processor();
-  return own;
-}
-
-// at_most: for tests, of the other instruction sets; it stays.
-int64_t level_at_most(std::optional<int64_t> at_most) {
-  if (at_most) level() = std::min(level_of_processor(), static_cast<Level>(std::max<int64_t>(*at_most, kNone)));
-  return level();
-}
 
 // Height, width and channels of an image's maps.
 struct Shape {
@@ -151,7 +119,7 @@ struct Layer {
 
  private:
   bool find([[maybe_unused]] bool end, [[maybe_unused]] bool winograd, [[maybe_unused]] bool low) {
-#ifdef PYVAE_CONVOLUTIONS
+#ifdef PYVAE_INSTRUCTION_SETS
     const int b = static_cast<int>(big.channels), s = static_cast<int>(small.channels);
     if (low && !end) {
       if (winograd) kernels = bf16::kernels_between<bf16::Winograd, bf16::Bfloat>(b, s);
@@ -179,7 +147,7 @@ using ActivationBackward = void (*)(const float* grad, const float* y, float slo
                                     int64_t pixels, int channels);
 
 ActivationBackward activation_for_processor() {
-#ifdef PYVAE_CONVOLUTIONS
+#ifdef PYVAE_INSTRUCTION_SETS
   if (level() >= kAvx512) return avx512::activation_backward;
   if (level() >= kAvx2) return avx2::activation_backward;
 #endif
@@ -206,12 +174,6 @@ std::vector<Layer> layers_of(const Tensor& x, const std::vector<Tensor>& weights
     shape = layers.back().above;
   }
   return layers;
-}
-
-std::vector<Tensor> all_dense(const std::vector<Tensor>& given) {
-  std::vector<Tensor> tensors;
-  for (const Tensor& x : given) tensors.push_back(dense(x));
-  return tensors;
 }
 
 std::vector<int64_t> sizes_of(int64_t batch, const Shape& shape) {

@@ -1,8 +1,8 @@
 // What the kernels of convolution.cpp are told, whatever the instruction set.
 #pragma once
 #include <cstdint>
-#include <cstdlib>
-#include <new>
+
+#include "../scratch.h"
 
 namespace pyvae::convolution {
 
@@ -47,30 +47,6 @@ struct Kernels {
   void (*weight_gradient)(const float* sums, int64_t parts, float* grad, int first, int last);
 };
 
-// Memory of a thread's own, for as long as it lives.
-class Scratch {
- public:
-  ~Scratch() { std::free(memory_); }
-
-  void* bytes(size_t size) {
-    if (size > size_) {
-      std::free(memory_);
-      size_ = (size + 4095) / 4096 * 4096;
-      memory_ = std::aligned_alloc(4096, size_);
-      if (memory_ == nullptr) {
-        size_ = 0;
-        throw std::bad_alloc();
-      }
-    }
-    return memory_;
-  }
-
- private:
-  void* memory_ = nullptr;
-  size_t size_ = 0;
-};
-
-inline thread_local Scratch scratch;       // of a layer's kernels
 inline thread_local Scratch maps_scratch;  // of what goes from layer to layer
 
 }  // namespace pyvae::convolution

@@ -113,7 +113,7 @@ def test_so_do_many(tmp_path, earlier, logged):
     runs = [Run.create_or_resume(tmp_path / name, replace(RECIPE, steps=4)) for name in ("old", "new")]
     train_together(runs, TinyData(), CPU, log_every=3)
     assert_same(tmp_path / "whole", tmp_path / "old")
-    assert [saved(run.path).metadata["convolutions"] for run in runs] == ["torch", "native"]
+    assert [saved(run.path).metadata["convolutions"] for run in runs] == ["torch", "native+linear"]
     assert len(logged.records) == 1
 
 
@@ -135,7 +135,8 @@ def test_a_native_run_goes_on_as_native(tmp_path, logged, change):
     run_to(tmp_path / "run", replace(recipe, steps=3))
     run_to(tmp_path / "run", replace(recipe, steps=6))
     assert_same(tmp_path / "whole", tmp_path / "run")
-    assert saved(tmp_path / "run").metadata["convolutions"] == "native"
+    taken = "native" if recipe.precision == "bf16" else "native+linear"
+    assert saved(tmp_path / "run").metadata["convolutions"] == taken
     assert not logged.records
 
 
@@ -146,20 +147,20 @@ def test_where_there_are_none_it_goes_on_with_torchs_and_says_so(tmp_path, monke
     (line,) = logged.records
     assert line.levelname == "WARNING"
     assert line.getMessage() == (
-        f"{tmp_path / 'run'} took pyvae's own convolutions until step 3, and goes on with torch's convolutions "
-        "(PYVAE_BACKEND=reference): its last digits will not be those of an uninterrupted run"
+        f"{tmp_path / 'run'} took pyvae's own convolutions and linear layers until step 3, and goes on with torch's "
+        "convolutions (PYVAE_BACKEND=reference): its last digits will not be those of an uninterrupted run"
     )
-    changed = {"convolutions": "torch", "convolutions_before": [("native", 3)]}
+    changed = {"convolutions": "torch", "convolutions_before": [("native+linear", 3)]}
     assert saved(tmp_path / "run").metadata.items() >= changed.items()
     # what it began with it takes again where that can be had
     logged.clear()
     monkeypatch.delenv("PYVAE_BACKEND")
     run_to(tmp_path / "run", replace(RECIPE, steps=7))
-    changed = {"convolutions": "native", "convolutions_before": [("native", 3), ("torch", 5)]}
+    changed = {"convolutions": "native+linear", "convolutions_before": [("native+linear", 3), ("torch", 5)]}
     assert saved(tmp_path / "run").metadata.items() >= changed.items()
     (line,) = logged.records
     assert (
-        "took torch's convolutions until step 5, and goes on with pyvae's own convolutions: its"
+        "took torch's convolutions until step 5, and goes on with pyvae's own convolutions and linear layers: its"
         in line.getMessage()
     )
 
@@ -172,11 +173,24 @@ def test_from_a_gpu_it_goes_on_with_what_is_here(tmp_path, logged, says):
     (line,) = logged.records
     assert line.levelname == "WARNING"
     assert (
-        "took cuDNN's convolutions until step 3, and goes on with pyvae's own convolutions: its"
+        "took cuDNN's convolutions until step 3, and goes on with pyvae's own convolutions and linear layers: its"
         in line.msg % (line.args)
     )
     metadata = saved(tmp_path / "run").metadata
-    assert (metadata["convolutions"], metadata["convolutions_before"]) == ("native", [("cudnn", 3)])
+    assert (metadata["convolutions"], metadata["convolutions_before"]) == ("native+linear", [("cudnn", 3)])
+
+
+def test_a_run_from_before_there_were_linear_layers_says_so(tmp_path, logged):
+    run_to(tmp_path / "run", replace(RECIPE, steps=3))
+    forget(tmp_path / "run", convolutions="native")
+    run_to(tmp_path / "run", replace(RECIPE, steps=4))
+    (line,) = logged.records
+    assert line.levelname == "WARNING"
+    assert (
+        "took pyvae's own convolutions until step 3, and goes on with pyvae's own convolutions and linear layers: its"
+        in line.getMessage()
+    )
+    assert saved(tmp_path / "run").metadata["convolutions_before"] == [("native", 3)]
 
 
 def test_of_a_finished_run_nothing_is_said(tmp_path, earlier, logged, monkeypatch):

@@ -56,8 +56,8 @@ class Metadata(_Required, total=False):
     device: str
     engine: str
     convolutions: str
-    """What computes them: "native", pyvae's own for CPUs; "torch"; "cudnn"; or "none", where a network has none that
-    pyvae's own would take. The fused engine does not say."""
+    """What computes them: "native", pyvae's own for CPUs, or "native+linear", with linear layers beside them; "torch";
+    "cudnn"; or "none", where a network has none that pyvae's own would take. The fused engine does not say."""
     convolutions_before: list[tuple[str, int]]
     """Others that the run has gone on from, each with the step that it took them until."""
     versions: dict[str, str]

@@ -16,6 +16,7 @@ from pyvae.layers import convolutions_of, set_own_convolutions
 _LOG = logging.getLogger(__name__)
 _WORDS = {
     "native": "pyvae's own convolutions",
+    "native+linear": "pyvae's own convolutions and linear layers",
     "torch": "torch's convolutions",
     "cudnn": "cuDNN's convolutions",
 }
@@ -36,8 +37,8 @@ def settle_convolutions(trainer: Stepper, begun: Begun) -> dict[str, Any]:
     metadata = begun.saved.metadata
     held, before = convolutions_in(metadata), metadata.get("convolutions_before", [])
     goes_on = begun.step < begun.recipe.steps
-    was_native = any(name == "native" for name, _ in before)
-    if now == "native" and held in ("torch", "none") and not was_native:
+    was_native = any(map(_is_native, (name for name, _ in before)))
+    if _is_native(now) and held in ("torch", "none") and not was_native:
         set_own_convolutions(trainer.net, False)
         now = held = "torch"
         if goes_on:
@@ -67,7 +68,16 @@ def _taken(trainer: Stepper, net: nn.Module) -> str:
     if trainer.device.type == "cuda":
         return "cudnn"
     taken = convolutions_of(net, trainer.device, trainer.recipe.precision)
-    return "torch" if taken == "native" and trainer.compiled else taken
+    if taken != "native":
+        return taken
+    if trainer.compiled:
+        return "torch"
+    # linear layers beside them are torch's in bfloat16
+    return "native" if trainer.recipe.precision == "bf16" else "native+linear"
+
+
+def _is_native(taken: str) -> bool:
+    return taken in ("native", "native+linear")
 
 
 def _why(trainer: Stepper, now: str) -> str:

@@ -206,8 +206,9 @@ def fuse_convolutions(net: Net) -> Net:
     bias and activation join the product before them. torch.jit.script does not take such a network; trace it.
 
     The convolutions are those of the published networks: Conv2d and ConvTranspose2d of 4 x 4, stride 2, padding 1,
-    between 32 and 64 channels, or between those and images of 1 or 3; 2 x 2 of stride 2 between 32 and 64; and next to
-    those, any that takes a whole map to 1 x 1, or 1 x 1 to a whole map.
+    between 32 and 64 channels, or between those and images of 1 or 3; 2 x 2 of stride 2 between 32 and 64; and in a row
+    with those, any that takes a whole map to 1 x 1, or 1 x 1 to a whole map. In such a row, pyvae computes nn.Linear
+    between rows of numbers too, with nn.Flatten and nn.Unflatten beside it; not in bfloat16.
 
     It pays where such layers follow one another, about twofold. Maps have channels last within such a row: where
     other layers stand between, give the network that memory order, ``net.to(memory_format=torch.channels_last)``, else

@@ -193,6 +193,21 @@ def test_a_run_from_before_there_were_linear_layers_says_so(tmp_path, logged):
     assert saved(tmp_path / "run").metadata["convolutions_before"] == [("native", 3)]
 
 
+@pytest.mark.parametrize("architecture", ["burgess", "beta-vae-h"])
+def test_threads_change_no_bit_of_a_run(architecture):
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            trainer = training(replace(RECIPE, architecture=architecture, batch_size=50), TinyData(), CPU)
+            trainer.advance(3)
+            found.append({**trainer.tensors(), "trace": trainer.ledger.ring.rows[:3]})
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(other[name], tensor) for name, tensor in found[0].items())
+
+
 def test_of_a_finished_run_nothing_is_said(tmp_path, earlier, logged, monkeypatch):
     earlier(tmp_path / "old", 2)
     forget(tmp_path / "old")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyvae.backend import device_of, takes_triton
+from pyvae.engine.adam_cpu import CpuAdam
 from pyvae.ops.library import next_power_of_two
 
 Betas = tuple[float, float]
@@ -31,7 +32,8 @@ def adam(
     cuda = device.type == "cuda"
     # a float would be frozen into a captured graph
     rate = torch.tensor(lr, device=device) if cuda or staged else lr
-    return torch.optim.Adam(parameters, lr=rate, betas=betas, fused=True, capturable=cuda)
+    kind = CpuAdam if device.type == "cpu" else torch.optim.Adam
+    return kind(parameters, lr=rate, betas=betas, fused=True, capturable=cuda)
 
 
 def moved(

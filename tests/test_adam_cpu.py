@@ -140,6 +140,15 @@ def test_other_options_are_torchs(options):
     assert_same(*optimizers)
 
 
+def test_a_scale_of_gradients_is_torchs():
+    optimizers = both()
+    play(optimizers, range(3))
+    for optimizer in optimizers:
+        optimizer.grad_scale = torch.tensor(8.0)
+    play(optimizers, range(3, 5))
+    assert_same(*optimizers)
+
+
 def test_a_second_group_and_a_closure():
     optimizers = both()
     play(optimizers, range(3))

@@ -55,9 +55,9 @@ class BatchOrder:
             self._base = base
 
     def index(self, step: Tensor) -> Tensor:
-        """int64 ``[batch_size]`` of a step int64 ``[]`` on the device; good until the next :meth:`prepare`."""
-        if step.is_cpu:  # there it may be read
-            return self._ahead[int(step) % len(self._ahead)]
+        """int64 ``[batch_size]`` of a step int64 ``[]`` on the device."""
+        if step.is_cpu:  # where reading it costs less than computing with it
+            return self._ahead[int(step) % len(self._ahead)].clone()
         return self._ahead.index_select(0, (step % len(self._ahead)).view(1)).view(-1)
 
     def draw(self, first: int, count: int) -> Tensor:

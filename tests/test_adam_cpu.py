@@ -212,9 +212,15 @@ def test_a_sparse_gradient_is_refused():
         optimizer.step()
 
 
+def test_the_reference_is_torchs(monkeypatch):
+    for backend, kind in (("auto", CpuAdam), ("native", CpuAdam), ("reference", torch.optim.Adam)):
+        monkeypatch.setenv("PYVAE_BACKEND", backend)
+        assert type(adam(parameters(), 1e-3, CPU)) is kind
+
+
 def test_the_norm_and_no_gradients():
     of = parameters()
-    optimizer = adam(of, 1e-3, CPU)
+    optimizer = CpuAdam(of, lr=1e-3, fused=True)
     assert float(optimizer.norm()) == 0.0
     give_gradients(of, 0, but=(2,))
     total = nn.utils.get_total_norm([p.grad for p in of if p.grad is not None])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyvae.backend import device_of, takes_triton
+from pyvae.backend import device_of, takes_triton, wanted_backend
 from pyvae.engine.adam_cpu import CpuAdam
 from pyvae.ops.library import next_power_of_two
 
@@ -32,7 +32,7 @@ def adam(
     cuda = device.type == "cuda"
     # a float would be frozen into a captured graph
     rate = torch.tensor(lr, device=device) if cuda or staged else lr
-    kind = CpuAdam if device.type == "cpu" else torch.optim.Adam
+    kind = CpuAdam if device.type == "cpu" and wanted_backend() != "reference" else torch.optim.Adam
     return kind(parameters, lr=rate, betas=betas, fused=True, capturable=cuda)
 
 

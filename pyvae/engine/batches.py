@@ -8,7 +8,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pyvae.backend import wanted_backend
 from pyvae.data.dataset import Dataset
 from pyvae.engine.staging import Staging
 from pyvae.functional import gather_bits
@@ -44,8 +43,6 @@ class BatchOrder:
         self._batch_size = batch_size
         self._stream = stream
         self._draw = self._with_replacement if replacement else self._by_epochs
-        # on a CPU that costs less than computing with them
-        self._reads_steps = device.type == "cpu" and wanted_backend() != "reference"
         self._base = -1
         self._ahead = torch.empty((window, batch_size), dtype=torch.int64, device=device)
 
@@ -59,8 +56,6 @@ class BatchOrder:
 
     def index(self, step: Tensor) -> Tensor:
         """int64 ``[batch_size]`` of a step int64 ``[]`` on the device."""
-        if self._reads_steps:
-            return self._ahead[int(step) % len(self._ahead)].clone()
         return self._ahead.index_select(0, (step % len(self._ahead)).view(1)).view(-1)
 
     def draw(self, first: int, count: int) -> Tensor:

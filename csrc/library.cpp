@@ -52,6 +52,10 @@ STABLE_TORCH_LIBRARY(pyvae_native, m) {
       " int[] pixels_below, int[] pixels_above, bool wants_x, bool[] wants_weights, bool[] wants_biases)"
       " -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_biases)");
   m.def("convolution_level(int? at_most=None) -> int");
+  // The end of a step, as pyvae/engine/ledger.py has it: found_inf is 1 where a value is not finite, or a step was not.
+  m.def(
+      "ledger(Tensor[] values, Tensor kl, Tensor(a!) bad_step, Tensor(b!) key, Tensor(c!) row, Tensor(d!) bad_row,"
+      " Tensor(e!) ring, Tensor(f!)[] control, Tensor[] moved, int every, bool settle) -> Tensor found_inf");
   m.def("permute_dims(Tensor? first, Tensor z, Tensor key, int stream) -> (Tensor, Tensor)");
   m.def("code_histogram(Tensor codes, Tensor? factors, int[] factor_sizes, Tensor edges) -> Tensor");
   m.def(

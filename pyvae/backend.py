@@ -119,6 +119,14 @@ def takes_triton(device: torch.device) -> bool:
     return _choose(Kernels(triton=True), device.type, torch.float32, wanted_backend()).backend == "triton"
 
 
+def takes_native(op: str, device: torch.device) -> bool:
+    """Whether such work takes the compiled operator ``op``, which is for CPUs alone."""
+    wanted = wanted_backend()
+    if device.type != "cpu" or wanted == "reference":
+        return False
+    return _choose(Kernels(native=op), "cpu", torch.float32, wanted).backend == "native"
+
+
 @lru_cache(maxsize=1)
 def has_triton() -> bool:
     """Whether triton can be imported."""

@@ -12,6 +12,7 @@ from pyvae.engine.controller import controller
 from pyvae.engine.ledger import Ledger
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.trainer import Trainer
+from pyvae.native import missing
 from pyvae.objectives import ControlVAE, FactorVAE
 from tiny import TinyData
 
@@ -71,21 +72,31 @@ POISONS = [
 
 @pytest.mark.parametrize("control", [True, False])
 @pytest.mark.parametrize("poisoned", POISONS, ids=str)
-def test_the_kernel_is_the_reference(poisoned, control, device, monkeypatch):
-    pytest.importorskip("triton")
+def test_the_kernel_is_the_reference(poisoned, control, device, fast_backend, monkeypatch):
     monkeypatch.setenv("PYVAE_BACKEND", "reference")
     plain = list(play(ledger_on(device, control), device, poisoned=poisoned))
-    monkeypatch.setenv("PYVAE_BACKEND", "triton")
-    fast = list(play(ledger_on(device, control), device, poisoned=poisoned))
+    monkeypatch.setenv("PYVAE_BACKEND", fast_backend)
+    ledger = ledger_on(device, control)
+    assert (ledger._triton, ledger._native) == (fast_backend == "triton", fast_backend == "native")
+    fast = list(play(ledger, device, poisoned=poisoned))
     for (found, mine), (expected, tensors) in zip(fast, plain, strict=True):
         assert found == expected
         for a, b in zip(mine, tensors, strict=True):
             assert torch.equal(a.nan_to_num(nan=-9.0), b.nan_to_num(nan=-9.0))
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_a_ledger_by_hand(backend, device, monkeypatch):
-    monkeypatch.setenv("PYVAE_BACKEND", backend)
+@pytest.fixture(params=["reference", "triton", "native"])
+def backend(request, monkeypatch) -> str:
+    """Of the ledger."""
+    if request.param == "triton":
+        pytest.importorskip("triton")
+    if request.param == "native" and (reason := missing("ledger", "cpu")):
+        pytest.skip(reason)
+    monkeypatch.setenv("PYVAE_BACKEND", request.param)
+    return request.param
+
+
+def test_a_ledger_by_hand(backend, device):
     ledger = ledger_on(device)
     rows = {}
     for step, (found, _) in enumerate(play(ledger, device, poisoned={5: ("2", math.nan)}, steps=11)):
@@ -107,9 +118,7 @@ def test_a_ledger_by_hand(backend, device, monkeypatch):
     assert ledger.ring.copy(6, 10).wait() == [(6, rows[6]), (9, rows[9])]
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_judging_leaves_no_trace(backend, device, monkeypatch):
-    monkeypatch.setenv("PYVAE_BACKEND", backend)
+def test_judging_leaves_no_trace(backend, device):
     ledger = ledger_on(device)
     before = everything(ledger)
     values, kl = step_values(0, device)
@@ -119,6 +128,31 @@ def test_judging_leaves_no_trace(backend, device, monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(before, everything(ledger), strict=True))
     ledger.bad_step.fill_(3)
     assert ledger.judge(values, kl).item() == 1.0
+
+
+def test_what_the_compiled_operator_refuses(monkeypatch):
+    if reason := missing("ledger", "cpu"):
+        pytest.skip(reason)
+    monkeypatch.setenv("PYVAE_BACKEND", "native")
+    cpu = torch.device("cpu")
+    ledger = ledger_on(cpu)
+    values, kl = step_values(0, cpu)
+    before = everything(ledger)
+    for wrong, of, reason in (
+        ([*values[:-1], values[-1].long()], kl, "values: wrong dtype"),
+        ([*values[:-1], values[-1].view(1)], kl, "values: expected scalars"),
+        (values, kl.double(), "kl: wrong dtype"),
+        (values[:-1], kl, "row: expected"),
+        (values, kl[:-1], "row: expected"),
+    ):
+        with pytest.raises(RuntimeError, match=reason):
+            ledger.settle(wrong, of, control_of(0.5, cpu))
+    with pytest.raises(RuntimeError, match="expected as many of each"):
+        ledger.settle(values, kl, None)
+    assert all(torch.equal(a, b) for a, b in zip(before, everything(ledger), strict=True))
+    every_other = torch.stack([kl, kl * math.nan], -1)[:, 0]
+    assert ledger.settle(values, every_other, control_of(0.5, cpu)).item() == 0.0
+    assert ledger.row[VALUES:].tolist() == kl.tolist()
 
 
 CONTROLLERS = [

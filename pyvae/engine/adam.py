@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyvae.backend import device_of, takes_triton
+from pyvae.backend import device_of, takes_triton, wanted_backend
+from pyvae.engine.adam_cpu import CpuAdam
 from pyvae.ops.library import next_power_of_two
 
 Betas = tuple[float, float]
@@ -31,7 +32,8 @@ def adam(
     cuda = device.type == "cuda"
     # a float would be frozen into a captured graph
     rate = torch.tensor(lr, device=device) if cuda or staged else lr
-    return torch.optim.Adam(parameters, lr=rate, betas=betas, fused=True, capturable=cuda)
+    kind = CpuAdam if device.type == "cpu" and wanted_backend() != "reference" else torch.optim.Adam
+    return kind(parameters, lr=rate, betas=betas, fused=True, capturable=cuda)
 
 
 def moved(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyvae.backend import device_of, takes_triton
+from pyvae.backend import device_of, takes_native, takes_triton
 from pyvae.control import Control
 from pyvae.engine.trace import Ring
 from pyvae.ops.library import next_power_of_two
@@ -45,6 +45,7 @@ class Ledger:
         """The row of that step."""
         self._one_step = torch.tensor([0, 1], dtype=torch.int64, device=device)
         self._triton = takes_triton(device)
+        self._native = not self._triton and takes_native("ledger", device)
 
     def judge(self, values: Sequence[Tensor], kl: Tensor) -> Tensor:
         """Whether nothing may be learnt from a step: float32 ``[]``, 1 where one of its values is not finite or an
@@ -56,6 +57,8 @@ class Ledger:
         """
         if self._triton:
             return self._launch(values, kl, None, settle=False)
+        if self._native:
+            return self._call(values, kl, None, settle=False)
         return self._is_bad(values, kl).float()
 
     def settle(self, values: Sequence[Tensor], kl: Tensor, control: Control | None) -> Tensor:
@@ -71,6 +74,8 @@ class Ledger:
         """
         if self._triton:
             return self._launch(values, kl, control, settle=True)
+        if self._native:
+            return self._call(values, kl, control, settle=True)
         step, bad = self.key[1], self._is_bad(values, kl)
         row = torch.cat([torch.stack([v.double() for v in values]), kl.double()])
         for old, new in zip(self.control or (), control or (), strict=True):
@@ -86,6 +91,22 @@ class Ledger:
     def _is_bad(self, values: Sequence[Tensor], kl: Tensor) -> Tensor:
         finite = torch.isfinite(torch.stack([v.double() for v in values])).all() & torch.isfinite(kl).all()
         return (self.bad_step >= 0) | ~finite
+
+    def _call(self, values: Sequence[Tensor], kl: Tensor, control: Control | None, *, settle: bool) -> Tensor:
+        found_inf: Tensor = torch.ops.pyvae_native.ledger.default(
+            values,
+            kl,
+            self.bad_step,
+            self.key,
+            self.row,
+            self.bad_row,
+            self.ring.rows,
+            self.control or (),
+            control or (),
+            self.ring.every,
+            settle,
+        )
+        return found_inf
 
     def _launch(
         self, values: Sequence[Tensor], kl: Tensor, control: Control | None, *, settle: bool

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pyvae.constants import constant
 from pyvae.engine.adam import Adam
+from pyvae.engine.adam_cpu import CpuAdam
 
 
 class Trained(NamedTuple):
@@ -48,7 +49,7 @@ class Trained(NamedTuple):
         """Gradients of the loss in the parameters; returns their Euclidean norm ``[]``."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward(constant(1.0, loss.detach()))
-        if isinstance(self.optimizer, Adam):
+        if isinstance(self.optimizer, Adam | CpuAdam):
             return self.optimizer.norm()
         # not module.parameters(), which looks for them in every module
         held = [p for group in self.optimizer.param_groups for p in group["params"]]

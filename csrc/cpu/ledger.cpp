@@ -1,3 +1,4 @@
+// What a step leaves behind on a CPU, in one call: pyvae/engine/ledger.py has the same in torch.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>

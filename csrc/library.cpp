@@ -53,6 +53,7 @@ STABLE_TORCH_LIBRARY(pyvae_native, m) {
       " -> (Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_biases)");
   m.def("convolution_level(int? at_most=None) -> int");
   // The end of a step, as pyvae/engine/ledger.py has it: found_inf is 1 where a value is not finite, or a step was not.
+  m.def("norm(Tensor[] tensors) -> Tensor");
   m.def(
       "ledger(Tensor[] values, Tensor kl, Tensor(a!) bad_step, Tensor(b!) key, Tensor(c!) row, Tensor(d!) bad_row,"
       " Tensor(e!) ring, Tensor(f!)[] control, Tensor[] moved, int every, bool settle) -> Tensor found_inf");

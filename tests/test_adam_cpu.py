@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from pyvae import native
+from pyvae.engine import adam_cpu
 from pyvae.engine.adam import adam
 from pyvae.engine.adam_cpu import CpuAdam
 from pyvae.engine.recipe import Recipe
@@ -234,13 +236,45 @@ def test_the_norm_and_no_gradients():
     optimizer = CpuAdam(of, lr=1e-3, fused=True)
     assert float(optimizer.norm()) == 0.0
     give_gradients(of, 0, but=(2,))
-    total = nn.utils.get_total_norm([p.grad for p in of if p.grad is not None])
-    assert torch.equal(optimizer.norm(), total)
+    exact = sum(p.grad.double().square().sum() for p in of if p.grad is not None).sqrt()
+    norm = optimizer.norm()
+    assert norm.dtype == torch.float32
+    assert norm.double() == exact.float()
+    # in any memory order, with gaps and without
+    for n, gradient in ((3, of[3].grad.mT.contiguous().mT), (5, of[5].grad.repeat(1, 1, 1, 2)[..., :5])):
+        of[n].grad = gradient
+        torch.testing.assert_close(optimizer.norm(), norm, rtol=1e-7, atol=0.0)
+    of[4].grad[7] = 3e38
+    assert optimizer.norm() == 3e38
+    of[4].grad[8] = float("nan")
+    assert optimizer.norm().isnan()
     optimizer.zero_grad(set_to_none=False)
     assert of[2].grad is None
-    assert all(not p.grad.any() for p in of if p.grad is not None)
-    optimizer.zero_grad()
-    assert all(p.grad is None for p in of)
+    assert float(optimizer.norm()) == 0.0
+
+
+@pytest.mark.skipif(native.missing("norm", "cpu") is not None, reason="no compiled operators")
+def test_the_norm_is_the_same_for_any_number_of_threads():
+    g = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(n, generator=g) for n in (300_000, 17, 0, 8192, 99_999)]
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(torch.ops.pyvae_native.norm(tensors))
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1] == found[2] == torch.cat(tensors).double().norm().float()
+    with pytest.raises(RuntimeError, match="tensors: wrong dtype"):
+        torch.ops.pyvae_native.norm([tensors[0].double()])
+
+
+def test_the_norm_without_compiled_operators_is_torchs(monkeypatch):
+    monkeypatch.setattr(adam_cpu, "takes_native", lambda *_: False)
+    of = parameters()
+    optimizer = CpuAdam(of, lr=1e-3, fused=True)
+    give_gradients(of, 0)
+    assert torch.equal(optimizer.norm(), nn.utils.get_total_norm([p.grad for p in of]))
 
 
 @pytest.mark.parametrize("objective", [FactorVAE(discriminator_width=20), InfoGAN()], ids=type)

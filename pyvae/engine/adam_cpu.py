@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyvae.backend import takes_native
 from pyvae.constants import constant
 
 
@@ -31,6 +32,11 @@ class CpuAdam(torch.optim.Adam):
     """
 
     _moved: _Moved | None = None
+    _norm_is_native = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._norm_is_native = takes_native("norm", torch.device("cpu"))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -51,8 +57,10 @@ class CpuAdam(torch.optim.Adam):
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:
             return torch.zeros(())
-        # that of torch.nn.utils.get_total_norm, which sorts them by device and dtype first
-        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if self._norm_is_native and all(g.dtype == torch.float32 and not g.is_sparse for g in gradients):
+            norm: Tensor = torch.ops.pyvae_native.norm.default(gradients)
+            return norm
+        return nn.utils.get_total_norm(gradients)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -7,7 +7,8 @@ of them, so that each layer finds in the cache what the one before it wrote. Lin
 them; where nn.Flatten or nn.Unflatten stands beside one, it reads or writes maps.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -91,12 +92,13 @@ class _RoundedProduct(NamedTuple):
 class _Convolutions(NamedTuple):
     """Convolutions one after another by one compiled operator."""
 
-    stages: tuple[Stage, ...]
+    transposed: list[bool]
+    slopes: list[float]
     bf16: bool
 
     def forward(self, x: Tensor, weights: list[Tensor], biases: Parameters, keep: bool) -> list[Tensor]:
         maps: list[Tensor] = torch.ops.pyvae_native.convolutions_fwd.default(
-            x, weights, biases, *_kinds(self.stages), self.bf16, keep
+            x, weights, biases, self.transposed, self.slopes, self.bf16, keep
         )
         return maps
 
@@ -104,7 +106,7 @@ class _Convolutions(NamedTuple):
         self, grad: Tensor, maps: list[Tensor], y: Tensor | None, weights: list[Tensor], wanted: Wanted
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         grads: tuple[Tensor, list[Tensor], list[Tensor]] = torch.ops.pyvae_native.convolutions_bwd.default(
-            grad, maps, y, weights, *_kinds(self.stages), *wanted, self.bf16
+            grad, maps, y, weights, self.transposed, self.slopes, *wanted, self.bf16
         )
         return grads
 
@@ -112,27 +114,54 @@ class _Convolutions(NamedTuple):
 class _Products(NamedTuple):
     """Matrix products one after another by one compiled operator."""
 
-    stages: tuple[Stage, ...]
+    last: Stage
+    transposed: list[bool]
+    slopes: list[float]
+    pixels: tuple[list[int], list[int]]
+    """Of maps that stand in the place of rows, below and above."""
 
     def forward(self, x: Tensor, weights: list[Tensor], biases: Parameters, keep: bool) -> list[Tensor]:
         *made, y = torch.ops.pyvae_native.linears_fwd.default(
-            x, weights, biases, *_kinds(self.stages), *self._pixels
+            x, weights, biases, self.transposed, self.slopes, *self.pixels
         )
-        return [*made, y.view(_maps_above(self.stages[-1], len(y), weights[-1]))]
+        return [*made, y.view(_maps_above(self.last, len(y), weights[-1]))]
 
     def backward(
         self, grad: Tensor, maps: list[Tensor], y: Tensor | None, weights: list[Tensor], wanted: Wanted
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         grads: tuple[Tensor, list[Tensor], list[Tensor]] = torch.ops.pyvae_native.linears_bwd.default(
-            grad, maps, y, weights, *_kinds(self.stages), *self._pixels, *wanted
+            grad, maps, y, weights, self.transposed, self.slopes, *self.pixels, *wanted
         )
         return grads
 
-    @property
-    def _pixels(self) -> tuple[list[int], list[int]]:
-        """Of maps that stand in the place of rows, below and above."""
-        maps = [stage.unflattened or (1, 1, 1) for stage in self.stages]
-        return [stage.flattened for stage in self.stages], [height * width for _, height, width in maps]
+
+_Part: TypeAlias = _Convolutions | _Products | _RoundedProduct
+
+
+@lru_cache(maxsize=64)
+def _parts(stages: tuple[Stage, ...], bf16: bool) -> list[tuple[int, int, _Part]]:
+    """Stages [first, stop) that are one call each."""
+    parts: list[tuple[int, int, _Part]] = []
+    first = 0
+    while first < len(stages):
+        compiled, stop = stages[first].compiled, first + 1
+        while (compiled or not bf16) and stop < len(stages) and stages[stop].compiled == compiled:
+            stop += 1
+        parts.append((first, stop, _part(stages[first:stop], bf16)))
+        first = stop
+    return parts
+
+
+def _part(stages: tuple[Stage, ...], bf16: bool) -> _Part:
+    transposed = [stage.transposed for stage in stages]
+    slopes = [-1.0 if stage.slope is None else stage.slope for stage in stages]
+    if stages[0].compiled:
+        return _Convolutions(transposed, slopes, bf16)
+    if bf16:
+        return _RoundedProduct(stages[0])
+    above = [stage.unflattened or (1, 1, 1) for stage in stages]
+    pixels = [stage.flattened for stage in stages], [height * width for _, height, width in above]
+    return _Products(stages[-1], transposed, slopes, pixels)
 
 
 class Run(NamedTuple):
@@ -176,7 +205,7 @@ class Run(NamedTuple):
     def maps(self, x: Tensor, *, keep: bool) -> list[Tensor]:
         """What stages make of maps ``x``: those of every stage, or of the last and perhaps of some before it."""
         made: list[Tensor] = []
-        for first, stop, part in self.parts():
+        for first, stop, part in _parts(self.stages, self.bf16):
             weights, biases = self._weights(first, stop), self.parameters[2 * first + 1 : 2 * stop : 2]
             made += part.forward(made[-1] if made else x, weights, biases, keep)
         return made
@@ -190,7 +219,7 @@ class Run(NamedTuple):
             maps: inputs of all stages, and the last one's output if an activation is behind it.
         """
         grad_weights, grad_biases = [grad] * len(self.stages), [grad] * len(self.stages)
-        for first, stop, part in reversed([*self.parts()]):
+        for first, stop, part in reversed(_parts(self.stages, self.bf16)):
             own = Wanted(wanted.below(first), wanted.weights[first:stop], wanted.biases[first:stop])
             y = None if self.stages[stop - 1].slope is None else maps[stop]
             grad, grad_weights[first:stop], grad_biases[first:stop] = part.backward(
@@ -199,21 +228,6 @@ class Run(NamedTuple):
             if not own.x:
                 break
         return grad, grad_weights, grad_biases
-
-    def parts(self) -> Iterator[tuple[int, int, _Convolutions | _Products | _RoundedProduct]]:
-        """Stages [first, stop) that are one call each."""
-        first = 0
-        while first < len(self.stages):
-            compiled, stop = self.stages[first].compiled, first + 1
-            together = compiled or not self.bf16
-            while together and stop < len(self.stages) and self.stages[stop].compiled == compiled:
-                stop += 1
-            own = self.stages[first:stop]
-            if compiled:
-                yield first, stop, _Convolutions(own, self.bf16)
-            else:
-                yield first, stop, _RoundedProduct(own[0]) if self.bf16 else _Products(own)
-            first = stop
 
     def _weights(self, first: int, stop: int) -> list[Tensor]:
         return [_last(weight) for weight in self.parameters[2 * first : 2 * stop : 2]]  # type: ignore[arg-type]
@@ -312,12 +326,6 @@ def _masked(grad: Tensor, y: Tensor, slope: float | None) -> Tensor:
     if slope:
         return torch.ops.aten.leaky_relu_backward.default(grad, y, slope, True)
     return torch.ops.aten.threshold_backward.default(grad, y, 0)
-
-
-def _kinds(stages: tuple[Stage, ...]) -> tuple[list[bool], list[float]]:
-    """Which are transposed, and slopes."""
-    slopes = [-1.0 if stage.slope is None else stage.slope for stage in stages]
-    return [stage.transposed for stage in stages], slopes
 
 
 def _maps_above(stage: Stage, batch: int, weight: Tensor) -> tuple[int, ...]:

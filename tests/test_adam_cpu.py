@@ -251,6 +251,8 @@ def test_the_norm_and_no_gradients():
     optimizer.zero_grad(set_to_none=False)
     assert of[2].grad is None
     assert float(optimizer.norm()) == 0.0
+    optimizer.zero_grad()
+    assert all(p.grad is None for p in of)
 
 
 @pytest.mark.skipif(native.missing("norm", "cpu") is not None, reason="no compiled operators")

@@ -214,7 +214,9 @@ def test_batches_of_any_size(name, batch):
 @pytest.mark.parametrize("inputs", [LAST, DENSE], ids=["last", "dense"])
 def test_memory_orders_are_torchs(inputs, weights):
     module, x = every_kind()
+    leaky = Layers(*module[:15], nn.LeakyReLU(0.5))
     for layers, channels in (
+        (leaky, 3),
         (module[:3], 3),
         (module[-3:], 32),
         (module[-1:], 32),
@@ -782,6 +784,11 @@ def test_linear_layers_that_are_torchs():
         assert runs == [2]
         assert found[0].shape == (2, *torch.empty(128).unflatten(0, unflattened).shape)
         assert_close(found, gradients(torchs(layers), x))
+    # of one channel, where as many numbers are as after another Flatten
+    layers = Layers(nn.ConvTranspose2d(32, 1, 4, 2, 1), nn.Flatten(2), nn.Linear(64, 8))
+    assert layers(torch.randn(2, 32, 4, 4)).shape == (2, 1, 8)
+    with pytest.raises(RuntimeError, match="unflatten"):
+        Layers(first, nn.Flatten(), nn.Linear(512, 128), nn.Unflatten(1, (2, 8, 9)))(x)
     with counted() as runs:
         Layers(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))(torch.randn(3, 8))
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):

@@ -171,6 +171,15 @@ def test_maps_are_rows_in_another_order():
     assert all(torch.equal(x, y) for x, y in zip(grads[1:], expected_grads[1:], strict=True))
 
 
+def test_a_bias_of_a_transposed_layer_is_of_its_channels():
+    made = layers(9, [20, 48], transposed=True)
+    maps = made._replace(weights=[made.weights[0].view(20, 2, 2, 12)], biases=[made.biases[0][:12]])
+    (found,), (_, _, grad_bias) = ours(maps)
+    (expected,), (_, _, sums) = ours(made._replace(biases=[made.biases[0][:12].repeat(4)]))
+    assert torch.equal(found, expected)
+    torch.testing.assert_close(grad_bias, sums.view(4, 12).sum(0))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_goes_through(bad):
     made = layers(20, [30, 40, 20], slope=0.0)
@@ -197,8 +206,9 @@ def test_what_is_not_finite_goes_through(bad):
     assert not any(grad.isnan().any() or grad.count_nonzero() for grad in ours(made)[1])
 
 
-def test_what_is_not_wanted_is_not_made():
-    made = layers(11, [30, 40, 20])
+@pytest.mark.parametrize("slope", [-1.0, 0.0])
+def test_what_is_not_wanted_is_not_made(slope):
+    made = layers(11, [30, 40, 20], slope=slope, pixels=(6, 10))
     _, whole = ours(made)
     for x in (True, False):
         for weights, biases in ((True, False), (False, True), (False, False)):

@@ -36,6 +36,8 @@ class Stage(NamedTuple):
     """Pixels of the maps that a linear layer reads as rows."""
     unflattened: tuple[int, ...] | None = None
     """``C, H, W`` of maps that a linear layer's rows become."""
+    channels_last: bool = False
+    """Memory order that the layer would give to its maps, and to its gradients."""
 
     @property
     def settings(self) -> tuple[Any, ...]:
@@ -171,8 +173,6 @@ class Run(NamedTuple):
     parameters: Parameters
     bf16: bool
     """Whether products are of bfloat16, as under autocast; maps between layers are float32 even so."""
-    channels_last: bool
-    """Of the output, as the layers would give it."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[B, C, H, W]`` or ``[B, N]`` of such, in bfloat16 with ``bf16``."""
@@ -191,16 +191,9 @@ class Run(NamedTuple):
 
     def given(self, maps: Tensor) -> Tensor:
         """Maps as the layers would give them."""
-        y = self.laid_out(maps)
+        y = _laid_out(maps, self.stages[-1])
         y = y.bfloat16() if self.bf16 else y
         return y.detach()  # a view of what is made here could not be written to
-
-    def laid_out(self, maps: Tensor) -> Tensor:
-        """``[B, C, H, W]`` in the memory order that the layers would give to it: to maps, or to gradients of them or of
-        weights; rows as they are."""
-        y = _first(maps)
-        # strides of one channel say the order too
-        return y if self.channels_last or y.ndim == 2 else y.contiguous().view(y.shape)
 
     def maps(self, x: Tensor, *, keep: bool) -> list[Tensor]:
         """What stages make of maps ``x``: those of every stage, or of the last and perhaps of some before it."""
@@ -274,8 +267,9 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     else:
         inputs = [_last(x), *maps, *([] if y is None else [_last(y)])]
         grad_x, grad_weights, grad_biases = run.gradients(_last(grad), inputs, wanted)
-        grad_x = run.laid_out(grad_x) if wants_x else grad_x
-        grad_weights = [run.laid_out(g) if w else g for g, w in zip(grad_weights, wants[::2], strict=True)]
+        grad_x = _laid_out(grad_x, run.stages[0]) if wants_x else grad_x
+        of = zip(grad_weights, wants[::2], run.stages, strict=True)
+        grad_weights = [_laid_out(g, stage) if wanted else g for g, wanted, stage in of]
     found: list[Tensor | None] = [None] * len(wants)
     for i in range(count):
         found[2 * i] = grad_weights[i] if wants[2 * i] else None
@@ -350,6 +344,16 @@ def _last(x: Tensor) -> Tensor:
     """Channels last, float32; rows stay rows."""
     maps = x if x.ndim == 2 else x.permute(0, 2, 3, 1)
     return (maps if maps.dtype == torch.float32 else maps.float()).contiguous()
+
+
+def _laid_out(maps: Tensor, stage: Stage) -> Tensor:
+    """``[B, C, H, W]`` in the memory order that the layer would give to it: to maps, or to gradients of them or of
+    weights; rows as they are."""
+    y = _first(maps)
+    if stage.channels_last or y.ndim == 2:
+        return y
+    # strides of one pixel or one channel say the order too
+    return (y if maps.shape[1:3] == (1, 1) else y.contiguous()).flatten(1).view(y.shape)
 
 
 def _first(maps: Tensor) -> Tensor:

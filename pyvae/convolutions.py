@@ -26,6 +26,8 @@ _ENDS = (1, 3)
 """Channels of images."""
 _LONGEST = 2**13
 """Side of a map, in pixels."""
+_WIDEST = 2**16
+"""Numbers of a row; a thread keeps memory for 64 of them."""
 _LEVELS = ("", "AVX2", "AVX-512", "AVX-512 with products of bfloat16")
 _PLAIN = (Tensor, nn.Parameter)
 
@@ -49,7 +51,7 @@ def _arithmetic(device_type: str, dtype: torch.dtype, wanted: str) -> Choice:
         return Choice("torch", f"{device_type} tensors: the compiled convolutions are for CPUs")
     if wanted in ("reference", "triton"):
         return Choice("torch", f"PYVAE_BACKEND={wanted}")
-    if reason := missing("convolutions_fwd", "cpu"):
+    if reason := missing("convolutions_fwd", "cpu") or missing("linears_fwd", "cpu"):
         if wanted == "native":
             raise BackendError(f"PYVAE_BACKEND=native but {reason}")
         return Choice("torch", reason, slow=True)
@@ -86,6 +88,7 @@ def is_hooked(layer: nn.Module) -> bool:
         or own["_backward_pre_hooks"]
         or "forward" in own
         or "_conv_forward" in own
+        or own.get("_compiled_call_impl")  # of module.compile()
     )
 
 
@@ -118,12 +121,10 @@ def _run(layers: Sequence[nn.Module], at: int, x: Tensor) -> tuple[Run | None, i
     shape: tuple[int, ...] = x.shape[1:]
     while (found := _found(layers, end, shape, dtype)) is not None:
         stage, shape, weight, bias, behind, end = found
-        stages.append(stage)
+        # as torch's, what a convolution makes has channels last if its maps or its weight have
+        last = bool(stage.stride) and (last or _is_channels_last(weight))
+        stages.append(stage._replace(channels_last=True) if last else stage)
         parameters += [weight, bias]
-        if stage.unflattened is not None:
-            last = False
-        elif stage.stride:
-            last = last or _is_channels_last(weight)
     if stages and stages[-1].slope:
         # what follows may write to a leaky ReLU's output, which keeps its input: so torch's own goes behind
         stages[-1] = stages[-1]._replace(slope=None, unflattened=None)
@@ -132,7 +133,7 @@ def _run(layers: Sequence[nn.Module], at: int, x: Tensor) -> tuple[Run | None, i
         return None, max(end - at, 1)
     if arithmetic(x.device, dtype).backend != "native":
         return None, end - at
-    return Run(tuple(stages), parameters, dtype == torch.bfloat16, last), end - at
+    return Run(tuple(stages), parameters, dtype == torch.bfloat16), end - at
 
 
 class _Found(NamedTuple):
@@ -162,9 +163,8 @@ def _found(layers: Sequence[nn.Module], at: int, shape: tuple[int, ...], dtype: 
         if dtype != torch.float32 or not _is_linear(layer):
             return None
         weight, bias = layer.weight, layer.bias
-        outputs, inputs = weight.shape
-        if inputs == shape[0]:
-            made = Stage(compiled=False, flattened=flattened), (outputs,)
+        if _are_of_rows(weight.shape, None if bias is None else bias.shape, shape[0]):
+            made = Stage(compiled=False, flattened=flattened), (len(weight),)
     elif _is_common(layer):
         # each is a search of torch's
         weight, bias = layer.weight, layer.bias
@@ -216,6 +216,14 @@ def _is_common(layer: nn.Module) -> TypeGuard[_Convolution]:
 
 def _is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     return type(layer) is nn.Linear and not is_hooked(layer)
+
+
+def _are_of_rows(weight: tuple[int, ...], bias: tuple[int, ...] | None, numbers: int) -> bool:
+    """Whether sizes are those of a linear layer of rows of so many numbers: what functional_call puts in the place of a
+    layer's own may have others."""
+    if len(weight) != 2 or weight[1] != numbers or min(weight) == 0 or max(weight) > _WIDEST:
+        return False
+    return bias is None or bias == weight[:1]
 
 
 def _flattens(layer: nn.Module) -> bool:

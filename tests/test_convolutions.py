@@ -440,6 +440,24 @@ def test_gradients_have_the_memory_order_of_torchs(order):
 
 
 @own
+@pytest.mark.parametrize("order", [LAST, DENSE], ids=["last", "dense"])
+@pytest.mark.parametrize("maps", [(64, 4, 4), (1024, 1, 1)], ids=["maps", "a pixel"])
+def test_memory_orders_around_rows_are_torchs(order, maps):
+    x = torch.randn(4, 3, 16, 16).contiguous(memory_format=order).requires_grad_()
+    behind = nn.ConvTranspose2d(64, 3, 4, 2, 1) if maps[0] == 64 else nn.ConvTranspose2d(1024, 8, 4)
+    for rest in ([], [behind]):
+        below = (nn.Conv2d(3, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 1024))
+        module = Layers(*copy.deepcopy(below), nn.Unflatten(1, maps), *rest)
+        for weights in (LAST, DENSE):
+            module.to(memory_format=weights)
+            with counted() as runs:
+                found = gradients(module, x)
+            assert runs == [2 + len(rest)]
+            theirs = gradients(torchs(module), x)
+            assert [g.stride() for g in found] == [g.stride() for g in theirs]
+
+
+@own
 def test_a_slice_goes_on_as_the_whole_does():
     module, _ = every_kind()
     assert module[:3].own_convolutions
@@ -789,11 +807,30 @@ def test_linear_layers_that_are_torchs():
     assert layers(torch.randn(2, 32, 4, 4)).shape == (2, 1, 8)
     with pytest.raises(RuntimeError, match="unflatten"):
         Layers(first, nn.Flatten(), nn.Linear(512, 128), nn.Unflatten(1, (2, 8, 9)))(x)
+    # of other shapes than the layer's own
+    layers = Layers(first, nn.Flatten(), nn.Linear(512, 8))
+    for changed in ({"2.bias": torch.randn(1)}, {"2.bias": torch.randn(2, 8)}):
+        found, expected = (functional_call(net, changed, (x,)) for net in (layers, torchs(layers)))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    unbiased = Layers(first, nn.Flatten(), nn.Linear(512, 8, bias=False))
+    assert functional_call(unbiased, {"2.weight": torch.randn(512)}, (x,)).shape == (2,)
+    assert Layers(*layers, nn.Linear(8, 0))(x).shape == (2, 0)
     with counted() as runs:
         Layers(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))(torch.randn(3, 8))
         with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
             Layers(first, nn.Flatten(), nn.Linear(511, 8))(x)
     assert runs == [1]
+
+
+@own
+def test_a_container_that_is_compiled_is_called():
+    encoder = build("burgess", 1, 4).encoder
+    seen = []
+    encoder.trunk.compile(backend=lambda graph, inputs: seen.append(graph) or graph)
+    with torch.no_grad():
+        encoder(torch.rand(2, 1, 64, 64))
+    torch._dynamo.reset()
+    assert len(seen) == 1
 
 
 @bfloat16

@@ -3,7 +3,7 @@
 
 constexpr int kRowsAtOnce = kLanes == 16 ? 13 : 6;
 // Long sums are of parts, whose rounding adds up to less.
-constexpr int kPart = 256;
+constexpr int kPart = 128;
 
 // sums [kRows, width] of a's rows and a panel, of which it reads `width` columns at least.
 template <int kRows>
@@ -87,11 +87,62 @@ inline void fill(const Product& p, int64_t first, float* panel) {
   }
 }
 
+// Few columns, which lie as rows of `depth`: rows of a, turned block by block, are what is side by side. Sums are made in
+// the same order.
+template <int kColumns>
+void multiply_few(const Product& p, const float* a, int rows, const float* columns, float* sums) {
+  const int64_t depth = p.depth, a_row = p.a_row;
+  for (int64_t from = 0; from == 0 || from < depth; from += kPart) {
+    const int64_t end = std::min(depth, from + kPart);
+    Lanes part[kColumns] = {};
+    int64_t k = from;
+    for (; k + kLanes <= end; k += kLanes) {
+      Lanes turned[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) turned[r] = load(a + (r < rows ? r : 0) * a_row + k);
+      transpose(turned);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+#pragma GCC unroll 8
+        for (int j = 0; j < kColumns; ++j) part[j] += turned[i] * all(columns[j * depth + k + i]);
+      }
+    }
+    for (; k < end; ++k) {
+      Lanes column{};
+      for (int r = 0; r < rows; ++r) column[r] = a[r * a_row + k];
+      for (int j = 0; j < kColumns; ++j) part[j] += column * all(columns[j * depth + k]);
+    }
+    for (int j = 0; j < kColumns; ++j) {
+      for (int r = 0; r < rows; ++r) {
+        float& sum = sums[r * kPanel + j];
+        sum = from == 0 ? part[j][r] : sum + part[j][r];
+      }
+    }
+  }
+}
+
+constexpr int kFew = 8;
+static_assert(kRowsAtOnce <= kLanes);
+template <size_t... kColumns>
+constexpr auto few_of(std::index_sequence<kColumns...>) {
+  return std::array{&multiply_few<static_cast<int>(kColumns) + 1>...};
+}
+constexpr auto kMultiplyFew = few_of(std::make_index_sequence<kFew>());
+
+// Columns [first, first + count) of b, each by itself.
+inline void copy_rows(const Product& p, int64_t first, int count, float* columns) {
+  for (int j = 0; j < count; ++j) {
+    const float* from = p.b.data + (first + j) * p.b.row;
+    float* to = columns + j * p.depth;
+    for (int64_t at = 0; at < p.depth; ++at) to[p.b.feature(at)] = from[at];
+  }
+}
+
 // Biases and the activation, of rows from `row` on and columns from `column` on.
-inline void finish(const Product& p, int64_t row, int rows, int64_t column, float* sums) {
+inline void finish(const Product& p, int64_t row, int rows, int64_t column, int width, float* sums) {
   const Activation activation(p.slope);
   for (int r = 0; r < rows; ++r) {
-    for (int n = 0; n < kPanel; n += kLanes) {
+    for (int n = 0; n < width; n += kLanes) {
       Lanes value = load(sums + r * kPanel + n);
       value += p.c_turned ? all(p.bias[row + r]) : load(p.bias + column + n);
       store(sums + r * kPanel + n, p.activated ? activation.forward(value) : value);
@@ -125,22 +176,28 @@ inline void multiply(const Product& p, int64_t first, int64_t last) {
   float* panel = sums + kRowsAtOnce * kPanel;
   const int64_t blocks = p.blocks(), groups = p.groups();
   // blocks of nearly as many rows
-  const auto row_of = [&](int64_t block) { return block * p.rows / blocks; };
+  const auto row_of = [&](int64_t block) { return std::min(block, blocks) * p.rows / blocks; };
   for (int64_t unit = first; unit < last; ++unit) {
     const int64_t column = unit / groups * kPanel, group = unit % groups;
     const int width = static_cast<int>(std::min<int64_t>(kPanel, p.columns - column));
-    if (unit == first || group == 0) fill(p, column, panel);
+    const bool few = p.b_turned && p.a_step == 1 && width <= kFew;
+    if (unit == first || group == 0) few ? copy_rows(p, column, width, panel) : fill(p, column, panel);
     const int64_t end = (group + 1) * blocks / groups;
     for (int64_t i = group * blocks / groups; i < end; ++i) {
       const int64_t row = row_of(i);
       const int rows = static_cast<int>(row_of(i + 1) - row);
-      // the rows that come next, where they lie side by side
-      const bool more = p.a_step == 1 && (i + 1 < end || unit + 1 < last) && i + 1 < blocks;
-      const int64_t next = more ? (row_of(i + 2 > blocks ? blocks : i + 2) - row - rows) * p.a_row : 0;
-      Ahead ahead({p.a + (row + rows) * p.a_row, next}, {panel, 0},
-                  (width + kBlockColumns - 1) / kBlockColumns * std::max<int64_t>(p.depth, 1));
-      kMultiplyBlock[static_cast<size_t>(rows - 1)](p, p.a + row * p.a_row, panel, width, sums, ahead);
-      if (p.bias != nullptr) finish(p, row, rows, column, sums);
+      const float* a = p.a + row * p.a_row;
+      if (few) {
+        kMultiplyFew[static_cast<size_t>(width - 1)](p, a, rows, panel, sums);
+      } else {
+        // the rows that come next, where they lie side by side
+        const bool more = p.a_step == 1 && (i + 1 < end || unit + 1 < last);
+        const int64_t next = more ? (row_of(i + 2) - row_of(i + 1)) * p.a_row : 0;
+        Ahead ahead({a + rows * p.a_row, next}, {panel, 0},
+                    (width + kBlockColumns - 1) / kBlockColumns * std::max<int64_t>(p.depth, 1));
+        kMultiplyBlock[static_cast<size_t>(rows - 1)](p, a, panel, width, sums, ahead);
+      }
+      if (p.bias != nullptr) finish(p, row, rows, column, width, sums);
       put(p, row, rows, column, sums);
     }
   }

@@ -660,11 +660,12 @@ def test_backends(monkeypatch):
     assert convolutions_of(module, CPU, "fp32") == "torch"
 
 
-def test_where_nothing_is_compiled(monkeypatch):
+@pytest.mark.parametrize("absent", ["convolutions_fwd", "linears_fwd"])
+def test_where_it_is_not_compiled(absent, monkeypatch):
+    """Not at all, or by an older version."""
     module, x = every_kind()
-    monkeypatch.setattr(
-        convolutions, "missing", lambda op, device_type: "the operators are not built: make them"
-    )
+    line = "the operators are not built: make them"
+    monkeypatch.setattr(convolutions, "missing", lambda op, device_type: line if op == absent else None)
     with counted() as runs:
         module(x)
     assert runs == []

@@ -1,9 +1,10 @@
-// The Euclidean norm of many tensors together, one at least. A square of a float is exact in a double, and sums are of chunks in order:
-// the same bits for any number of threads and any instruction set.
+// The Euclidean norm of many tensors together, one at least; infinite where its square is no float. A square of a float is
+// exact in a double, and sums are of chunks in order: the same bits for any number of threads and any instruction set.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -69,7 +70,10 @@ Tensor norm(const std::vector<Tensor>& tensors) {
   double sum = 0.0;
   for (const double part : sums) sum += part;
   Tensor out = torch::stable::new_empty(tensors[0], {});
-  *out.mutable_data_ptr<float>() = static_cast<float>(std::sqrt(sum));
+  // where squares overflow a float, they would in Adam's second moments too, and stay there: the step must not be learnt
+  const bool overflows = sum > static_cast<double>(std::numeric_limits<float>::max());
+  *out.mutable_data_ptr<float>() =
+      overflows ? std::numeric_limits<float>::infinity() : static_cast<float>(std::sqrt(sum));
   return out;
 }
 

@@ -1,5 +1,6 @@
 """Adam of a CPU: torch's fused kernel and its bits, with less around it."""
 
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ class _Moved(NamedTuple):
     """``[]`` each, the same as in the state."""
     all_steps: Tensor
     """``[parameters]``, the memory of these."""
+    kept: list[list[Tensor]]
+    """What the state of each parameter has, which somebody may have put others in the place of."""
 
 
 class CpuAdam(torch.optim.Adam):
@@ -40,7 +43,7 @@ class CpuAdam(torch.optim.Adam):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._moved = None  # load_state_dict brings other tensors, and comes through here
+        self._norm_is_native = takes_native("norm", torch.device("cpu"))  # of a copy too
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's."""
@@ -53,7 +56,7 @@ class CpuAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def norm(self) -> Tensor:
-        """Euclidean norm ``[]`` of all gradients together; where there is none, 0."""
+        """Euclidean norm ``[]`` of all gradients together, infinite where its square is no float32; 0 without any."""
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not gradients:
             return torch.zeros(())
@@ -97,7 +100,7 @@ class CpuAdam(torch.optim.Adam):
         if more or others or hasattr(self, "grad_scale"):
             return None
         parameters = group["params"]
-        if self._moved is None or any(map(_is_elsewhere, parameters, self._moved.weights)):
+        if self._moved is None or not self._is_current(self._moved, parameters):
             self._moved = self._find(parameters)
         if self._moved is None:
             return None
@@ -109,6 +112,17 @@ class CpuAdam(torch.optim.Adam):
             gradient = _in_order(gradient, channels_last)
             gradients.append(gradient if gradient.is_contiguous() else gradient.contiguous())
         return gradients
+
+    def _is_current(self, moved: _Moved, parameters: list[Tensor]) -> bool:
+        if len(parameters) != len(moved.weights):
+            return False
+        for parameter, weight, kept in zip(parameters, moved.weights, moved.kept, strict=True):
+            state = self.state.get(parameter)
+            if not state or not all(map(operator.is_, state.values(), kept)):
+                return False
+            if parameter.data_ptr() != weight.data_ptr():
+                return False
+        return True
 
     def _find(self, parameters: list[Tensor]) -> _Moved | None:
         """None before torch's first step, and of parameters or moments in another order, dtype or place."""
@@ -130,15 +144,8 @@ class CpuAdam(torch.optim.Adam):
         steps = [*all_steps.unbind()]
         for state, step in zip(states, steps, strict=True):
             state["step"] = step
-        return _Moved(channels_last, weights, exp_avgs, exp_avg_sqs, steps, all_steps)
-
-
-# else torch wraps hooks and a label for its profiler around a step, which take a fifth as long as what they wrap
-CpuAdam.step.hooked = True  # type: ignore[attr-defined]
-
-
-def _is_elsewhere(parameter: Tensor, weight: Tensor) -> bool:
-    return parameter.data_ptr() != weight.data_ptr()
+        kept = [[*state.values()] for state in states]
+        return _Moved(channels_last, weights, exp_avgs, exp_avg_sqs, steps, all_steps, kept)
 
 
 def _in_order(x: Tensor, channels_last: bool) -> Tensor:

@@ -78,6 +78,22 @@ def takes(layer: nn.Module) -> bool:
     return _is_common(layer) and _is_compiled(layer.stride, layer.padding, layer.weight.shape)
 
 
+def takes_products(layers: Sequence[nn.Module]) -> bool:
+    """Whether linear layers, or convolutions that may have a kernel as large as the map, stand in a row with those that
+    :func:`takes`: in float32, compiled operators take them too."""
+    convolves = multiplies = False
+    for layer in layers:
+        if takes(layer):
+            convolves = True
+        elif _is_linear(layer) or (_is_common(layer) and layer.padding == (0, 0)):
+            multiplies = True
+        elif _slope(layer) is None and type(layer) not in (nn.Flatten, nn.Unflatten):
+            convolves = multiplies = False
+        if convolves and multiplies:
+            return True
+    return False
+
+
 def is_hooked(layer: nn.Module) -> bool:
     """Whether calling a layer does more than its class says."""
     own = layer.__dict__

@@ -123,6 +123,12 @@ def convolutions_of(net: nn.Module, device: torch.device, precision: str) -> str
     return convolutions.arithmetic(device, _PRODUCTS[precision]).backend
 
 
+def takes_products(net: nn.Module) -> bool:
+    """Whether a network has matrix products that, in float32, go with convolutions of our own."""
+    holders = [m for m in net.modules() if isinstance(m, Layers)]
+    return any(convolutions.takes_products(list(_flat(m._modules.items()))) for m in holders)
+
+
 def take_sequences(net: nn.Module) -> bool:
     """Make :class:`Layers` of every plain nn.Sequential in a network that holds a convolution that compiled operators
     would take, itself or in one within it; whether there is any such :class:`Layers` now."""

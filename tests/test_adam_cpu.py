@@ -231,6 +231,46 @@ def test_the_reference_is_torchs(monkeypatch):
         assert type(adam(parameters(), 1e-3, CPU)) is kind
 
 
+def replace_moment(optimizer):
+    for p in held(optimizer)[:2]:
+        optimizer.state[p]["exp_avg"] = torch.zeros_like(p)
+
+
+def replace_step(optimizer):
+    optimizer.state[held(optimizer)[1]]["step"] = torch.tensor(100.0)
+
+
+def forget_one(optimizer):
+    optimizer.state.pop(held(optimizer)[2])
+
+
+def hold_fewer(optimizer):
+    optimizer.param_groups[0]["params"].pop()
+
+
+def double_gradients(optimizer):
+    def double(of, *_):
+        for p in held(of):
+            p.grad.mul_(2.0)
+
+    optimizer.register_step_pre_hook(double)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda o: o.state.clear(), replace_moment, replace_step, forget_one, hold_fewer, double_gradients],
+    ids=["state cleared", "moment", "step", "state of one", "fewer parameters", "hook"],
+)
+def test_what_is_changed_between_steps_counts(change, left_to_torch):
+    optimizers = both()
+    play(optimizers, range(3))
+    for optimizer in optimizers:
+        change(optimizer)
+    play(optimizers, range(3, 6))
+    assert_same(*optimizers)
+    assert len(left_to_torch) <= 2
+
+
 def test_the_norm_and_no_gradients():
     of = parameters()
     optimizer = CpuAdam(of, lr=1e-3, fused=True)
@@ -244,8 +284,11 @@ def test_the_norm_and_no_gradients():
     for n, gradient in ((3, of[3].grad.mT.contiguous().mT), (5, of[5].grad.repeat(1, 1, 1, 2)[..., :5])):
         of[n].grad = gradient
         torch.testing.assert_close(optimizer.norm(), norm, rtol=1e-7, atol=0.0)
-    of[4].grad[7] = 3e38
-    assert optimizer.norm() == 3e38
+    of[4].grad[7] = 1.5e19
+    assert optimizer.norm() == 1.5e19
+    of[4].grad[7] = 2e19  # whose square Adam could not keep
+    assert optimizer.norm().isinf()
+    assert copy.deepcopy(optimizer)._norm_is_native == optimizer._norm_is_native
     of[4].grad[8] = float("nan")
     assert optimizer.norm().isnan()
     optimizer.zero_grad(set_to_none=False)

@@ -20,7 +20,7 @@ from pyvae import convolutions, doctor, native, processor
 from pyvae.adversarial_nets import build_pair
 from pyvae.convolution_run import Run
 from pyvae.errors import BackendError
-from pyvae.layers import Layers, Tickets, convolutions_of, set_own_convolutions
+from pyvae.layers import Layers, Tickets, convolutions_of, set_own_convolutions, takes_products
 from pyvae.metrics import encode
 from pyvae.modules import fuse_convolutions
 from pyvae.nets import build
@@ -1065,3 +1065,6 @@ def test_a_generator_has_its_own_and_a_normalised_critic_torchs():
         pair.critic(pair.generator.images(torch.randn(2, 5)))
     assert runs == [6]
     assert convolutions_of(pair.critic, CPU, "fp32") == "none"
+    assert takes_products(pair.generator)
+    normalised = build_pair(1, continuous=2, categories=0, noise=3, batch_norm=True)
+    assert not takes_products(normalised.generator)

@@ -106,11 +106,6 @@ struct Layer {
   }
   int64_t largest() const { return std::max(small.floats(), big.floats()); }
 
-  std::vector<float> ready(const Tensor& w, bool down) const {
-    std::vector<float> weights(static_cast<size_t>(kernels.weights));
-    (down ? kernels.prepare_down : kernels.prepare_up)(w.const_data_ptr<float>(), weights.data());
-    return weights;
-  }
   Job job(const float* weights) const {
     Job job{static_cast<int>(small.height), static_cast<int>(small.width)};
     job.weights = weights;
@@ -176,6 +171,24 @@ std::vector<Layer> layers_of(const Tensor& x, const std::vector<Tensor>& weights
   return layers;
 }
 
+using Floats = std::unique_ptr<float[]>;
+
+// Weights of layers [lowest, count) made ready for the products that go down, or up, or the other way where a layer is
+// transposed.
+std::vector<Floats> ready(const std::vector<Layer>& layers, const std::vector<Tensor>& weights, size_t lowest, bool down) {
+  std::vector<Floats> prepared(layers.size());
+  torch::stable::parallel_for(static_cast<int64_t>(lowest), static_cast<int64_t>(layers.size()), 1,
+                              [&](int64_t begin, int64_t end) {
+    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
+      const Kernels& kernels = layers[i].kernels;
+      prepared[i].reset(new float[static_cast<size_t>(kernels.weights)]);
+      const auto prepare = down != layers[i].transposed ? kernels.prepare_down : kernels.prepare_up;
+      prepare(weights[i].const_data_ptr<float>(), prepared[i].get());
+    }
+  });
+  return prepared;
+}
+
 std::vector<int64_t> sizes_of(int64_t batch, const Shape& shape) {
   return {batch, shape.height, shape.width, shape.channels};
 }
@@ -192,7 +205,8 @@ std::vector<Tensor> forward(const Tensor& given_x, const std::vector<Tensor>& gi
   const int64_t batch = x.size(0);
   std::vector<Tensor> maps;
   std::vector<float*> kept(count, nullptr);
-  std::vector<std::vector<float>> prepared, biases;
+  const std::vector<Floats> prepared = ready(layers, weights, 0, true);
+  std::vector<std::vector<float>> biases;
   std::vector<Job> jobs;
   int64_t chunk = batch, passing = 0;  // floats of an image that is not kept
   for (size_t i = 0; i < count; ++i) {
@@ -211,8 +225,7 @@ std::vector<Tensor> forward(const Tensor& given_x, const std::vector<Tensor>& gi
       const Tensor bias = dense(*given_biases[i]);
       std::copy_n(bias.const_data_ptr<float>(), layer.above.channels, biases[i].data());
     }
-    prepared.push_back(layer.ready(weights[i], !layer.transposed));
-    jobs.push_back(layer.job(prepared[i].data()));
+    jobs.push_back(layer.job(prepared[i].get()));
     jobs[i].bias = biases[i].data();
     jobs[i].finish = layer.slope ? Finish::kActivated : Finish::kLinear;
     jobs[i].slope = layer.slope.value_or(0.0f);
@@ -282,8 +295,8 @@ struct Backward {
   float* grad_x;  // of the lowest layer's input, if that is wanted
   size_t lowest;
   ActivationBackward activation;
-  std::vector<std::vector<float>> prepared;
-  std::vector<std::unique_ptr<float[]>> weight_sums;  // [groups][kernels.weights], of those that are wanted
+  std::vector<Floats> prepared;
+  std::vector<Floats> weight_sums;  // [groups][kernels.weights], of those that are wanted
   std::vector<std::vector<float>> sums;               // [groups][channels] of the gradients of a layer's output
 
   float* sums_of(size_t i, int64_t group) { return sums[i].data() + group * layers[i].above.channels; }
@@ -337,7 +350,7 @@ struct Backward {
                    static_cast<int>(layer.above.channels));
       }
     }
-    Job job = layer.job(prepared[i].data());
+    Job job = layer.job(prepared[i].get());
     const float* x = maps[i] + first * layer.below.floats();
     (layer.transposed ? job.small : job.big) = x;
     (layer.transposed ? job.big : job.small) = from;
@@ -402,14 +415,13 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> backward(
     grad_weights.push_back(torch::stable::new_empty(x, wants_weights[i] ? weights[i].sizes() : nothing));
     const std::vector<int64_t> channels{layer.above.channels};
     grad_biases.push_back(torch::stable::new_empty(x, wants_biases[i] ? channels : nothing));
-    const bool below = i >= all.lowest && all.goes_below(i);
-    all.prepared.push_back(below ? layer.ready(weights[i], layer.transposed) : std::vector<float>());
     // cleared by the thread that adds to it
     all.weight_sums.emplace_back(
         wants_weights[i] ? new float[static_cast<size_t>(groups.count * layer.kernels.weights)] : nullptr);
     all.sums.emplace_back(static_cast<size_t>(groups.count * layer.above.channels), 0.0f);
   }
   all.maps.push_back(y.const_data_ptr<float>());
+  all.prepared = ready(layers, weights, all.lowest + (wants_x ? 0 : 1), false);
   torch::stable::parallel_for(0, groups.count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t group = begin; group < end; ++group) {
       for (size_t i = 0; i < count; ++i) {

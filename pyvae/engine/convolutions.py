@@ -11,7 +11,7 @@ from pyvae.convolutions import arithmetic
 from pyvae.engine.checkpoint import convolutions_in
 from pyvae.engine.recorder import Begun
 from pyvae.engine.stepper import Stepper
-from pyvae.layers import convolutions_of, set_own_convolutions
+from pyvae.layers import convolutions_of, set_own_convolutions, takes_products
 
 _LOG = logging.getLogger(__name__)
 _WORDS = {
@@ -72,8 +72,8 @@ def _taken(trainer: Stepper, net: nn.Module) -> str:
         return taken
     if trainer.compiled:
         return "torch"
-    # linear layers beside them are torch's in bfloat16
-    return "native" if trainer.recipe.precision == "bf16" else "native+linear"
+    products = trainer.recipe.precision != "bf16" and takes_products(net)
+    return "native+linear" if products else "native"
 
 
 def _is_native(taken: str) -> bool:

@@ -261,14 +261,13 @@ def double_gradients(optimizer):
     [lambda o: o.state.clear(), replace_moment, replace_step, forget_one, hold_fewer, double_gradients],
     ids=["state cleared", "moment", "step", "state of one", "fewer parameters", "hook"],
 )
-def test_what_is_changed_between_steps_counts(change, left_to_torch):
+def test_what_is_changed_between_steps_counts(change):
     optimizers = both()
     play(optimizers, range(3))
     for optimizer in optimizers:
         change(optimizer)
     play(optimizers, range(3, 6))
     assert_same(*optimizers)
-    assert len(left_to_torch) <= 2
 
 
 def test_the_norm_and_no_gradients():

@@ -30,33 +30,12 @@ namespace pyvae::convolution::bf16 {
 #include "convolution/pair.h"
 }  // namespace pyvae::convolution::bf16
 #pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
-namespace pyvae::convolution::avx512 {
-#include "convolution/lanes.h"
-#include "convolution/product.h"
-#include "convolution/tiles.h"
-#include "convolution/pair.h"
-#include "convolution/end.h"
-#include "convolution/activation.h"
-}  // namespace pyvae::convolution::avx512
-#pragma GCC pop_options
-#undef PYVAE_LANES
-
-#define PYVAE_LANES 8
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
-namespace pyvae::convolution::avx2 {
-#include "convolution/lanes.h"
-#include "convolution/product.h"
-#include "convolution/tiles.h"
-#include "convolution/pair.h"
-#include "convolution/end.h"
-#include "convolution/activation.h"
-}  // namespace pyvae::convolution::avx2
-#pragma GCC pop_options
 #undef PYVAE_LANES
 #endif
+
+#define PYVAE_NAMESPACE pyvae::convolution
+#define PYVAE_KERNELS "convolution/kernels.h"
+#include "each_set.h"
 
 namespace {
 

@@ -19,29 +19,9 @@
 #include "level.h"
 #include "linear/job.h"
 
-#ifdef PYVAE_INSTRUCTION_SETS
-#define PYVAE_LANES 16
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
-namespace pyvae::linear::avx512 {
-#include "convolution/lanes.h"
-#include "convolution/product.h"
-#include "linear/multiply.h"
-}  // namespace pyvae::linear::avx512
-#pragma GCC pop_options
-#undef PYVAE_LANES
-
-#define PYVAE_LANES 8
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
-namespace pyvae::linear::avx2 {
-#include "convolution/lanes.h"
-#include "convolution/product.h"
-#include "linear/multiply.h"
-}  // namespace pyvae::linear::avx2
-#pragma GCC pop_options
-#undef PYVAE_LANES
-#endif
+#define PYVAE_NAMESPACE pyvae::linear
+#define PYVAE_KERNELS "linear/kernels.h"
+#include "each_set.h"
 
 namespace {
 
@@ -120,6 +100,25 @@ struct Layer {
 // A matrix that is read alone.
 float* read(const Tensor& x) { return const_cast<float*>(x.const_data_ptr<float>()); }
 
+// y = x w^T of rows, or x w where w is not [numbers of y, numbers of x].
+Product times_weight(int64_t batch, const Matrix& x, const Tensor& w, bool turned, const Matrix& y) {
+  Product p{};
+  p.depth = p.a_row = x.row;
+  p.a_step = 1;
+  p.c = y;
+  p.b_turned = p.c_turned = turned;
+  if (turned) {
+    p.rows = y.row, p.columns = batch;
+    p.a = read(w);
+    p.b = x;
+  } else {
+    p.rows = batch, p.columns = y.row;
+    p.a = x.data;
+    p.b = {read(w), y.row};
+  }
+  return p;
+}
+
 // Layers one after another.
 std::vector<Layer> layers_of(const Tensor& x, const std::vector<Tensor>& weights, const std::vector<bool>& transposed,
                              const std::vector<double>& slopes, const std::vector<int64_t>& pixels_below,
@@ -164,24 +163,11 @@ std::vector<Tensor> forward(const Tensor& given_x, const std::vector<Tensor>& gi
       }
     }
     made.push_back(torch::stable::new_empty(x, {layer.batch, layer.outputs}));
-    Product p{};
-    p.depth = layer.inputs;
-    p.a_row = layer.inputs;
-    p.a_step = 1;
-    p.c = layer.maps_above(made[i].mutable_data_ptr<float>());
+    Product p = times_weight(layer.batch, layer.maps_below(read(x)), weights[i], !layer.transposed,
+                             layer.maps_above(made[i].mutable_data_ptr<float>()));
     p.bias = bias.data();
     p.activated = layer.slope.has_value();
     p.slope = layer.slope.value_or(0.0f);
-    if (layer.transposed) {
-      p.rows = layer.batch, p.columns = layer.outputs;
-      p.a = read(x);
-      p.b = {read(weights[i]), layer.outputs};
-    } else {
-      p.rows = layer.outputs, p.columns = layer.batch;
-      p.a = read(weights[i]);
-      p.b = layer.maps_below(read(x));
-      p.b_turned = p.c_turned = true;
-    }
     multiply({p}, chosen);
     x = made[i];
   }
@@ -248,28 +234,16 @@ std::tuple<Tensor, std::vector<Tensor>, std::vector<Tensor>> backward(
   }
   for (size_t i = count; i-- > lowest;) {
     const Layer& layer = layers[i];
-    const Tensor& w = weights[i];
     const Tensor rows = masked(grad, maps[i + 1], layer, wants_biases[i] ? &grad_biases[i] : nullptr, chosen);
+    const Matrix upper{read(rows), layer.outputs};
     Product down{}, across{};  // the gradient of x, and that of the weight
     if (i > lowest || wants_x) {
       grad = torch::stable::new_empty(grad, maps[i].sizes());
-      down.depth = layer.outputs;
-      down.a_row = layer.outputs;
-      down.a_step = 1;
-      down.c = layer.maps_below(grad.mutable_data_ptr<float>());
-      if (layer.transposed) {
-        down.rows = layer.inputs, down.columns = layer.batch;
-        down.a = read(w);
-        down.b = {read(rows), layer.outputs};
-        down.b_turned = down.c_turned = true;
-      } else {
-        down.rows = layer.batch, down.columns = layer.inputs;
-        down.a = read(rows);
-        down.b = {read(w), layer.inputs};
-      }
+      down = times_weight(layer.batch, upper, weights[i], layer.transposed,
+                          layer.maps_below(grad.mutable_data_ptr<float>()));
     }
     if (wants_weights[i]) {
-      const Matrix upper{read(rows), layer.outputs}, lower = layer.maps_below(read(maps[i]));
+      const Matrix lower = layer.maps_below(read(maps[i]));
       const Matrix &left = layer.transposed ? lower : upper, &right = layer.transposed ? upper : lower;
       across.depth = layer.batch;
       across.rows = left.row, across.columns = right.row;

@@ -1,0 +1,5 @@
+// All of a linear layer's.
+
+#include "../convolution/lanes.h"
+#include "../convolution/product.h"
+#include "multiply.h"

@@ -1,12 +1,12 @@
 """Must run before anything imports triton, which torch.compile does too: kernels are interpreted without a GPU."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from pyvae import native
+from pyvae import convolutions, native
 
 GPU = torch.cuda.is_available()
 if not GPU:
@@ -30,6 +30,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture
 def device() -> torch.device:
     return torch.device("cuda" if GPU else "cpu")
+
+
+@pytest.fixture
+def automatic_backend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As without PYVAE_BACKEND; what was found out of convolutions is forgotten, before and after."""
+    monkeypatch.delenv("PYVAE_BACKEND", raising=False)
+    convolutions._arithmetic.cache_clear()
+    yield
+    convolutions._arithmetic.cache_clear()
 
 
 @pytest.fixture

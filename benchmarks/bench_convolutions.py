@@ -27,11 +27,12 @@ from bench_train import NO_BFLOAT16, TORCHS
 from interleaved import Case, each, measure
 from machine import save
 from peak import peak
-from pyvae import bernoulli_nll, processor
-from pyvae.allocator import keep_large_buffers
-from pyvae.convolutions import arithmetic, takes
-from pyvae.layers import set_own_convolutions
+from pyvae import bernoulli_nll
+from pyvae.base import processor
+from pyvae.base.allocator import keep_large_buffers
 from pyvae.nets import Autoencoder, build
+from pyvae.nets.convolutions import arithmetic, takes
+from pyvae.nets.layers import set_own_convolutions
 
 NETS = ("burgess", "beta-vae-h", "kim", "locatello")
 BATCH, EVALUATED = 64, 256

@@ -25,14 +25,14 @@ from bench_train import TORCHS
 from interleaved import Spread, synchronise
 from machine import save
 from pyvae import code_histogram, posterior_entropy
-from pyvae.allocator import keep_large_buffers
+from pyvae.base.allocator import keep_large_buffers
 from pyvae.data import load
 from pyvae.engine.batches import ImageSource
-from pyvae.layers import set_own_convolutions
 from pyvae.metrics import CodeTable, mig, mig_chen
 from pyvae.metrics.mig_chen import MigChen
 from pyvae.metrics.table import encode
 from pyvae.nets import Autoencoder, build
+from pyvae.nets.layers import set_own_convolutions
 from pyvae.ops.posterior_entropy import sampled_entropy
 
 SIZES = (3, 6, 40, 32, 32)

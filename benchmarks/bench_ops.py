@@ -16,8 +16,8 @@ import torch
 
 from interleaved import Case, measure
 from machine import save
-from pyvae.allocator import keep_large_buffers
 from pyvae.backend import choose
+from pyvae.base.allocator import keep_large_buffers
 
 OPS = (
     "bernoulli_nll",

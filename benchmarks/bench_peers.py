@@ -34,12 +34,12 @@ from torch import Tensor, nn
 from bench_train import DEVICE, NO_BFLOAT16, RECIPE, STRIDE, Step, ours
 from checkout import ROOT, commit_of
 from machine import save
-from pyvae import processor
-from pyvae.allocator import keep_large_buffers
+from pyvae.base import processor
+from pyvae.base.allocator import keep_large_buffers
 from pyvae.data import load
 from pyvae.engine.stepper import BURST
-from pyvae.layers import set_own_convolutions
 from pyvae.nets import build, count_weights
+from pyvae.nets.layers import set_own_convolutions
 from pyvae.objectives import DIPVAE, IWAE, TCVAE, BetaVAE, CapacityVAE, FactorVAE
 from pyvae.reference import unpack_bits
 from rate_rows import words

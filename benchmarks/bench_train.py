@@ -24,15 +24,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from checkout import ROOT
 from machine import save
-from pyvae import bernoulli_nll, processor, reparameterize_kl
-from pyvae.allocator import keep_large_buffers
+from pyvae import bernoulli_nll, reparameterize_kl
+from pyvae.base import processor
+from pyvae.base.allocator import keep_large_buffers
 from pyvae.data import load
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.stepper import BURST
 from pyvae.engine.training import training
-from pyvae.layers import set_own_convolutions
 from pyvae.nets import build
+from pyvae.nets.layers import set_own_convolutions
 from pyvae.objectives import OBJECTIVES, BetaVAE, InfoGAN
 from pyvae.recipes import RECIPES
 from pyvae.reference import unpack_bits

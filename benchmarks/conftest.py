@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from interleaved import prepare, synchronise
-from pyvae.allocator import keep_large_buffers
+from pyvae.base.allocator import keep_large_buffers
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,9 +10,9 @@ import torch
 
 import pyvae
 from checkout import ROOT, commit_of
-from pyvae import processor
-from pyvae.convolutions import arithmetic
+from pyvae.base import processor
 from pyvae.engine.files import write_atomically
+from pyvae.nets.convolutions import arithmetic
 
 
 def describe(threads: list[int] | None = None) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyvae.base.native import missing
+from pyvae.base.transforms import transform
 from pyvae.errors import BackendError
-from pyvae.native import missing
-from pyvae.transforms import transform
 
 BACKENDS = ("auto", "reference", "triton", "native")
 
@@ -102,7 +102,7 @@ def _choose(has: Kernels, device_type: str, dtype: torch.dtype, wanted: str) -> 
 
 def take(op: str, x: Tensor, *others: Tensor | None) -> str:
     """The backend of an op of ``x``, whose dtype decides, and ``others``; what makes it slower than it could be is
-    said once. Inside transforms of torch it is the reference (:mod:`pyvae.transforms`)."""
+    said once. Inside transforms of torch it is the reference (:mod:`pyvae.base.transforms`)."""
     around = transform(x, *others)
     if around is not None:
         if not torch.compiler.is_compiling() and wanted_backend() != "reference":

@@ -21,9 +21,9 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pyvae.checks import check_float
+from pyvae.base.checks import check_float
 from pyvae.functional import bernoulli_nll, reparameterize_kl
-from pyvae.layers import take_sequences
+from pyvae.nets.layers import take_sequences
 from pyvae.objectives.factor_vae import FactorVAE
 from pyvae.objectives.tc_vae import Decomposition, decompose_kl
 
@@ -200,9 +200,10 @@ class TotalCorrelationDiscriminatorLoss(nn.Module):
 def fuse_convolutions(net: Net) -> Net:
     """Let pyvae compute a network's convolutions on a CPU, with the ReLU or leaky ReLU behind them.
 
-    Each plain nn.Sequential that holds such a convolution becomes a :class:`pyvae.layers.Layers`, in place: the same
-    children, weights, names in the state_dict, hooks and training mode, and the same results within rounding. Whatever
-    pyvae does not take goes to torch as before; ``pyvae doctor`` says what this processor takes. On a GPU with Triton,
+    Each plain nn.Sequential that holds such a convolution becomes a :class:`pyvae.nets.layers.Layers`, in place: the
+    same children, weights, names in the state_dict, hooks and training mode, and the same results within rounding.
+    Whatever pyvae does not take goes to torch as before; ``pyvae doctor`` says what this processor takes. On a GPU
+    with Triton,
     bias and activation join the product before them. torch.jit.script does not take such a network; trace it.
 
     The convolutions are those of the published networks: Conv2d and ConvTranspose2d of 4 x 4, stride 2, padding 1,

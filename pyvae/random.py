@@ -15,9 +15,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from pyvae.checks import expand_key
+from pyvae.base.checks import expand_key
+from pyvae.base.transforms import is_known
 from pyvae.errors import SeedError
-from pyvae.transforms import is_known
 
 _MASK32 = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

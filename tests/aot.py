@@ -20,11 +20,10 @@ from unittest import mock
 
 import torch
 
-from pyvae import bias_activation
-from pyvae.bias_activation import Activation
-from pyvae.checks import importance_layout, pixel_layout
+from pyvae.base.checks import importance_layout, pixel_layout
 from pyvae.engine import adam, binarise, controller, draw, ledger
-from pyvae.nets import build, build_discriminator
+from pyvae.nets import bias_activation, build, build_discriminator
+from pyvae.nets.bias_activation import Activation
 from pyvae.objectives import ControlVAE, InfoGAN
 from pyvae.ops import (
     aggregate_log_density,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from pyvae import native
-from pyvae.convolution_run import Run
-from pyvae.layers import Layers, set_own_convolutions
+from pyvae.base import native
 from pyvae.nets import build
+from pyvae.nets.convolution_run import Run
+from pyvae.nets.layers import Layers, set_own_convolutions
 
 CPU = torch.device("cpu")
 LAST, DENSE = torch.channels_last, torch.contiguous_format

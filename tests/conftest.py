@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from pyvae import convolutions, native
+from pyvae.base import native
+from pyvae.nets import convolutions
 
 GPU = torch.cuda.is_available()
 if not GPU:

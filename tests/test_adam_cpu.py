@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyvae import native
+from pyvae.base import native
 from pyvae.engine import adam_cpu
 from pyvae.engine.adam import adam
 from pyvae.engine.adam_cpu import CpuAdam

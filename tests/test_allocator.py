@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from pyvae.allocator import keep_large_buffers
+from pyvae.base.allocator import keep_large_buffers
 
 MMAP_THRESHOLD = -3
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import pyvae
-from pyvae import backend, doctor, reference
+from pyvae import backend, reference
 from pyvae.backend import OPS, choose
+from pyvae.cli import doctor
 from pyvae.errors import PyvaeError
 from pyvae.random import make_key
 

@@ -7,8 +7,8 @@ import torch
 from conftest import GPU
 
 from closeness import assert_as_near
-from pyvae import bias_activation
-from pyvae.bias_activation import Activation, plain_backward, plain_forward
+from pyvae.nets import bias_activation
+from pyvae.nets.bias_activation import Activation, plain_backward, plain_forward
 
 pytestmark = pytest.mark.usefixtures("triton_backend")
 pytest.importorskip("triton")

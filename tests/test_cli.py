@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyvae import native
 from pyvae.backend import OPS
+from pyvae.base import native
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import pyvae
-from pyvae import cli, console, evaluation
+from pyvae import cli, evaluation
+from pyvae.cli import console
 from pyvae.engine import files
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe

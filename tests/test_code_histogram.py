@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pyvae import native, reference
+from pyvae import reference
+from pyvae.base import native
 from pyvae.ops.code_histogram import code_histogram
 
 BACKENDS = [

@@ -1,8 +1,8 @@
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pyvae import constants
-from pyvae.constants import constant
+from pyvae.base import constants
+from pyvae.base.constants import constant
 
 
 def made():

@@ -13,12 +13,13 @@ from torch.nn.utils import parametrizations
 from torch.testing._internal.two_tensor import TwoTensor
 
 from chains import CPU, assert_close, bfloat16, counted, every_kind, gradients, own, torchs
-from pyvae import convolutions, doctor, processor
-from pyvae.adversarial_nets import build_pair
+from pyvae.base import processor
+from pyvae.cli import doctor
 from pyvae.errors import BackendError
-from pyvae.layers import Layers, Tickets, convolutions_of, set_own_convolutions, takes_products
 from pyvae.modules import fuse_convolutions
-from pyvae.nets import build
+from pyvae.nets import build, convolutions
+from pyvae.nets.adversarial import build_pair
+from pyvae.nets.layers import Layers, Tickets, convolutions_of, set_own_convolutions, takes_products
 
 pytestmark = pytest.mark.usefixtures("automatic_backend")
 

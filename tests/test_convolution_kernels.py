@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyvae import native
+from pyvae.base import native
 
 ROOT = Path(__file__).resolve().parents[1]
 REASON = native.load()

@@ -24,9 +24,9 @@ from chains import (
     slope_of,
     torchs,
 )
-from pyvae.layers import Layers, set_own_convolutions
 from pyvae.metrics import encode
 from pyvae.nets import build
+from pyvae.nets.layers import Layers, set_own_convolutions
 from tiny import TinyData
 
 pytestmark = pytest.mark.usefixtures("automatic_backend")

@@ -14,8 +14,8 @@ from pyvae.engine.recipe import Recipe
 from pyvae.engine.recorder import Begun
 from pyvae.engine.run import Run
 from pyvae.engine.training import training
-from pyvae.layers import convolutions_of, set_own_convolutions
 from pyvae.nets import burgess
+from pyvae.nets.layers import convolutions_of, set_own_convolutions
 from pyvae.objectives import BetaVAE, FactorVAE, InfoGAN
 from pyvae.report import page
 from test_resume import assert_same, run_to

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pyvae import native, reference
+from pyvae import reference
+from pyvae.base import native
 from pyvae.ops.code_histogram import code_histogram
 from pyvae.ops.permute_dims import tc_batch
 from pyvae.ops.posterior_entropy import posterior_entropy

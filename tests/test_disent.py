@@ -13,8 +13,8 @@ from disent.model import AutoEncoder  # noqa: E402
 from disent.model.ae import DecoderConv64, EncoderConv64  # noqa: E402
 
 from pyvae.integrations.disent import FusedReconstruction  # noqa: E402
-from pyvae.layers import Layers  # noqa: E402
 from pyvae.modules import fuse_convolutions  # noqa: E402
+from pyvae.nets.layers import Layers  # noqa: E402
 
 
 class Fused(FusedReconstruction, BetaVae):

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyvae import doctor
-from pyvae.cli import main
+from pyvae.cli import doctor, main
 from pyvae.engine import batches
 from pyvae.engine.fused import supports as module
 from pyvae.engine.fused.launch import Options

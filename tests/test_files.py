@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from pyvae import files
-from pyvae.files import open_regular, remove_leftovers, replacing
+from pyvae.base import files
+from pyvae.base.files import open_regular, remove_leftovers, replacing
 
 
 def test_a_file_takes_its_place_only_when_the_block_ends(tmp_path):
@@ -64,7 +64,7 @@ def test_a_name_as_long_as_names_can_be(tmp_path):
 KILLED = """
 import os, sys
 from pathlib import Path
-from pyvae.files import replacing
+from pyvae.base.files import replacing
 with replacing(Path(sys.argv[1])) as temporary:
     temporary.write_text("half")
     if sys.argv[2] == "die":

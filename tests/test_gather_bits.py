@@ -3,7 +3,8 @@ import pytest
 import torch
 
 import pyvae
-from pyvae import native, reference
+from pyvae import reference
+from pyvae.base import native
 from pyvae.ops.gather_bits import gather_bits
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.uint8]

@@ -266,7 +266,7 @@ class TestPlan:
         [
             ("STEP", "pyvae.engine.training"),
             ("FUSED", "pyvae.engine.fused.members"),
-            ("TABLES", "pyvae.reproduce"),
+            ("TABLES", "pyvae.studies.reproduce"),
         ],
     )
     def test_results_become_stale_with_all_that_is_imported(self, files, what):
@@ -278,7 +278,7 @@ class TestPlan:
         )
         imported = {name.replace(".", "/") + ".py" for name in done.stdout.split()}
         # no result depends on what is drawn and said
-        apart = ("pyvae/report/", "pyvae/errors", "pyvae/allocator")
+        apart = ("pyvae/report/", "pyvae/errors", "pyvae/base/allocator")
         assert {f for f in imported - read if (ROOT / f).is_file() and not f.startswith(apart)} == set()
 
 
@@ -300,7 +300,7 @@ class TestRunsThatGoOn:
     """A run of a published table that the time cuts off is packed, and unpacked by the next call."""
 
     def run_of(self, out, monkeypatch, seed=0):
-        from pyvae.reproduce import study_of
+        from pyvae.studies.reproduce import study_of
 
         tables = module("gpu_stages.tables")
         monkeypatch.setattr(tables, "RUNS", out.parent / "runs")

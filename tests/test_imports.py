@@ -37,7 +37,9 @@ def test_all_but_the_command_line_is_imported_without_what_is_used_later():
         for path in sorted((ROOT / "pyvae").rglob("*.py"))
         if not {"kernels", "integrations", "cli.py", "cli_study.py", "__main__.py"} & set(path.parts)
     ]
-    assert {"pyvae.engine.trainer", "pyvae.evaluation", "pyvae.reproduce", "pyvae.report"} <= set(modules)
+    assert {"pyvae.engine.trainer", "pyvae.evaluation", "pyvae.studies.reproduce", "pyvae.report"} <= set(
+        modules
+    )
     used_later = ["h5py", "matplotlib", "nvtx", "safetensors", "scipy", "sklearn", "tensorboard", "tyro"]
     done = run([*used_later, "triton"], f"import {', '.join(modules)}")
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 
-from pyvae.adversarial_nets import CodePosterior, build_pair
 from pyvae.engine import checkpoint
 from pyvae.engine.adversarial import one_storage
 from pyvae.engine.batches import BatchOrder
@@ -20,7 +19,8 @@ from pyvae.engine.trainer import Trainer
 from pyvae.engine.training import training
 from pyvae.errors import PyvaeError, RecipeError
 from pyvae.evaluation import score, score_likelihood
-from pyvae.layers import Layers
+from pyvae.nets.adversarial import CodePosterior, build_pair
+from pyvae.nets.layers import Layers
 from pyvae.objectives import VAE, InfoGAN, InfoWGANGP
 from pyvae.objectives.infogan import Codes, between, gradient_penalty
 from pyvae.random import Stream, make_key, normal, uniform

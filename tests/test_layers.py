@@ -12,12 +12,11 @@ from torch import nn
 from torch.func import functional_call, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pyvae import product
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.training import training
-from pyvae.layers import Layers
-from pyvae.nets import ANY_SIDE, ARCHITECTURES, build, build_discriminator
+from pyvae.nets import ANY_SIDE, ARCHITECTURES, build, build_discriminator, product
+from pyvae.nets.layers import Layers
 from pyvae.objectives import BetaVAE, FactorVAE, InfoGAN, InfoWGANGP
 from tiny import TinyData
 
@@ -42,7 +41,7 @@ def counted():
         calls.append(args[3])
         return plain(*args)
 
-    with mock.patch("pyvae.layers.product", count):
+    with mock.patch("pyvae.nets.layers.product", count):
         yield calls
 
 

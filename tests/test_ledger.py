@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pyvae.base.native import missing
 from pyvae.control import Control
 from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.controller import controller
 from pyvae.engine.ledger import Ledger
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.trainer import Trainer
-from pyvae.native import missing
 from pyvae.objectives import ControlVAE, FactorVAE
 from tiny import TinyData
 

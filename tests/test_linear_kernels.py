@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyvae import native
+from pyvae.base import native
 
 REASON = native.load()
 OPS = torch.ops.pyvae_native

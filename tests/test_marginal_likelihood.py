@@ -12,15 +12,15 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyvae import marginal_likelihood as module
 from pyvae.data.subset import subset
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError
+from pyvae.evaluation import marginal_likelihood as module
 from pyvae.evaluation import score, score_likelihood
 from pyvae.evaluation.averages import evaluate
-from pyvae.marginal_likelihood import GROUP, active_units, estimate, marginal_likelihood
+from pyvae.evaluation.marginal_likelihood import GROUP, active_units, estimate, marginal_likelihood
 from pyvae.metrics import encode, unsupervised
 from pyvae.nets import build
 from pyvae.objectives import IWAE, VAE, CapacityVAE

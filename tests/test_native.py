@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pyvae import native, reference
+from pyvae import reference
+from pyvae.base import native
 from pyvae.random import bits, make_key, normal
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,9 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyvae import reference
-from pyvae.adversarial_nets import CodePosterior
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import RecipeError
+from pyvae.nets.adversarial import CodePosterior
 from pyvae.objectives import (
     DIPVAE,
     OBJECTIVES,

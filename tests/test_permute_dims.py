@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from pyvae import native, reference
+from pyvae import reference
+from pyvae.base import native
 from pyvae.ops.permute_dims import permute_dims, tc_batch
 from pyvae.random import Stream, bits, make_key
 

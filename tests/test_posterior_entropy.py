@@ -6,9 +6,11 @@ import time
 import pytest
 import torch
 
-from pyvae import native, panels, reference
+from pyvae import reference
+from pyvae.base import native
 from pyvae.ops.posterior_entropy import posterior_entropy, sampled_entropy
-from pyvae.panels import mixture_entropies
+from pyvae.reference import panels
+from pyvae.reference.panels import mixture_entropies
 
 built = pytest.mark.skipif(native.load() is not None, reason=str(native.load()))
 

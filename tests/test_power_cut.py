@@ -12,11 +12,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
+from pyvae.base.files import remove_leftovers
 from pyvae.engine import checkpoint
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
-from pyvae.files import remove_leftovers
 from tiny import Corner
 
 RECIPE = Recipe(data="tiny", architecture="rainforth", batch_size=2, latents=2, steps=5, keep_at=(3,))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyvae import processor
+from pyvae.base import processor
 
 CPUINFO = """processor\t: 0
 vendor_id\t: GenuineIntel

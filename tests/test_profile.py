@@ -5,8 +5,8 @@ import torch
 
 from pyvae.engine.profile import _table, profile_steps
 from pyvae.engine.recipe import Recipe
-from pyvae.layers import convolutions_of
 from pyvae.nets import burgess
+from pyvae.nets.layers import convolutions_of
 from tiny import TinyData
 
 

@@ -33,8 +33,8 @@ from pythae.pipelines import TrainingPipeline
 from pythae.trainers import AdversarialTrainerConfig, BaseTrainerConfig
 
 from pyvae.integrations.pythae import use_pyvae
-from pyvae.layers import Layers
 from pyvae.modules import fuse_convolutions
+from pyvae.nets.layers import Layers
 
 SHAPE = {"input_dim": (1, 8, 8), "latent_dim": 3, "reconstruction_loss": "bce"}
 MODELS = {

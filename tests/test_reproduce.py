@@ -8,7 +8,6 @@ from fractions import Fraction
 import pytest
 import torch
 
-from pyvae import reproduce as module
 from pyvae.data.dataset import Dataset
 from pyvae.engine.loop import Outcome, train
 from pyvae.engine.recipe import Recipe
@@ -18,7 +17,7 @@ from pyvae.evaluation import read_scores
 from pyvae.objectives import AnnealedVAE, BetaVAE, CapacityVAE, ControlVAE
 from pyvae.report import study as page_module
 from pyvae.report.verdict import judge
-from pyvae.reproduce import describe, reproduce, study_of
+from pyvae.studies import reproduce as module
 from pyvae.studies import work
 from pyvae.studies.analysis import average
 from pyvae.studies.published import (
@@ -31,6 +30,7 @@ from pyvae.studies.published import (
     parse_scale,
     shorten,
 )
+from pyvae.studies.reproduce import describe, reproduce, study_of
 from tiny import TinyData
 
 RECIPE = Recipe(architecture="kim", batch_size=8, steps=40, latents=3, lr=1e-3)

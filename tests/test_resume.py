@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from pyvae.base.files import replacing
 from pyvae.engine import checkpoint
 from pyvae.engine.files import write_atomically
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
-from pyvae.files import replacing
 from pyvae.objectives import PIWAE, FactorVAE
 from tiny import GreyData, TinyData
 from train_tiny import RECIPE

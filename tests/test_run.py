@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyvae import files
+from pyvae.base import files
 from pyvae.data import load
 from pyvae.data.paths import absolute
 from pyvae.engine import checkpoint, plain

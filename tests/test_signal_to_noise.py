@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyvae.signal_to_noise import (
+from pyvae.evaluation.signal_to_noise import (
     ESTIMATORS,
     Ratio,
     Toy,

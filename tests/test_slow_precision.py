@@ -8,10 +8,13 @@ import pytest
 import torch
 from study_tiny import data_in, plan_of
 
-from pyvae import cli, doctor, processor, reproduce
+from pyvae import cli
+from pyvae.base import processor
+from pyvae.cli import doctor
 from pyvae.engine.arithmetic import check_precision
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import RecipeError
+from pyvae.studies import reproduce
 from pyvae.studies.runner import run_study
 from pyvae.studies.work import Settings
 from tiny import TinyData

@@ -231,8 +231,8 @@ def test_a_signal_saves_what_the_cluster_trains(tmp_path, data, cluster):
 @pytest.mark.slow
 def test_a_table_is_reproduced_on_a_cluster(tmp_path, data, cluster):
     """Numbers of the marginal likelihood too, of images that the tasks open themselves."""
-    from pyvae.reproduce import reproduce
     from pyvae.studies.published import Arm, Published
+    from pyvae.studies.reproduce import reproduce
     from test_reproduce import STUDY
 
     arm = Arm("plain", replace(RECIPE, steps=4), (Published("log-p", -40.0, "nobody", "recalled"),))

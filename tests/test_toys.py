@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from pyvae import toys
 from pyvae.errors import PyvaeError
-from pyvae.signal_to_noise import Toy
-from pyvae.toys import reproduce_toy
+from pyvae.evaluation.signal_to_noise import Toy
+from pyvae.studies import toys
+from pyvae.studies.toys import reproduce_toy
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import pyvae
 from pyvae import backend, reference
-from pyvae.layers import Layers
+from pyvae.nets.layers import Layers
 from pyvae.random import make_key
 from pyvae.reference import pack_bits
 

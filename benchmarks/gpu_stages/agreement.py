@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pyvae
 from gpu_stages.cases import Cases, refuse_reference
-from pyvae import bias_activation, reference
+from pyvae import reference
 from pyvae.control import Control
 from pyvae.data import binarised
 from pyvae.data.dataset import Dataset
@@ -26,7 +26,7 @@ from pyvae.engine.ledger import Ledger
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.stepper import Stepper
 from pyvae.engine.training import training
-from pyvae.nets import build
+from pyvae.nets import bias_activation, build
 from pyvae.objectives import ControlVAE, InfoWGANGP
 from pyvae.ops.permute_dims import tc_batch
 from pyvae.random import Stream, bits, data_order, make_key, normal, uniform

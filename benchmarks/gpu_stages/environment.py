@@ -14,7 +14,7 @@ import torch
 
 from checkout import ROOT
 from gpu_stages.cases import Cases
-from pyvae import native
+from pyvae.base import native
 from pyvae.data import load
 
 _PACKAGES = (

@@ -10,17 +10,19 @@ def _files(folder: str, names: str) -> tuple[str, ...]:
 DEVICE_CODE = ("kernels/*.py", "csrc/**/*")
 OPS = (
     *DEVICE_CODE,
-    *("pyvae/ops/*.py", "setup.py"),
-    *_files("pyvae", "reference random backend native checks functional panels transforms"),
+    *("pyvae/base/*.py", "pyvae/ops/*.py", "pyvae/reference/*.py", "setup.py"),
+    *_files("pyvae", "random backend functional"),
 )
 STEP = (
     *OPS,
-    *_files(
-        "pyvae",
-        "bias_activation product convolution_run convolutions layers nets adversarial_nets constants control "
-        "processor schedules bounds files",
+    *_files("pyvae", "control schedules bounds"),
+    *(
+        "pyvae/nets/*.py",
+        "pyvae/engine/*.py",
+        "pyvae/engine/fused/*.py",
+        "pyvae/objectives/*.py",
+        "pyvae/data/*.py",
     ),
-    *("pyvae/engine/*.py", "pyvae/engine/fused/*.py", "pyvae/objectives/*.py", "pyvae/data/*.py"),
 )
 SMALL_DATA = ("tests/tiny.py",)
 STEPS_OF_TESTS = (*STEP, "tests/test_trainer.py", *SMALL_DATA)
@@ -35,9 +37,9 @@ CONSTANTS = _files("benchmarks/gpu_stages", "barriers clock")
 TIMED = (*OPS, "benchmarks/bench_*.py", "benchmarks/interleaved.py")
 TABLES = (
     *(*STEP, "pyvae/metrics/*.py", "pyvae/studies/*.py", "pyvae/evaluation/*.py"),
-    *_files("pyvae", "recipes reproduce marginal_likelihood"),
+    "pyvae/recipes.py",
 )
-TOYS = _files("pyvae", "signal_to_noise toys")
+TOYS = (*_files("pyvae/evaluation", "signal_to_noise"), *_files("pyvae/studies", "toys"))
 EVERYTHING = (*DEVICE_CODE, "setup.py", "pyvae/**/*.py", "tests/*.py")
 
 

@@ -25,9 +25,9 @@ from pyvae.data import load
 from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
 from pyvae.engine.recipe import Precision
-from pyvae.reproduce import reproduce, study_of
 from pyvae.studies.published import Arm, Study
-from pyvae.toys import reproduce_toy
+from pyvae.studies.reproduce import reproduce, study_of
+from pyvae.studies.toys import reproduce_toy
 from tiny import packed_data
 
 RESULTS = ROOT / "benchmarks/results"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy.typing as npt
 import torch
 
-from pyvae import files
+from pyvae.base import files
 from pyvae.data.limit import in_words
 from pyvae.data.origin import Origin
 from pyvae.data.paths import expanded
@@ -203,7 +203,7 @@ def _write(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """:func:`pyvae.files.replacing` in the cache, whose directory is made where there is none.
+    """:func:`pyvae.base.files.replacing` in the cache, whose directory is made where there is none.
 
     What killed processes left there is removed first, older versions' after a day. Any `OSError` in the block counts
     as one of that disk: it becomes a `DataError`.
@@ -219,7 +219,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove_old_leftovers(directory: Path) -> None:
-    """What versions before `pyvae.files` left, whose names do not tell of which machine their process was."""
+    """What versions before `pyvae.base.files` left, whose names do not tell of which machine their process was."""
     for path in directory.iterdir():
         if _OLD_LEFTOVER.fullmatch(path.name):
             with contextlib.suppress(OSError):

@@ -17,10 +17,10 @@ from typing import IO, Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from pyvae.base.files import open_regular
 from pyvae.data import limit
 from pyvae.data.dataset import IDX_TYPES
 from pyvae.errors import DataError, reason
-from pyvae.files import open_regular
 
 Array = npt.NDArray[Any]
 

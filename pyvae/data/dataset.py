@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 import torch.utils.data
 
+from pyvae.base.files import open_regular
 from pyvae.data.place import Place
 from pyvae.errors import DataError
-from pyvae.files import open_regular
 
 Index = torch.Tensor | npt.NDArray[Any] | Sequence[Any] | int
 

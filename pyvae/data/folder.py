@@ -17,11 +17,11 @@ import numpy.typing as npt
 from PIL import Image, ImageFile, UnidentifiedImageError
 from tqdm import tqdm
 
+from pyvae.base.files import open_regular
 from pyvae.data import limit
 from pyvae.data.origin import Origin
 from pyvae.data.picture import CropError, Fit, decode, fit, is_grey
 from pyvae.errors import DataError, reason
-from pyvae.files import open_regular
 
 Array = npt.NDArray[Any]
 

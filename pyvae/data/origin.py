@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from pyvae.base.files import open_regular
 from pyvae.errors import DataError, printable
-from pyvae.files import open_regular
 
 # clocks of file systems tick up to 2 s apart: of what was changed this lately, a second change may show no other time
 _TICK = 2e9

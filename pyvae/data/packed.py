@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pyvae.base.files import open_regular
 from pyvae.data import cache
 from pyvae.data.origin import Origin
 from pyvae.data.place import Place, checksum, file_of, map_bytes
 from pyvae.errors import reason
-from pyvae.files import open_regular
 
 Array = npt.NDArray[Any]
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pyvae.base.files import open_regular
 from pyvae.errors import DataError
-from pyvae.files import open_regular
 
 _CHECK_BYTES = 1 << 24
 

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from pyvae.base.files import open_regular
 from pyvae.data.columns import DAMAGE, check_hdf5, check_size, damaged, hdf5_column, open_columns
 from pyvae.data.dataset import FactorDataset, Index, file_format, grid_classes
 from pyvae.data.paths import existing
 from pyvae.errors import DataError, printable
-from pyvae.files import open_regular
 
 FACTOR_NAMES = ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")
 FACTOR_SIZES = (10, 10, 10, 8, 4, 15)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyvae.backend import takes_native
-from pyvae.constants import constant
+from pyvae.base.constants import constant
 
 
 class _Moved(NamedTuple):

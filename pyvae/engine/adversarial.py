@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.utils import parametrize
 
-from pyvae.adversarial_nets import AdversarialPair, CodePosterior
 from pyvae.data.dataset import Dataset
 from pyvae.engine.adam import adam
 from pyvae.engine.batches import ImageSource
@@ -20,6 +19,7 @@ from pyvae.engine.state import Trained
 from pyvae.engine.stepper import Stepper
 from pyvae.engine.trainer import batches_of, check_data
 from pyvae.errors import RecipeError
+from pyvae.nets.adversarial import AdversarialPair, CodePosterior
 from pyvae.objectives import InfoGAN, InfoWGANGP
 from pyvae.objectives.infogan import between, gradient_penalty
 

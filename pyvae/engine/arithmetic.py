@@ -6,7 +6,7 @@ import os
 import torch
 from torch import backends
 
-from pyvae import processor
+from pyvae.base import processor
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import RecipeError
 

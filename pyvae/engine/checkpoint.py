@@ -20,11 +20,11 @@ from typing import Any, BinaryIO, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from pyvae.base.files import NotRegularError, open_regular
 from pyvae.engine.files import cause_of, make_directory, set_aside, sync_path, write_atomically
 from pyvae.engine.plain import checked, parse_json
 from pyvae.engine.trace import HostCopy, to_host
 from pyvae.errors import RunError
-from pyvae.files import NotRegularError, open_regular
 
 _LOG = logging.getLogger(__name__)
 _KEPT = 2

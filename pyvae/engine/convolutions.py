@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyvae.convolutions import arithmetic
 from pyvae.engine.checkpoint import convolutions_in
 from pyvae.engine.recorder import Begun
 from pyvae.engine.stepper import Stepper
-from pyvae.layers import convolutions_of, set_own_convolutions, takes_products
+from pyvae.nets.convolutions import arithmetic
+from pyvae.nets.layers import convolutions_of, set_own_convolutions, takes_products
 
 _LOG = logging.getLogger(__name__)
 _WORDS = {

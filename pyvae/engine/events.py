@@ -10,9 +10,9 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+from pyvae.base.files import sync_directory
 from pyvae.engine.files import append_all, cause_of, make_directory
 from pyvae.errors import reason
-from pyvae.files import sync_directory
 
 _LOG = logging.getLogger(__name__)
 _VERSION = "brain.Event:2"

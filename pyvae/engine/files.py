@@ -6,8 +6,8 @@ import re
 from io import FileIO
 from pathlib import Path
 
+from pyvae.base.files import lives, remove_leftovers, replacing, require_regular, sync_directory
 from pyvae.errors import RunError
-from pyvae.files import lives, remove_leftovers, replacing, require_regular, sync_directory
 
 # as earlier versions named what they were writing
 _EARLIER_TEMPORARY = re.compile(r"\..+\.(?P<pid>\d{1,9})\.tmp|\.trace\.csv\.tmp")

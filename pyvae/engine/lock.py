@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 
+from pyvae.base.files import NotRegularError
 from pyvae.engine.files import cause_of, open_lock
 from pyvae.errors import RunError
-from pyvae.files import NotRegularError
 
 
 @contextmanager

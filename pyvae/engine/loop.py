@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from pyvae.allocator import keep_large_buffers
+from pyvae.base.allocator import keep_large_buffers
 from pyvae.data.dataset import Dataset
 from pyvae.engine.arithmetic import check_precision, settle_arithmetic
 from pyvae.engine.batches import fitting

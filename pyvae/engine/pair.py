@@ -1,7 +1,7 @@
 """Generator and critic of a recipe."""
 
-from pyvae.adversarial_nets import AdversarialPair, build_pair
 from pyvae.engine.recipe import Recipe
+from pyvae.nets.adversarial import AdversarialPair, build_pair
 from pyvae.objectives import InfoGAN
 
 

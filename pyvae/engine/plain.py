@@ -9,7 +9,7 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from pyvae.files import open_regular
+from pyvae.base.files import open_regular
 
 MOST_BYTES = 16 << 20
 """Of a JSON file of a run; those written here are a thousandth of it."""

@@ -12,7 +12,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from pyvae.adversarial_nets import AdversarialPair
 from pyvae.data.binarised import Binarised
 from pyvae.data.dataset import Dataset
 from pyvae.data.paths import absolute
@@ -26,6 +25,7 @@ from pyvae.engine.recipe import Recipe, differences
 from pyvae.engine.trace import read_trace
 from pyvae.errors import RecipeError, RunError
 from pyvae.nets import Autoencoder, build
+from pyvae.nets.adversarial import AdversarialPair
 from pyvae.objectives import TERMS, InfoGAN
 
 Net = TypeVar("Net", bound=torch.nn.Module)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyvae.constants import constant
+from pyvae.base.constants import constant
 from pyvae.engine.adam import Adam
 from pyvae.engine.adam_cpu import CpuAdam
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyvae.checks import value_checks
+from pyvae.base.checks import value_checks
 from pyvae.control import Control
 from pyvae.engine.capture import Capture
 from pyvae.engine.ledger import Ledger

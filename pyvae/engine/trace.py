@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyvae.base.files import open_regular, replacing
 from pyvae.engine.files import append_all, cause_of
 from pyvae.errors import RunError
-from pyvae.files import open_regular, replacing
 
 _LOG = logging.getLogger(__name__)
 # ten times what a run of millions of steps writes, each of them logged

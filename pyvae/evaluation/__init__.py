@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from pyvae.adversarial_nets import AdversarialPair
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.data.subset import subset
 from pyvae.engine.arithmetic import settle_arithmetic
@@ -20,9 +19,15 @@ from pyvae.engine.lock import lock
 from pyvae.engine.plain import checked, read_json
 from pyvae.engine.run import Run
 from pyvae.errors import PyvaeError, RunError
-from pyvae.marginal_likelihood import GROUP, active_units, check_black_and_white, marginal_likelihood
+from pyvae.evaluation.marginal_likelihood import (
+    GROUP,
+    active_units,
+    check_black_and_white,
+    marginal_likelihood,
+)
 from pyvae.metrics import METRICS, encode, evaluate_possible, unavailable
 from pyvae.nets import Autoencoder
+from pyvae.nets.adversarial import AdversarialPair
 from pyvae.objectives import InfoGAN
 
 _LOG = logging.getLogger(__name__)
@@ -130,7 +135,7 @@ def compute_scores(
 ) -> Scores:
     """Encode the data set once with the run's newest weights, and compute metrics from the codes.
 
-    Codes of InfoGAN are those of its information head; see :class:`pyvae.adversarial_nets.CodePosterior`.
+    Codes of InfoGAN are those of its information head; see :class:`pyvae.nets.adversarial.CodePosterior`.
 
     Args:
         run: with a checkpoint.

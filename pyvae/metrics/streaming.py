@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyvae.checks import check_float
+from pyvae.base.checks import check_float
 from pyvae.metrics.layout import Outline, TooFewCodes, check_factors
 from pyvae.metrics.registry import OF_GRID, check, check_names, evaluate, fitted, numbers, reads_variances
 from pyvae.metrics.table import CodeTable, check_classes, check_codes

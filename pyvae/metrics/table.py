@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from pyvae.adversarial_nets import AdversarialPair
-from pyvae.allocator import keep_large_buffers
+from pyvae.base.allocator import keep_large_buffers
 from pyvae.metrics.layout import Layout, check_count, check_factors
 from pyvae.nets import Autoencoder
+from pyvae.nets.adversarial import AdversarialPair
 
 if TYPE_CHECKING:
     from pyvae.data.dataset import Dataset, FactorDataset, Index

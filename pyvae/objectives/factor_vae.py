@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyvae.base.checks import accumulation_dtype
 from pyvae.bounds import Rate, Weight, Within
-from pyvae.checks import accumulation_dtype
 from pyvae.functional import tc_batch
 from pyvae.nets import build_discriminator
 from pyvae.objectives.objective import Hyperparameters, Outputs, weighted_kl

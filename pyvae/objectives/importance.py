@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyvae.checks import expand_key
+from pyvae.base.checks import expand_key
 from pyvae.functional import reparameterize_kl
 from pyvae.ops.importance_log_weight import importance_log_parts
 from pyvae.random import Stream

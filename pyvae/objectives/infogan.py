@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyvae.adversarial_nets import CodePosterior
 from pyvae.bounds import Count, Rate, Weight, Within, refusal
+from pyvae.nets.adversarial import CodePosterior
 from pyvae.objectives.objective import Hyperparameters
 from pyvae.random import Stream, bits, normal, uniform
 

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from pyvae.base.constants import constant
 from pyvae.bounds import Count, Share
-from pyvae.constants import constant
 from pyvae.objectives.importance import (
     Bound,
     Gradient,

@@ -4,8 +4,8 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from pyvae.base.constants import constant
 from pyvae.bounds import Checked
-from pyvae.constants import constant
 from pyvae.control import Control
 
 

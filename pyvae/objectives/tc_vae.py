@@ -6,8 +6,8 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 
+from pyvae.base.constants import constant
 from pyvae.bounds import Signed, Weight
-from pyvae.constants import constant
 from pyvae.errors import RecipeError
 from pyvae.functional import aggregate_log_density
 from pyvae.objectives.objective import Hyperparameters, Outputs

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pyvae import reference
 from pyvae.backend import device_of, take
-from pyvae.checks import accumulation_dtype, check_aggregate
+from pyvae.base.checks import accumulation_dtype, check_aggregate
+from pyvae.base.transforms import compiled
 from pyvae.ops.library import Operator, as_dtype, detour, next_power_of_two, register_differentiable
 from pyvae.reference import Weights, check_weighting, log_weights_of
-from pyvae.transforms import compiled
 
 _BLOCK = 32
 _TILE = 4, 32

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pyvae import reference
 from pyvae.backend import device_of, take
-from pyvae.checks import PixelLayout, accumulation_dtype, flatten_pixels, pixel_layout
+from pyvae.base.checks import PixelLayout, accumulation_dtype, flatten_pixels, pixel_layout
+from pyvae.base.transforms import compiled
 from pyvae.ops.library import Operator, as_dtype, detour, next_power_of_two, register_differentiable
-from pyvae.transforms import compiled
 
 
 def block(pixels: int) -> int:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pyvae import reference
 from pyvae.backend import take
+from pyvae.base.transforms import refuse
 from pyvae.reference import CodeHistogram
-from pyvae.transforms import refuse
 
 # counters of one code in the shared memory of a block
 MOST_CELLS_CUDA = 12_000

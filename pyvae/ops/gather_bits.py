@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pyvae import reference
 from pyvae.backend import device_of, take
+from pyvae.base.transforms import compiled
 from pyvae.ops.library import LIBRARY, next_power_of_two
-from pyvae.transforms import compiled
 
 
 def block(pixels: int) -> int:

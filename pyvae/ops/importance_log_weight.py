@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pyvae import reference
 from pyvae.backend import device_of, take
-from pyvae.checks import PixelLayout, accumulation_dtype, flatten_importance, importance_layout
+from pyvae.base.checks import PixelLayout, accumulation_dtype, flatten_importance, importance_layout
+from pyvae.base.transforms import compiled
 from pyvae.ops.library import Operator, as_dtype, next_power_of_two, register_differentiable
-from pyvae.transforms import compiled
 
 _TILE = 1024
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]

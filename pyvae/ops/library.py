@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from pyvae.transforms import transform_of_gradients
+from pyvae.base.transforms import transform_of_gradients
 
 LIBRARY = torch.library.Library("pyvae", "DEF")
 

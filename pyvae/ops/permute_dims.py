@@ -7,10 +7,10 @@ from torch import Tensor
 
 from pyvae import reference
 from pyvae.backend import take
-from pyvae.checks import check_device, expand_key
+from pyvae.base.checks import check_device, expand_key
+from pyvae.base.transforms import compiled, transform, transform_of_gradients
 from pyvae.ops.library import LIBRARY
 from pyvae.random import Stream, check_draw, check_key, fresh_key
-from pyvae.transforms import compiled, transform, transform_of_gradients
 
 # a block of the CUDA kernel ranks a dimension of the batch by counting, in shared memory
 MOST_ROWS_CUDA = 4096

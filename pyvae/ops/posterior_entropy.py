@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pyvae import reference
 from pyvae.backend import take
-from pyvae.checks import check_device, check_latents
+from pyvae.base.checks import check_device, check_latents
+from pyvae.base.transforms import refuse, refuse_gradients
 from pyvae.reference import PosteriorEntropy
-from pyvae.transforms import refuse, refuse_gradients
 
 _PAIRS_AT_ONCE = 1 << 23
 _LARGE, _WIDE = 1e15, 40.0

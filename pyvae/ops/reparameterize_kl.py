@@ -8,10 +8,10 @@ from torch import Tensor
 
 from pyvae import reference
 from pyvae.backend import device_of, take
-from pyvae.checks import accumulation_dtype, check_device, check_finite, check_latents, expand_key
+from pyvae.base.checks import accumulation_dtype, check_device, check_finite, check_latents, expand_key
+from pyvae.base.transforms import compiled
 from pyvae.ops.library import Operator, as_dtype, detour, next_power_of_two, register_differentiable
 from pyvae.random import Stream, check_draw, check_key, fresh_key
-from pyvae.transforms import compiled
 
 _TILE = 1024
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyvae.adversarial_nets import AdversarialPair
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
+from pyvae.nets.adversarial import AdversarialPair
 from pyvae.objectives import InfoGAN
 from pyvae.objectives.infogan import Codes
 from pyvae.random import make_key

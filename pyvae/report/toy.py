@@ -11,9 +11,9 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from pyvae.engine.files import write_atomically
+from pyvae.evaluation.signal_to_noise import Curve, Toy
 from pyvae.report.figures import save
 from pyvae.report.markup import document, figure
-from pyvae.signal_to_noise import Curve, Toy
 from pyvae.studies.analysis import average
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def write_report(
 
     Args:
         title: of the page.
-        curves: of each seed, as :func:`pyvae.signal_to_noise.measure` gives them.
+        curves: of each seed, as :func:`pyvae.evaluation.signal_to_noise.measure` gives them.
         toy: what they are of, but for its seed.
         scale: part of the draws that were made.
 

@@ -2,11 +2,11 @@
 
 from typing import Any, NamedTuple
 
-from pyvae.adversarial_nets import AdversarialPair
 from pyvae.data.dataset import Dataset
 from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.run import Run
 from pyvae.nets import Autoencoder
+from pyvae.nets.adversarial import AdversarialPair
 
 
 class Trained(NamedTuple):

@@ -10,16 +10,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pyvae.adversarial_nets import AdversarialPair
+from pyvae.base.files import open_regular
 from pyvae.data.dataset import Dataset
 from pyvae.data.subset import subset
 from pyvae.engine import checkpoint
 from pyvae.engine.files import write_atomically
 from pyvae.engine.run import Run
 from pyvae.errors import RunError
-from pyvae.files import open_regular
 from pyvae.metrics import CodeTable, encode
 from pyvae.nets import Autoencoder
+from pyvae.nets.adversarial import AdversarialPair
 
 IMAGES = 1000
 _MOST_BYTES = 1 << 30

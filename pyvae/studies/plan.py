@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pyvae.base.files import open_regular
 from pyvae.data.paths import absolute
 from pyvae.data.shapes3d import FACTOR_NAMES as SHAPES_3D
 from pyvae.data.sprites import FACTOR_NAMES as SPRITES
@@ -17,7 +18,6 @@ from pyvae.engine.files import cause_of, make_directory, write_atomically
 from pyvae.engine.grid import directory_of, parse_seeds, vary
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import PlanError, PyvaeError, printable, reason
-from pyvae.files import open_regular
 from pyvae.metrics import METRICS
 from pyvae.metrics.registry import OF_GRID, defaults
 from pyvae.recipes import RECIPES

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import pyvae
-from pyvae.allocator import keep_large_buffers
+from pyvae.base.allocator import keep_large_buffers
 from pyvae.data import cache
 from pyvae.data.dataset import Dataset
 from pyvae.engine.arithmetic import settle_arithmetic

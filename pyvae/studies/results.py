@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from pyvae.base.files import open_regular
 from pyvae.data.paths import absolute
 from pyvae.engine.files import cause_of, write_atomically
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import RunError
-from pyvae.files import open_regular
 from pyvae.objectives import OBJECTIVES
 
 MOST_BYTES = 1 << 28

@@ -22,7 +22,7 @@ from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError
 from pyvae.evaluation import MARGINAL_LIKELIHOOD, read_metrics
 from pyvae.evaluation.averages import evaluate
-from pyvae.marginal_likelihood import GROUP
+from pyvae.evaluation.marginal_likelihood import GROUP
 from pyvae.report.study import Findings, Measured, write_report
 from pyvae.report.trained import load_trained
 from pyvae.studies.here import Here

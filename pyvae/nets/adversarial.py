@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from pyvae.layers import Layers
 from pyvae.nets import INITIALISATIONS, kim, seeded
+from pyvae.nets.layers import Layers
 
 _WIDTH = 128
 _SLOPE = 0.2

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from pyvae import convolutions
 from pyvae.backend import takes_triton
-from pyvae.bias_activation import Activation, ticket_count
-from pyvae.convolutions import is_hooked
-from pyvae.product import Behind, Layer, product
-from pyvae.transforms import transform
+from pyvae.base.transforms import transform
+from pyvae.nets import convolutions
+from pyvae.nets.bias_activation import Activation, ticket_count
+from pyvae.nets.convolutions import is_hooked
+from pyvae.nets.product import Behind, Layer, product
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,7 +35,7 @@ class Tickets:
         self._known: dict[tuple[str, torch.device, int], Tensor] = {}
 
     def of(self, name: str, bias: Tensor) -> Tensor:
-        """Those of a layer, int32 zeros, as :func:`pyvae.bias_activation.backward` takes them."""
+        """Those of a layer, int32 zeros, as :func:`pyvae.nets.bias_activation.backward` takes them."""
         key = (name, bias.device, ticket_count(bias.numel()))
         if (known := self._known.get(key)) is not None:
             return known
@@ -76,11 +76,11 @@ def run(
     layers: Iterable[tuple[str, nn.Module]], x: Tensor, tickets: Tickets, *, own_convolutions: bool = True
 ) -> Tensor:
     """What layers by name make of ``x``, one after another; where Triton runs, in fewer launches, and on a CPU by
-    convolutions of our own (:mod:`pyvae.convolutions`), if ``own_convolutions``.
+    convolutions of our own (:mod:`pyvae.nets.convolutions`), if ``own_convolutions``.
 
     With Triton, a convolution or a linear layer, the activation behind it and a change between maps and rows of them
     are one step of their own. Layers that neither knows, or that have hooks, are called as they are. So are all of them
-    under torch.compile and other transforms of torch (:mod:`pyvae.transforms`), and in float64.
+    under torch.compile and other transforms of torch (:mod:`pyvae.base.transforms`), and in float64.
     """
     if _fuses(x):
         if takes_triton(x.device):
@@ -95,7 +95,7 @@ def run(
 
 
 def set_own_convolutions(net: nn.Module, wanted: bool) -> None:
-    """Whether convolutions of a network on a CPU may be our own (:mod:`pyvae.convolutions`), or are torch's."""
+    """Whether convolutions of a network on a CPU may be our own (:mod:`pyvae.nets.convolutions`), or are torch's."""
     for module in net.modules():
         if isinstance(module, Layers):
             module.own_convolutions = wanted

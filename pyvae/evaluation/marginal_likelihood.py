@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyvae.allocator import keep_large_buffers
+from pyvae.base.allocator import keep_large_buffers
 from pyvae.functional import importance_log_weight
 from pyvae.nets import Autoencoder
 from pyvae.objectives.importance import sample_posterior

@@ -16,7 +16,7 @@ def load() -> str | None:
     Returns:
         None if its operators are there, else what is missing and the command that adds it.
     """
-    found = [p for suffix in EXTENSION_SUFFIXES if (p := Path(__file__).parent / f"_C{suffix}").is_file()]
+    found = [p for suffix in EXTENSION_SUFFIXES if (p := Path(__file__).parents[1] / f"_C{suffix}").is_file()]
     if not found:
         return f"the compiled operators of pyvae are not built: {BUILD}"
     try:

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pyvae.bias_activation import Activation, plain_backward
-from pyvae.transforms import transform_of_gradients
+from pyvae.base.transforms import transform_of_gradients
+from pyvae.nets.bias_activation import Activation, plain_backward
 
 Parameters: TypeAlias = Sequence[Tensor | None]
 """Weights and biases by turns, as layers have them."""

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pyvae import bias_activation
-from pyvae.bias_activation import Activation
-from pyvae.transforms import transform_of_gradients
+from pyvae.base.transforms import transform_of_gradients
+from pyvae.nets import bias_activation
+from pyvae.nets.bias_activation import Activation
 
 Layer: TypeAlias = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 
@@ -36,7 +36,8 @@ def product(
         bias: in any of those.
         layer: says what kind of product it is.
         behind: activation and shape.
-        tickets: the layer's own, as :func:`pyvae.bias_activation.backward` takes them, where the bias needs a gradient.
+        tickets: the layer's own, as :func:`pyvae.nets.bias_activation.backward` takes them, where the bias needs a
+            gradient.
     """
     output: Tensor = _Product.apply(x, weight, bias, layer, behind, tickets)
     return output

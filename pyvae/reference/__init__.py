@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyvae.checks import (
+from pyvae.base.checks import (
     accumulation_dtype,
     check_aggregate,
     check_device,
@@ -24,9 +24,9 @@ from pyvae.checks import (
     pixel_layout,
     value_checks,
 )
-from pyvae.panels import mixture_entropies
+from pyvae.base.transforms import is_known, refuse, refuse_gradients
 from pyvae.random import Stream, bits, check_key, fresh_key, normal
-from pyvae.transforms import is_known, refuse, refuse_gradients
+from pyvae.reference.panels import mixture_entropies
 
 
 def posterior_noise(shape: torch.Size, key: Tensor, stream: int, dtype: torch.dtype) -> Tensor:
@@ -465,7 +465,7 @@ def refined_entropy(
     """Entropies from densities on grids of ``nodes``, doubled for each latent until its error is at most ``tol``.
 
     A latent whose posteriors no grid resolves, be they too sharp for the range of their means or for float32 nodes, has
-    panels of its own: :func:`pyvae.panels.mixture_entropies`.
+    panels of its own: :func:`pyvae.reference.panels.mixture_entropies`.
     """
     sizes = [int(size) for size in factor_sizes]
     m, lv = mu.detach().mT.contiguous(), logvar.detach().mT.contiguous()

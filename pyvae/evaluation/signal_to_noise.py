@@ -12,7 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pyvae.allocator import keep_large_buffers
+from pyvae.base.allocator import keep_large_buffers
 from pyvae.bounds import Checked, Count, Seed, Within
 
 Estimator = Literal["total", "stl", "dreg", "rws-dreg"]

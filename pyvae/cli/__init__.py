@@ -16,13 +16,13 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 import pyvae
-from pyvae import console
 from pyvae.backend import wanted_backend
 from pyvae.bounds import parsing
-from pyvae.cli_study import Study
+from pyvae.cli import console
+from pyvae.cli.invocation import INTERRUPTED, device_named, interrupted, say, whole_path
+from pyvae.cli.study import Study
 from pyvae.engine.recipe import Engine, Precision, Recipe
 from pyvae.errors import DataError, PyvaeError, RunError, printable
-from pyvae.invocation import INTERRUPTED, device_named, interrupted, say, whole_path
 from pyvae.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -340,9 +340,9 @@ class Reproduce:
     """On Ray, CPU cores of a group."""
 
     def __call__(self) -> int:
-        from pyvae.reproduce import describe, reproduce, study_of
         from pyvae.studies.published import STUDIES, parse_scale
-        from pyvae.toys import TOYS, reproduce_toy
+        from pyvae.studies.reproduce import describe, reproduce, study_of
+        from pyvae.studies.toys import TOYS, reproduce_toy
 
         if self.list:
             toys = [f"{name}: {title}" for name, (title, _) in TOYS.items()]
@@ -411,7 +411,7 @@ class Doctor:
     """Print versions, devices, which backend each op takes and why, and the data cache."""
 
     def __call__(self) -> int:
-        from pyvae.doctor import describe
+        from pyvae.cli.doctor import describe
 
         say(describe())
         return 0

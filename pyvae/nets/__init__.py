@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pyvae.layers import Layers, Tickets, run
+from pyvae.nets.layers import Layers, Tickets, run
 from pyvae.random import word
 
 SIDE = 64

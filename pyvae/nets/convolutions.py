@@ -11,11 +11,11 @@ from typing import NamedTuple, TypeAlias, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from pyvae import processor
 from pyvae.backend import Choice, wanted_backend
-from pyvae.convolution_run import Run, Stage
+from pyvae.base import processor
+from pyvae.base.native import missing
 from pyvae.errors import BackendError
-from pyvae.native import missing
+from pyvae.nets.convolution_run import Run, Stage
 
 _Convolution: TypeAlias = nn.Conv2d | nn.ConvTranspose2d
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypedDict
 
 from pyvae.engine.files import write_atomically
 from pyvae.engine.plain import checked, read_json
+from pyvae.evaluation.signal_to_noise import Curve, Estimator, Ratio, Toy, measure
 from pyvae.report.toy import to_json, write_report
-from pyvae.signal_to_noise import Curve, Estimator, Ratio, Toy, measure
 
 _LOG = logging.getLogger(__name__)
 

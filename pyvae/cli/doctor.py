@@ -8,12 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import pyvae
-from pyvae import processor
 from pyvae.backend import choose, wanted_backend
-from pyvae.convolutions import arithmetic
+from pyvae.base import processor
 from pyvae.data import cache
 from pyvae.engine.fused.supports import lacks, proven_on
 from pyvae.errors import BackendError
+from pyvae.nets.convolutions import arithmetic
 
 _PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard", "nvtx", "tyro")
 _KERNELS_OF = {"tc_batch": "permute_dims"}

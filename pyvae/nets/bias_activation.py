@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyvae.backend import device_of
-from pyvae.checks import accumulation_dtype
+from pyvae.base.checks import accumulation_dtype
 from pyvae.ops.library import next_power_of_two
 
 

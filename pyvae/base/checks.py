@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyvae.transforms import transform
+from pyvae.base.transforms import transform
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from pyvae.cli.invocation import device_named, interrupted, say, whole_path
 from pyvae.errors import PyvaeError, RecipeError, printable
-from pyvae.invocation import device_named, interrupted, say, whole_path
 
 if TYPE_CHECKING:
     from pyvae.studies.plan import StudyPlan

@@ -203,8 +203,8 @@ def fuse_convolutions(net: Net) -> Net:
     Each plain nn.Sequential that holds such a convolution becomes a :class:`pyvae.nets.layers.Layers`, in place: the
     same children, weights, names in the state_dict, hooks and training mode, and the same results within rounding.
     Whatever pyvae does not take goes to torch as before; ``pyvae doctor`` says what this processor takes. On a GPU
-    with Triton,
-    bias and activation join the product before them. torch.jit.script does not take such a network; trace it.
+    with Triton, bias and activation join the product before them. torch.jit.script does not take such a network;
+    trace it.
 
     The convolutions are those of the published networks: Conv2d and ConvTranspose2d of 4 x 4, stride 2, padding 1,
     between 32 and 64 channels, or between those and images of 1 or 3; 2 x 2 of stride 2 between 32 and 64; and in a row

@@ -13,7 +13,7 @@ import torch
 
 from pyvae.engine import loop
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.engine.stepper import Part, Stepper
 from pyvae.engine.trainer import Trainer
 from pyvae.objectives import BetaVAE, CapacityVAE, ControlVAE, FactorVAE
@@ -121,8 +121,8 @@ def eight(kind: str, **changes) -> list[Recipe]:
     return recipes
 
 
-def runs_of(out: Path, recipes) -> list[Run]:
-    return [Run.create_or_resume(out / f"seed-{recipe.seed}", recipe) for recipe in recipes]
+def runs_of(out: Path, recipes) -> list[RunDirectory]:
+    return [RunDirectory.create_or_resume(out / f"seed-{recipe.seed}", recipe) for recipe in recipes]
 
 
 def main(out: Path, steps: int, checkpoint_seconds: float) -> int:

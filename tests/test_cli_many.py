@@ -9,7 +9,7 @@ import torch
 
 from pyvae import cli
 from pyvae.engine import checkpoint
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 
 TINY = (
     "--data",
@@ -60,7 +60,7 @@ def test_a_product_of_runs_each_of_them_ordinary(call, tmp_path):
     # as one made alone
     alone = ("train", "beta-vae", "--beta", "4", "--lr", "1e-3", "--seed", "1", "--out", "alone")
     assert call(*alone)[0] == 0
-    one, two = (Run.open(tmp_path / path) for path in ("x/beta-4-lr-0.001/seed-1", "alone"))
+    one, two = (RunDirectory.open(tmp_path / path) for path in ("x/beta-4-lr-0.001/seed-1", "alone"))
     assert one.recipe == two.recipe
     assert (one.path / "trace.csv").read_bytes() == (two.path / "trace.csv").read_bytes()
     saved = two.newest_checkpoint().tensors
@@ -81,7 +81,7 @@ def test_without_a_sweep_or_without_seeds(call, tmp_path):
     assert call("train", "vae", "--seeds", "3,5", "--out", "a")[0] == 0
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"seed-3", "seed-5"}
     assert call("train", "beta-vae", "--seed", "9", "--sweep", "beta=2", "--out", "b")[0] == 0
-    assert Run.open(tmp_path / "b/beta-2").recipe.seed == 9
+    assert RunDirectory.open(tmp_path / "b/beta-2").recipe.seed == 9
 
 
 @pytest.mark.parametrize(

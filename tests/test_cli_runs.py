@@ -17,7 +17,7 @@ from pyvae.cli import console
 from pyvae.engine import files
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import DataError, PyvaeError, RecipeError, RunError
 from pyvae.evaluation import write_metrics
 from pyvae.objectives import BetaVAE
@@ -57,7 +57,7 @@ def place(tmp_path_factory):
         with pytest.raises(SystemExit) as ended:
             cli.main()
         assert ended.value.code == 0
-        train(Run.create_or_resume(at / "factors", RECIPE), TinyData(), CPU, log_every=1)
+        train(RunDirectory.create_or_resume(at / "factors", RECIPE), TinyData(), CPU, log_every=1)
         yield at
 
 
@@ -104,7 +104,7 @@ def test_data_that_was_moved_is_asked_for_and_taken(here, call, monkeypatch):
         assert call(command, "run", "--data", "images.npy", *options)[0] == 0
     again = ("train", "vae", "--data", "./images.npy", *TINY[:-1], "3", "--out", "run")
     assert call(*again)[0] == 0
-    assert Run.open(here / "run").recipe.data == str(here / "images.npy")
+    assert RunDirectory.open(here / "run").recipe.data == str(here / "images.npy")
     assert call("evaluate", "run", *UNSUPERVISED)[0] == 0
 
 
@@ -278,7 +278,7 @@ def test_seeds_to_the_last(here, call):
 
 def test_writers_at_once_lose_nothing(tmp_path, monkeypatch):
     """Each reads what the other wrote, however they interleave."""
-    run, data = Run(tmp_path, RECIPE), TinyData()
+    run, data = RunDirectory(tmp_path, RECIPE), TinyData()
     read = evaluation.read_metrics
     both = threading.Barrier(2)
 

@@ -14,7 +14,7 @@ from study_tiny import RECIPE, plan_of
 
 from pyvae.data.subset import subset
 from pyvae.engine.loop import train
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import DataError, RunError
 from pyvae.metrics import CodeTable, Udr, udr
 from pyvae.report import extremes, ranking
@@ -107,7 +107,7 @@ def study(tmp_path_factory):
     plan, data = plan_of("corner", seeds=(0, 1, 2), metrics=METRICS), Corner()
     rows = []
     for model in plan.models:
-        train(Run.create_or_resume(out / model.name, model.recipe), data, torch.device("cpu"))
+        train(RunDirectory.create_or_resume(out / model.name, model.recipe), data, torch.device("cpu"))
         rows.append(score_model(model, out, Settings(device="cpu", metrics=METRICS), data))
     return plan, rows, out
 
@@ -134,7 +134,7 @@ def test_udr_is_that_of_the_other_seeds_of_the_setting(study):
         at = [i for i, model in enumerate(plan.models) if model.settings["beta"] == beta]
         tables = []
         for i in at:
-            net, _ = Run.open(out / plan.models[i].name).load_net()
+            net, _ = RunDirectory.open(out / plan.models[i].name).load_net()
             with torch.inference_mode():
                 mu, logvar = net.encoder(Corner().images(subset(Corner(), 1000)))
             tables.append(CodeTable(mu.clone(), logvar.clone(), (), ()))
@@ -164,7 +164,7 @@ def test_a_model_that_changed_is_compared_again(study, monkeypatch):
     plan, rows, out = study
     (cohort,) = cohorts_of(plan, rows)
     first = ranking.rank(cohort, out, Corner).scores
-    run = Run.open(out / plan.models[0].name)
+    run = RunDirectory.open(out / plan.models[0].name)
     kept = read_codes(run)
     other = CodeTable(kept.table.mu.flip(0), kept.table.logvar, (), ())
     monkeypatch.setattr(
@@ -176,7 +176,7 @@ def test_a_model_that_changed_is_compared_again(study, monkeypatch):
 
 
 def test_codes_are_those_of_the_newest_weights(tmp_path):
-    run = Run.create_or_resume(tmp_path / "run", replace(RECIPE, data="corner"))
+    run = RunDirectory.create_or_resume(tmp_path / "run", replace(RECIPE, data="corner"))
     assert read_codes(run) is None
     train(run, Corner(), torch.device("cpu"))
     assert read_codes(run) is None
@@ -184,13 +184,13 @@ def test_codes_are_those_of_the_newest_weights(tmp_path):
     kept = read_codes(run)
     assert torch.equal(kept.table.mu, written.table.mu)
     assert (kept.steps, kept.data, len(kept.table)) == (6, "tiny-v1", 120)
-    longer = Run.create_or_resume(tmp_path / "run", replace(RECIPE, data="corner", steps=8))
+    longer = RunDirectory.create_or_resume(tmp_path / "run", replace(RECIPE, data="corner", steps=8))
     train(longer, Corner(), torch.device("cpu"))
     assert read_codes(longer) is None
 
 
 def test_a_run_of_true_factors_goes_without_codes(tmp_path):
-    run = Run(tmp_path, replace(RECIPE, code="factors"))
+    run = RunDirectory(tmp_path, replace(RECIPE, code="factors"))
     with pytest.raises(codes.NoCodesError, match="true factors"):
         write_codes(run, Corner())
     codes.keep_codes(run, Corner())

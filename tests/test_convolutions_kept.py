@@ -12,7 +12,7 @@ from pyvae.engine.fused.trainer import FusedTrainer
 from pyvae.engine.loop import train, train_together
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.recorder import Begun
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.engine.training import training
 from pyvae.nets import burgess
 from pyvae.nets.layers import convolutions_of, set_own_convolutions
@@ -110,7 +110,9 @@ def test_so_do_many(tmp_path, earlier, logged):
     earlier(tmp_path / "whole", 4)
     earlier(tmp_path / "old", 2)
     forget(tmp_path / "old")
-    runs = [Run.create_or_resume(tmp_path / name, replace(RECIPE, steps=4)) for name in ("old", "new")]
+    runs = [
+        RunDirectory.create_or_resume(tmp_path / name, replace(RECIPE, steps=4)) for name in ("old", "new")
+    ]
     train_together(runs, TinyData(), CPU, log_every=3)
     assert_same(tmp_path / "whole", tmp_path / "old")
     assert [saved(run.path).metadata["convolutions"] for run in runs] == ["torch", "native+linear"]
@@ -225,7 +227,7 @@ def test_of_a_finished_run_nothing_is_said(tmp_path, earlier, logged, monkeypatc
 def test_a_network_without_them_says_none(tmp_path, logged):
     recipe = replace(RECIPE, architecture="rainforth")
     for steps in (1, 2):
-        train(Run.create_or_resume(tmp_path / "run", replace(recipe, steps=steps)), Corner(), CPU)
+        train(RunDirectory.create_or_resume(tmp_path / "run", replace(recipe, steps=steps)), Corner(), CPU)
         assert saved(tmp_path / "run").metadata["convolutions"] == "none"
         forget(tmp_path / "run")
     assert not logged.records
@@ -233,7 +235,7 @@ def test_a_network_without_them_says_none(tmp_path, logged):
 
 def test_compiled_networks_take_torchs(tmp_path, logged):
     trainer = training(Recipe(data="tiny", batch_size=4), TinyData(), CPU, compile=True)
-    run = Run(tmp_path / "run", RECIPE)
+    run = RunDirectory(tmp_path / "run", RECIPE)
     begun = Begun(run, RECIPE, None)
     assert convolutions.settle_convolutions(trainer, begun) == {"convolutions": "torch"}
     was = checkpoint.Checkpoint(3, {}, {"convolutions": "native", "device": "x86_64 CPU, 1 threads"})

@@ -17,7 +17,7 @@ import torch
 from pyvae import cli
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import RecipeError, RunError
 from pyvae.evaluation import read_likelihood, read_scores, score, score_likelihood
 from pyvae.objectives import BetaVAE
@@ -73,7 +73,7 @@ WRONG = (
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "run"
-    run = Run.create_or_resume(path, RECIPE)
+    run = RunDirectory.create_or_resume(path, RECIPE)
     train(run, Corner(), CPU, log_every=1)
     report(run, Corner())
     score(run, Corner(), ["modularity"], device=CPU)
@@ -263,7 +263,7 @@ def test_a_recipe_is_taken_as_it_stands_or_refused(whole):
 
 
 def test_metrics_that_are_not_ours_are_kept_beside_new_ones(whole, tmp_path, caplog):
-    run = Run.open(shutil.copytree(whole, tmp_path / "run"))
+    run = RunDirectory.open(shutil.copytree(whole, tmp_path / "run"))
     file, aside = run.path / "metrics.json", run.path / "metrics.json.damaged"
     kept = 0
     for value in parts("metrics.json", whole)[::5]:
@@ -374,11 +374,11 @@ def test_a_recipe_that_was_changed_since_is_refused(whole, tmp_path, pyvae):
 
 
 def test_a_recipe_of_another_network_is_refused(whole, tmp_path):
-    run = Run.open(shutil.copytree(whole, tmp_path / "run"))
+    run = RunDirectory.open(shutil.copytree(whole, tmp_path / "run"))
     saved = run.newest_checkpoint()
     for change in ({"latents": 3}, {"latents": 65_536}, {"architecture": "mlp"}):
         with pytest.raises(RunError, match=r"the checkpoint of step 4 in .* does not fit its recipe"):
-            Run(run.path, replace(RECIPE, **change)).net_of(saved)
+            RunDirectory(run.path, replace(RECIPE, **change)).net_of(saved)
 
 
 @pytest.mark.usefixtures("plain_pages")

@@ -7,7 +7,7 @@ import torch
 from pyvae import evaluation
 from pyvae.data.subset import subset
 from pyvae.engine.loop import train
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError
 from pyvae.evaluation import check_scores, compute_scores, score, write_metrics
 from pyvae.metrics import beta_vae, encode, mig
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def run(tmp_path):
-    run = Run.create_or_resume(tmp_path / "run", RECIPE)
+    run = RunDirectory.create_or_resume(tmp_path / "run", RECIPE)
     train(run, TinyData(), CPU, log_every=1)
     return run
 
@@ -50,7 +50,7 @@ def test_scores_and_report_keep_each_other_until_the_weights_change(run):
     assert "of other data than it was trained on: tiny-v2" in other
     assert "<td>0.125</td>" not in other
     assert saved(run) == before
-    longer = Run.create_or_resume(run.path, replace(RECIPE, steps=8))
+    longer = RunDirectory.create_or_resume(run.path, replace(RECIPE, steps=8))
     train(longer, TinyData(), CPU, log_every=1)
     report(longer, TinyData())
     assert "scores" not in saved(run)

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from pyvae.engine import events
 from pyvae.engine.files import append_all
 from pyvae.engine.loop import train
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.engine.trace import read_trace
 from tiny import TinyData
 from train_tiny import RECIPE
@@ -23,7 +23,7 @@ from train_tiny import RECIPE
 
 def test_events_are_the_trace_a_record_a_row(tmp_path):
     for steps in (4, 9):
-        run = Run.create_or_resume(tmp_path, replace(RECIPE, steps=steps))
+        run = RunDirectory.create_or_resume(tmp_path, replace(RECIPE, steps=steps))
         train(run, TinyData(), torch.device("cpu"), log_every=2)
     columns = read_trace(tmp_path / "trace.csv")
     read = EventAccumulator(str(tmp_path / "events")).Reload()
@@ -42,7 +42,7 @@ def test_events_are_the_trace_a_record_a_row(tmp_path):
 
 
 def made(path, steps):
-    run = Run.create_or_resume(path, replace(RECIPE, steps=steps))
+    run = RunDirectory.create_or_resume(path, replace(RECIPE, steps=steps))
     train(run, TinyData(), torch.device("cpu"), log_every=1, checkpoint_seconds=0)
     return run
 
@@ -104,7 +104,7 @@ def test_a_failure_at_the_end_is_said_once(tmp_path, monkeypatch, caplog, call):
 
 
 def test_a_file_in_the_place_of_the_events(tmp_path, caplog):
-    run = Run.create_or_resume(tmp_path, replace(RECIPE, steps=1))
+    run = RunDirectory.create_or_resume(tmp_path, replace(RECIPE, steps=1))
     run.events.write_text("mine")
     made(tmp_path, 1)
     (said,) = warnings(caplog)

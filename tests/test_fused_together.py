@@ -12,7 +12,7 @@ from pyvae.engine.fused import plan as plans
 from pyvae.engine.fused.members import Members
 from pyvae.engine.loop import train, train_together
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from tiny import packed_data
 
 EIGHT = 8
@@ -41,7 +41,7 @@ def recipes(kind, count, steps=2):
 
 
 def runs_of(out, recipes):
-    return [Run.create_or_resume(out / f"seed-{recipe.seed}", recipe) for recipe in recipes]
+    return [RunDirectory.create_or_resume(out / f"seed-{recipe.seed}", recipe) for recipe in recipes]
 
 
 def assert_same(a, b):

@@ -14,7 +14,7 @@ from pyvae.engine.fused.room import member_bytes
 from pyvae.engine.fused.trainer import FusedTrainer
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.engine.stepper import RING_ROWS
 from pyvae.engine.trainer import Adversary, Trainer
 from pyvae.errors import RunError
@@ -122,7 +122,7 @@ def test_torch_goes_on_from_a_checkpoint_in_float32(data, device, monkeypatch):
 
 
 def test_a_run_says_its_engine_and_goes_on_with_it_alone(data, device, tmp_path):
-    run = Run.create_or_resume(tmp_path / "run", recipe())
+    run = RunDirectory.create_or_resume(tmp_path / "run", recipe())
     train(run, data, device, log_every=1)
     saved = run.newest_checkpoint()
     assert saved.metadata["engine"] == "fused"
@@ -130,8 +130,8 @@ def test_a_run_says_its_engine_and_goes_on_with_it_alone(data, device, tmp_path)
     assert torch.isfinite(mu).all()
     assert not torch.equal(mu[0], mu[1])
     with pytest.raises(RunError, match=r"engine is fused there and torch here"):
-        Run.create_or_resume(run.path, recipe(engine="torch", precision="tf32"))
-    auto = Run.create_or_resume(run.path, recipe(engine="auto", steps=3))
+        RunDirectory.create_or_resume(run.path, recipe(engine="torch", precision="tf32"))
+    auto = RunDirectory.create_or_resume(run.path, recipe(engine="auto", steps=3))
     assert train(auto, data, device, log_every=1).step == 3
     assert auto.newest_checkpoint().metadata["engine"] == "fused"
 
@@ -139,16 +139,16 @@ def test_a_run_says_its_engine_and_goes_on_with_it_alone(data, device, tmp_path)
 def test_a_run_of_torch_is_not_gone_on_with(data, device, tmp_path, monkeypatch):
     begun = recipe(engine="auto", precision="tf32")
     monkeypatch.setenv("PYVAE_BACKEND", "auto")
-    train(Run.create_or_resume(tmp_path / "run", begun), data, device)
+    train(RunDirectory.create_or_resume(tmp_path / "run", begun), data, device)
     monkeypatch.setenv("PYVAE_BACKEND", "triton")
-    run = Run.create_or_resume(tmp_path / "run", replace(begun, engine="fused", steps=3))
+    run = RunDirectory.create_or_resume(tmp_path / "run", replace(begun, engine="fused", steps=3))
     with pytest.raises(RunError, match=r"trained by the torch engine, and the fused one rounds otherwise"):
         train(run, data, device)
     assert run.newest_checkpoint().step == 2
 
 
 def test_a_gradient_beyond_fp16_stops_the_run_and_spoils_nothing(data, device, tmp_path):
-    run = Run.create_or_resume(tmp_path / "run", recipe(BetaVAE(beta=1e9), steps=3))
+    run = RunDirectory.create_or_resume(tmp_path / "run", recipe(BetaVAE(beta=1e9), steps=3))
     with pytest.raises(RunError, match=r"grad_norm is not finite in step 0, .*--precision tf32, whose range"):
         train(run, data, device, log_every=1)
 

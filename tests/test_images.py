@@ -26,7 +26,7 @@ from pyvae.data.folder import Folder
 from pyvae.data.images import Images
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import DataError, PyvaeError, RunError
 from pyvae.evaluation import read_scores, score
 from pyvae.metrics import encode, unsupervised
@@ -877,7 +877,7 @@ RECIPE = Recipe(architecture="kim", batch_size=4, steps=3, latents=3)
 
 
 def trained(path, images, **changes):
-    run = Run.create_or_resume(path, replace(RECIPE, **changes))
+    run = RunDirectory.create_or_resume(path, replace(RECIPE, **changes))
     train(run, images, torch.device("cpu"), log_every=1)
     return run
 

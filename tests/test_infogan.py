@@ -14,7 +14,7 @@ from pyvae.engine.batches import BatchOrder
 from pyvae.engine.draw import draw
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.engine.trainer import Trainer
 from pyvae.engine.training import training
 from pyvae.errors import PyvaeError, RecipeError
@@ -361,9 +361,11 @@ def test_the_generators_step_leaves_the_critic_alone():
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_a_resumed_run_is_the_same(recipe, tmp_path):
     straight, halves = (tmp_path / name for name in ("straight", "halves"))
-    train(Run.create_or_resume(straight, replace(recipe, steps=8)), TinyData(), CPU, log_every=1)
+    train(RunDirectory.create_or_resume(straight, replace(recipe, steps=8)), TinyData(), CPU, log_every=1)
     for steps in (3, 8):
-        train(Run.create_or_resume(halves, replace(recipe, steps=steps)), TinyData(), CPU, log_every=1)
+        train(
+            RunDirectory.create_or_resume(halves, replace(recipe, steps=steps)), TinyData(), CPU, log_every=1
+        )
     one, two = (checkpoint.load_newest(path / "checkpoints") for path in (straight, halves))
     assert one.step == two.step == 8
     assert one.tensors.keys() == two.tensors.keys()
@@ -388,7 +390,7 @@ def test_a_bad_step_is_learnt_nothing_from(recipe):
 @pytest.fixture(scope="module", params=RECIPES)
 def run(request, tmp_path_factory):
     recipe = replace(RECIPES[request.param], steps=6)
-    run = Run.create_or_resume(tmp_path_factory.mktemp("runs") / request.param, recipe)
+    run = RunDirectory.create_or_resume(tmp_path_factory.mktemp("runs") / request.param, recipe)
     train(run, TinyData(), CPU, log_every=1)
     return run
 

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from pyvae.data.subset import subset
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError
 from pyvae.evaluation import marginal_likelihood as module
 from pyvae.evaluation import score, score_likelihood
@@ -222,7 +222,7 @@ def test_active_units():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    run = Run.create_or_resume(tmp_path_factory.mktemp("likelihood") / "run", RECIPE)
+    run = RunDirectory.create_or_resume(tmp_path_factory.mktemp("likelihood") / "run", RECIPE)
     train(run, TinyData(), CPU, log_every=1)
     return run
 
@@ -263,7 +263,7 @@ class TestScore:
         assert got["elbo"] == pytest.approx(other["elbo"], rel=1e-2)
 
     def test_the_page_shows_it_until_the_weights_change(self, tmp_path):
-        run = Run.create_or_resume(tmp_path / "run", RECIPE)
+        run = RunDirectory.create_or_resume(tmp_path / "run", RECIPE)
         train(run, TinyData(), CPU, log_every=1)
         assert "IWAE-64" not in report(run, TinyData()).read_text()
         got = self.score(run)
@@ -275,7 +275,7 @@ class TestScore:
         assert saved(run) == got
         score(run, TinyData(), ["beta-vae"], device=CPU)
         assert saved(run) == got
-        longer = Run.create_or_resume(run.path, replace(RECIPE, steps=8))
+        longer = RunDirectory.create_or_resume(run.path, replace(RECIPE, steps=8))
         train(longer, TinyData(), CPU, log_every=1)
         assert "IWAE-64" not in report(longer, TinyData()).read_text()
 
@@ -299,17 +299,17 @@ class TestScore:
             PyvaeError, match=r"trained on images of shape \(1, 64, 64\), but those of grey-v1"
         ):
             self.score(run, held_out=GreyData())
-        gaussian = Run.create_or_resume(
+        gaussian = RunDirectory.create_or_resume(
             tmp_path / "run", replace(RECIPE, objective=VAE(), likelihood="gaussian")
         )
         with pytest.raises(PyvaeError, match=r"of bernoulli pixels, but the likelihood of .* is gaussian"):
             self.score(gaussian)
         with pytest.raises(PyvaeError, match="has no checkpoint yet"):
-            self.score(Run.create_or_resume(tmp_path / "other", RECIPE))
+            self.score(RunDirectory.create_or_resume(tmp_path / "other", RECIPE))
 
     def test_a_code_of_true_factors(self, tmp_path):
         recipe = replace(RECIPE, objective=CapacityVAE(), code="factors", latents=3)
-        run = Run.create_or_resume(tmp_path / "run", recipe)
+        run = RunDirectory.create_or_resume(tmp_path / "run", recipe)
         train(run, TinyData(), CPU, log_every=1)
         got = self.score(run)
         assert got["elbo"] < got["log_p"] < 0
@@ -319,7 +319,7 @@ class TestScore:
 
 class TestGreyImages:
     def run(self, tmp_path, **changes):
-        run = Run.create_or_resume(tmp_path / "run", replace(RECIPE, data="grey", **changes))
+        run = RunDirectory.create_or_resume(tmp_path / "run", replace(RECIPE, data="grey", **changes))
         train(run, GreyData(), CPU, log_every=1)
         return run
 

@@ -7,7 +7,7 @@ import torch
 
 from pyvae.engine import course, loop, pace, recorder, stepper
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.engine.stepper import Stepper
 from tiny import TinyData
 
@@ -79,7 +79,7 @@ def train(monkeypatch, tmp_path):
     def train(captured=CAPTURED, log_every=100, **options):
         recipe = Recipe(data="tiny", **options)
         trainer = Timed(recipe, Gpu(monkeypatch, captured), monkeypatch, log_every)
-        run = Run.create_or_resume(tmp_path / "run", recipe)
+        run = RunDirectory.create_or_resume(tmp_path / "run", recipe)
         with run.locked():
             begun = recorder.Begun(run, recipe, run.resumable())
             looped = course.Course([begun], TinyData(), trainer, 1.0, recipe.steps, loop._refuse)

@@ -16,7 +16,7 @@ from pyvae.base.files import remove_leftovers
 from pyvae.engine import checkpoint
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from tiny import Corner
 
 RECIPE = Recipe(data="tiny", architecture="rainforth", batch_size=2, latents=2, steps=5, keep_at=(3,))
@@ -112,7 +112,7 @@ class Disk:
 
 def go_on(path, steps):
     return train(
-        Run.create_or_resume(path, replace(RECIPE, steps=steps)),
+        RunDirectory.create_or_resume(path, replace(RECIPE, steps=steps)),
         Corner(),
         torch.device("cpu"),
         log_every=1,
@@ -171,7 +171,7 @@ def test_after_every_cut_trace_and_events_are_not_behind_the_newest_checkpoint(r
         if not (path / "checkpoints").exists():
             assert promised == 0
             continue
-        run = Run.open(path)
+        run = RunDirectory.open(path)
         newest = run.resumable()
         step = newest.step if newest else 0
         assert step >= promised

@@ -12,7 +12,7 @@ from pyvae.data.subset import subset
 from pyvae.engine import checkpoint
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.evaluation import averages as evaluation
 from pyvae.evaluation.averages import correlation_ratio, evaluate
@@ -26,8 +26,8 @@ from tiny import TinyData
 RECIPE = Recipe(objective=BetaVAE(), data="tiny", architecture="kim", batch_size=8, steps=6, latents=4)
 
 
-def make_run(path: Path, images=None, **changes) -> Run:
-    run = Run.create_or_resume(path, replace(RECIPE, **changes))
+def make_run(path: Path, images=None, **changes) -> RunDirectory:
+    run = RunDirectory.create_or_resume(path, replace(RECIPE, **changes))
     train(run, images or TinyData(), torch.device("cpu"), log_every=1)
     return run
 
@@ -182,7 +182,7 @@ def test_two_reports_say_the_same(run):
 
 def test_a_short_run_says_so(tmp_path):
     run = make_run(tmp_path / "run", steps=2)
-    longer = Run.create_or_resume(run.path, replace(RECIPE, steps=1000))
+    longer = RunDirectory.create_or_resume(run.path, replace(RECIPE, steps=1000))
     assert "made 2 of its 1,000 steps" in Page(report(longer, TinyData()).read_text()).text
 
 
@@ -287,8 +287,8 @@ def test_smoothing_keeps_means_and_constants():
 
 def test_runs_without_anything_to_report(tmp_path):
     with pytest.raises(RunError, match="holds no run"):
-        Run.open(tmp_path)
-    run = Run.create_or_resume(tmp_path / "run", RECIPE)
+        RunDirectory.open(tmp_path)
+    run = RunDirectory.create_or_resume(tmp_path / "run", RECIPE)
     with pytest.raises(RunError, match="no checkpoint yet"):
         run.load_net()
     with pytest.raises(RunError, match="no checkpoint yet"):

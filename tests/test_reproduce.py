@@ -11,7 +11,7 @@ import torch
 from pyvae.data.dataset import Dataset
 from pyvae.engine.loop import Outcome, train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError
 from pyvae.evaluation import read_scores
 from pyvae.objectives import AnnealedVAE, BetaVAE, CapacityVAE, ControlVAE
@@ -212,7 +212,7 @@ def test_a_finished_study(finished):
     data = TinyData()
     values = []
     for seed in (1, 2):
-        run = Run.open(out / "plain" / f"seed-{seed}")
+        run = RunDirectory.open(out / "plain" / f"seed-{seed}")
         assert run.recipe.seed == seed
         metrics = json.loads((run.path / "metrics.json").read_text())
         scores = read_scores(run, 4, data)
@@ -285,7 +285,7 @@ def test_a_study_goes_on_where_it_was_interrupted(tmp_path, finished, monkeypatc
     def interrupted(runs, dataset, device, **options):
         (run,) = runs
         if run.recipe.seed == 2 and run.path.parent.name == "plain":
-            begun = Run.create_or_resume(run.path, replace(run.recipe, steps=2))
+            begun = RunDirectory.create_or_resume(run.path, replace(run.recipe, steps=2))
             train(begun, dataset, device)
             run.write_recipe()
             return [Outcome(2, True, 1.0)]

@@ -19,7 +19,7 @@ from pyvae.engine import checkpoint
 from pyvae.engine.files import write_atomically
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.objectives import PIWAE, FactorVAE
 from tiny import GreyData, TinyData
@@ -40,7 +40,9 @@ SCRIPT = Path(__file__).with_name("train_tiny.py")
 
 
 def run_to(path: Path, recipe: Recipe, data=None, device=CPU, **options):
-    return train(Run.create_or_resume(path, recipe), data or TinyData(), device, log_every=3, **options)
+    return train(
+        RunDirectory.create_or_resume(path, recipe), data or TinyData(), device, log_every=3, **options
+    )
 
 
 def assert_same(a: Path, b: Path):
@@ -212,7 +214,7 @@ def test_a_trace_behind_its_checkpoint_is_said_and_the_run_goes_on(tmp_path, cap
 
 
 def test_what_killed_processes_left_is_removed(tmp_path):
-    run = Run.create_or_resume(tmp_path / "run", replace(RECIPE, steps=1))
+    run = RunDirectory.create_or_resume(tmp_path / "run", replace(RECIPE, steps=1))
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     run.path.mkdir()
@@ -233,7 +235,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
 @pytest.mark.parametrize("change", [{}, {"optimizer": "adagrad"}], ids=["adam", "adagrad"])
 def test_a_checkpoint_of_another_network_is_refused(tmp_path, change):
     recipe = replace(RECIPE, architecture="kim", steps=1, **change)
-    run = Run.create_or_resume(tmp_path / "run", recipe)
+    run = RunDirectory.create_or_resume(tmp_path / "run", recipe)
     run_to(run.path, recipe)
     (path,) = checkpoint.paths(run.checkpoints)
     saved = checkpoint.load(path)
@@ -284,6 +286,6 @@ def failing_write(path, content):
 
 
 def test_a_second_process_is_refused(straight):
-    run = Run.open(straight)
+    run = RunDirectory.open(straight)
     with run.locked(), pytest.raises(RunError, match="being trained by another process"):
         run_to(straight, replace(RECIPE, steps=300))

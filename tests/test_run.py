@@ -17,7 +17,7 @@ from pyvae.engine import checkpoint, plain
 from pyvae.engine.lock import lock
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError, RecipeError, RunError
 from pyvae.evaluation import write_metrics
 from pyvae.objectives import TCVAE, BetaVAE
@@ -28,7 +28,7 @@ RECIPE = Recipe(objective=BetaVAE(), data="tiny", architecture="mlp", latents=2,
 
 
 def trained(path, recipe=RECIPE, data=None, **options):
-    run = Run.create_or_resume(path, recipe)
+    run = RunDirectory.create_or_resume(path, recipe)
     train(run, data or TinyData(), CPU, log_every=1, **options)
     return run
 
@@ -56,7 +56,7 @@ def test_a_path_is_kept_whole(tmp_path, monkeypatch, spelling):
     (here / "images.npz").touch()
     monkeypatch.chdir(here)
     assert absolute(spelling) == str(here / "images.npz")
-    run = Run.create_or_resume(tmp_path / "run", replace(RECIPE, data=spelling))
+    run = RunDirectory.create_or_resume(tmp_path / "run", replace(RECIPE, data=spelling))
     assert run.recipe.data == str(here / "images.npz")
 
 
@@ -80,7 +80,7 @@ def test_data_is_known_by_what_it_holds(run, tmp_path):
     """Wherever it lies and however it is spelt; and where it lies now is noted."""
     moved = replace(RECIPE, data="elsewhere/tiny", steps=3)
     trained(run, moved)
-    assert Run.open(run).recipe == moved
+    assert RunDirectory.open(run).recipe == moved
     with pytest.raises(RunError, match="trained on tiny-v1, but the data now is tiny-v2"):
         trained(run, replace(RECIPE, steps=4), TinyData(fingerprint="tiny-v2"))
 
@@ -104,13 +104,13 @@ def test_what_is_refused_changes_nothing(run, change, data, error):
 
 def test_another_process_changes_nothing(run):
     before = content(run)
-    with Run.open(run).locked(), pytest.raises(RunError, match="being trained by another process"):
+    with RunDirectory.open(run).locked(), pytest.raises(RunError, match="being trained by another process"):
         trained(run, replace(RECIPE, steps=9))
     assert content(run) == before
 
 
 def test_a_recipe_that_changed_before_the_lock_was_taken_is_seen(run):
-    late = Run.create_or_resume(run, replace(RECIPE, steps=9))
+    late = RunDirectory.create_or_resume(run, replace(RECIPE, steps=9))
     recipe = json.loads((run / "recipe.json").read_text())
     (run / "recipe.json").write_text(json.dumps({**recipe, "lr": 0.5}))
     with pytest.raises(RunError, match=r"lr is 0\.5 there"):
@@ -120,16 +120,16 @@ def test_a_recipe_that_changed_before_the_lock_was_taken_is_seen(run):
 def test_steps_may_be_fewer_than_planned_if_not_fewer_than_done(tmp_path):
     path = tmp_path / "run"
     trained(path)
-    run = Run.create_or_resume(path, replace(RECIPE, steps=100))
+    run = RunDirectory.create_or_resume(path, replace(RECIPE, steps=100))
     run.write_recipe()  # as when it is stopped at step 2 of 100
     trained(path, replace(RECIPE, steps=3))
-    assert Run.open(path).recipe.steps == checkpoint.load_newest(path / "checkpoints").step == 3
+    assert RunDirectory.open(path).recipe.steps == checkpoint.load_newest(path / "checkpoints").step == 3
 
 
 @pytest.mark.parametrize("left", ["recipe.json", "profile", "trace.csv"])
 def test_a_run_without_a_checkpoint_binds_nobody(tmp_path, left):
     path = tmp_path / "run"
-    other = Run.create_or_resume(path, replace(RECIPE, lr=0.5, latents=3))
+    other = RunDirectory.create_or_resume(path, replace(RECIPE, lr=0.5, latents=3))
     path.mkdir()
     other.write_recipe()
     if left == "profile":
@@ -138,8 +138,8 @@ def test_a_run_without_a_checkpoint_binds_nobody(tmp_path, left):
     elif left == "trace.csv":
         (path / "trace.csv").write_text("step,loss,kl_0,kl_1,kl_2\n0,1,1,1,1\n")
     trained(path)
-    assert Run.open(path).recipe == RECIPE
-    assert list(Run.open(path).trace()["step"]) == [0, 1]
+    assert RunDirectory.open(path).recipe == RECIPE
+    assert list(RunDirectory.open(path).trace()["step"]) == [0, 1]
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -184,13 +184,13 @@ def test_checkpoints_without_a_recipe_name_what_differs(run):
     ):
         trained(run, replace(RECIPE, lr=0.5))
     trained(run, replace(RECIPE, steps=3))
-    assert Run.open(run).recipe.steps == 3
+    assert RunDirectory.open(run).recipe.steps == 3
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "metrics.json", "checkpoint"])
 def test_what_cannot_be_read_is_not_damaged(run, name, monkeypatch):
     """Nothing is put aside, and nothing older is taken in its place."""
-    write_metrics(Run.open(run), 2, TinyData(), {"scores": {}})
+    write_metrics(RunDirectory.open(run), 2, TinyData(), {"scores": {}})
     before = content(run)
     path = checkpoint.paths(run / "checkpoints")[-1] if name == "checkpoint" else run / name
     opened = files.open_regular
@@ -203,7 +203,7 @@ def test_what_cannot_be_read_is_not_damaged(run, name, monkeypatch):
     for module in (checkpoint, plain):
         monkeypatch.setattr(module, "open_regular", refuse)
     with pytest.raises(RunError, match=rf"cannot read {path}: Permission denied"):
-        write_metrics(Run.open(run), 2, TinyData(), {"scores": {}})
+        write_metrics(RunDirectory.open(run), 2, TinyData(), {"scores": {}})
     if name != "metrics.json":
         with pytest.raises(RunError, match=rf"cannot read {path}: Permission denied"):
             trained(run, replace(RECIPE, steps=3))
@@ -220,7 +220,7 @@ def test_a_foreign_directory_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(RunError, match="not empty and holds no run"):
-        Run.create_or_resume(tmp_path, RECIPE)
+        RunDirectory.create_or_resume(tmp_path, RECIPE)
 
 
 @pytest.mark.parametrize(

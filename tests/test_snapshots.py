@@ -10,7 +10,7 @@ import torch
 from pyvae.engine import checkpoint
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import RecipeError
 from pyvae.objectives import CapacityVAE
 from pyvae.report import report, snapshots, traversal
@@ -28,8 +28,8 @@ RECIPE = Recipe(
 )
 
 
-def make_run(path: Path, **changes) -> Run:
-    run = Run.create_or_resume(path, replace(RECIPE, **changes))
+def make_run(path: Path, **changes) -> RunDirectory:
+    run = RunDirectory.create_or_resume(path, replace(RECIPE, **changes))
     train(run, TinyData(), torch.device("cpu"), log_every=1, checkpoint_seconds=0)
     return run
 
@@ -63,7 +63,7 @@ def test_a_run_that_ended_before_it_could_keep_does_so_later(tmp_path):
 
 
 def test_the_recipe_survives_its_file(run):
-    assert Run.open(run.path).recipe == run.recipe == RECIPE
+    assert RunDirectory.open(run.path).recipe == run.recipe == RECIPE
     with pytest.raises(RecipeError, match=r"keep_at must be at least 1, got \(3, 0\)"):
         replace(RECIPE, keep_at=(3, 0))
     with pytest.raises(RecipeError, match=r"keep_at must be different steps, got \(3, 3\)"):

@@ -9,7 +9,7 @@ from pyvae.data.shapes3d import Shapes3D
 from pyvae.engine import checkpoint
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.engine.together import shape_of
 from pyvae.errors import RecipeError
 from pyvae.objectives import BetaVAE, CapacityVAE, ControlVAE, FactorVAE, InfoGAN
@@ -155,7 +155,9 @@ def test_each_data_set_is_opened_once():
 )
 def test_bytes_on_the_disk_are_near_those_written(recipe, tmp_path):
     data, recipe = TinyData(), replace(recipe, data="tiny", steps=40)
-    train(Run.create_or_resume(tmp_path / "run", recipe), data, CPU, log_every=1, checkpoint_seconds=0)
+    train(
+        RunDirectory.create_or_resume(tmp_path / "run", recipe), data, CPU, log_every=1, checkpoint_seconds=0
+    )
     images = Images.of(data)
     (newest, *_) = checkpoint.paths(tmp_path / "run/checkpoints")
     assert newest.stat().st_size == pytest.approx(checkpoint_bytes(recipe, images), rel=0.03)

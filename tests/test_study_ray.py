@@ -19,7 +19,7 @@ from pyvae.data import load
 from pyvae.engine import checkpoint
 from pyvae.engine.lock import lock
 from pyvae.engine.loop import train
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError
 from pyvae.studies.on_ray import RayPlace
 from pyvae.studies.runner import run_study
@@ -50,7 +50,7 @@ def cluster(tmp_path_factory):
 
 
 def alone(model, directory):
-    run = Run.create_or_resume(directory / "alone" / model.name, model.recipe)
+    run = RunDirectory.create_or_resume(directory / "alone" / model.name, model.recipe)
     train(run, load(model.recipe.data, size=12), torch.device("cpu"))
     return bits(directory / "alone", model.name)
 
@@ -104,7 +104,7 @@ class Raising(RayPlace):
 def test_workers_and_tasks_fail_and_the_others_go_on(tmp_path, data, cluster, capfd):
     out, plan = tmp_path / "out", plan_of(data, steps=STEPS)
     first, foreign, raising, last = (plan.models[n] for n in (0, 2, 1, 3))
-    there = Run.create_or_resume(out / foreign.name, replace(foreign.recipe, latents=2, steps=1))
+    there = RunDirectory.create_or_resume(out / foreign.name, replace(foreign.recipe, latents=2, steps=1))
     train(there, load(data, size=12), torch.device("cpu"))
     killed = []
 

@@ -22,7 +22,7 @@ from pyvae.data.paths import absolute
 from pyvae.engine import checkpoint
 from pyvae.engine.lock import lock
 from pyvae.engine.loop import train
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError, RunError
 from pyvae.evaluation import write_metrics
 from pyvae.studies import here as here_module
@@ -71,7 +71,7 @@ def of(data):
 
 def alone(model, directory):
     """The bits of a model that was trained by itself."""
-    run = Run.create_or_resume(directory / "alone" / model.name, model.recipe)
+    run = RunDirectory.create_or_resume(directory / "alone" / model.name, model.recipe)
     train(run, load(model.recipe.data, size=12), torch.device("cpu"))
     return bits(directory / "alone", model.name)
 
@@ -165,7 +165,7 @@ def test_what_is_known_is_not_opened(tmp_path, data, monkeypatch):
 
 def spoil(path, recipe, data):
     """A run that stands at step 3, and has a weight that is not finite."""
-    run = Run.create_or_resume(path, replace(recipe, steps=3))
+    run = RunDirectory.create_or_resume(path, replace(recipe, steps=3))
     train(run, load(data, size=12), torch.device("cpu"))
     saved = checkpoint.load_newest(run.checkpoints)
     next(t for name, t in saved.tensors.items() if name.endswith("weight"))[:] = float("nan")
@@ -189,7 +189,9 @@ def test_a_model_that_diverges_is_told_and_not_tried_again(tmp_path, data, train
 
 def test_a_run_of_another_recipe_is_told_and_the_others_go_on(tmp_path, data):
     plan = plan_of(data)
-    there = Run.create_or_resume(tmp_path / plan.models[1].name, replace(plan.models[1].recipe, latents=2))
+    there = RunDirectory.create_or_resume(
+        tmp_path / plan.models[1].name, replace(plan.models[1].recipe, latents=2)
+    )
     train(there, load(data, size=12), torch.device("cpu"))
     end = run_study(plan, tmp_path, CPU, of(data))
     assert [row.model for row in end.rows] == [m.name for m in plan.models if m is not plan.models[1]]
@@ -197,12 +199,12 @@ def test_a_run_of_another_recipe_is_told_and_the_others_go_on(tmp_path, data):
     assert line.startswith(
         f"{plan.models[1].name}: its directory holds a run of another recipe (latents is 2 there"
     )
-    assert Run.open(there.path).recipe.latents == 2
+    assert RunDirectory.open(there.path).recipe.latents == 2
 
 
 def test_a_run_that_another_process_trains_is_waited_for(tmp_path, data):
     plan = plan_of(data, betas=(1.0,))
-    run = Run.create_or_resume(tmp_path / plan.models[1].name, plan.models[1].recipe)
+    run = RunDirectory.create_or_resume(tmp_path / plan.models[1].name, plan.models[1].recipe)
     with run.locked():
         end = run_study(plan, tmp_path, CPU, of(data))
         (line,) = end.problems
@@ -258,7 +260,7 @@ def test_a_directory_that_cannot_be_is_refused(tmp_path, data):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"file is no directory"):
         run_study(plan_of(data), tmp_path / "file", CPU, of(data))
-    Run(tmp_path, RECIPE).write_recipe()
+    RunDirectory(tmp_path, RECIPE).write_recipe()
     with pytest.raises(RunError, match="holds a run: name another directory"):
         run_study(plan_of(data), tmp_path, CPU, of(data))
     assert not (tmp_path / "study.toml").exists()
@@ -347,7 +349,7 @@ def test_scores_of_factors(tmp_path):
     """What cannot be computed is NaN in the row, and other factors are another score."""
     recipe = replace(RECIPE, data="tiny", steps=2)
     model, data = Model("a/seed-0", "a", {}, recipe), Corner()
-    train(Run.create_or_resume(tmp_path / model.name, recipe), data, torch.device("cpu"))
+    train(RunDirectory.create_or_resume(tmp_path / model.name, recipe), data, torch.device("cpu"))
     settings = replace(CPU, metrics=("mig", "dci", "mig-chen"), without=("size",))
     row = score_model(model, tmp_path, settings, data)
     held = json.loads((tmp_path / model.name / "metrics.json").read_text())["scores"]
@@ -356,7 +358,7 @@ def test_scores_of_factors(tmp_path):
     assert row.without == "size"
     assert set(row.scores) >= {"dci", "dci.completeness", "dci.informativeness", "mig-chen"}
     write_metrics(
-        Run.open(tmp_path / model.name), 2, data, {"scores": {"mig": {**held["mig"], "score": -1.0}}}
+        RunDirectory.open(tmp_path / model.name), 2, data, {"scores": {"mig": {**held["mig"], "score": -1.0}}}
     )
     assert score_model(model, tmp_path, settings, data).scores["mig"] == -1.0
     other = score_model(model, tmp_path, replace(settings, without=()), data)

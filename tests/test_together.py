@@ -20,7 +20,7 @@ import torch
 from abreast import CPU, OBJECTIVES, RECIPE, Abreast, eight, put_abreast, runs_of
 from pyvae.engine import checkpoint, loop, trainer
 from pyvae.engine.loop import train, train_together
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.engine.together import shape_of
 from pyvae.engine.training import training
 from pyvae.errors import RecipeError, RunError
@@ -161,7 +161,7 @@ def test_one_that_is_not_finite_stands_still_and_the_others_go_on(tmp_path, stra
     assert Abreast.stood == [3]
     assert caplog.messages == [f"{out}/seed-3: {failed.failure}"]
     assert all(torch.isfinite(tensor).all() for tensor in saved.tensors.values())
-    steps = Run.open(out / "seed-3").trace()["step"]
+    steps = RunDirectory.open(out / "seed-3").trace()["step"]
     assert steps.max() < 50
     for n in (0, 1, 2, 4, 5, 6, 7):
         assert_same(out / f"seed-{n}", straight / f"seed-{n}")
@@ -242,7 +242,7 @@ def test_a_shorter_recipe_is_written_though_nothing_is_left_to_train(tmp_path):
     for run in runs_of(tmp_path, [replace(each, steps=99) for each in recipes]):
         run.write_recipe()  # as when they are stopped at step 3 of 99
     together(tmp_path, recipes)
-    assert [Run.open(tmp_path / f"seed-{n}").recipe for n in range(2)] == recipes
+    assert [RunDirectory.open(tmp_path / f"seed-{n}").recipe for n in range(2)] == recipes
 
 
 def test_a_damaged_checkpoint_of_one_is_told_once_and_set_aside(tmp_path, straight, caplog):
@@ -302,15 +302,15 @@ def test_what_is_refused_changes_nothing(refused, message, tmp_path):
     recipes = eight("beta-vae", steps=2)
     begun = runs_of(tmp_path, [recipes[5]])[0]
     if refused in ("data", "longer"):
-        run = Run(begun.path, replace(recipes[5], steps=3 if refused == "longer" else 1))
+        run = RunDirectory(begun.path, replace(recipes[5], steps=3 if refused == "longer" else 1))
         data = Corner()
         data.fingerprint = "tiny-v2" if refused == "data" else "tiny-v1"
         train(run, data, CPU)
     runs = runs_of(tmp_path, recipes)
     if refused == "twice":
-        runs.append(Run(tmp_path / "nothing/../seed-0", recipes[0]))
+        runs.append(RunDirectory(tmp_path / "nothing/../seed-0", recipes[0]))
     if refused == "batch":
-        runs[7] = Run(runs[7].path, replace(recipes[7], objective=TCVAE(), batch_size=500))
+        runs[7] = RunDirectory(runs[7].path, replace(recipes[7], objective=TCVAE(), batch_size=500))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     if refused == "held":
         with begun.locked(), pytest.raises(RunError, match=message):

@@ -13,7 +13,7 @@ from pyvae.engine.arithmetic import settle_arithmetic
 from pyvae.engine.batches import BatchOrder
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.engine.trace import read_trace
 from pyvae.engine.trainer import Trainer
 from pyvae.engine.training import training
@@ -244,7 +244,7 @@ def assert_a_bad_step_changes_nothing(trainer, where, monkeypatch):
 
 
 def test_divergence_stops_the_run_and_spares_the_checkpoint(tmp_path, monkeypatch):
-    run = Run.create_or_resume(tmp_path / "run", replace(RECIPE, steps=3))
+    run = RunDirectory.create_or_resume(tmp_path / "run", replace(RECIPE, steps=3))
     train(run, TinyData(), CPU, log_every=1)
     good = checkpoint.load_newest(run.checkpoints)
     advance = Trainer.advance
@@ -255,7 +255,7 @@ def test_divergence_stops_the_run_and_spares_the_checkpoint(tmp_path, monkeypatc
         advance(self, count)
 
     monkeypatch.setattr(Trainer, "advance", poisoned)
-    longer = Run.create_or_resume(tmp_path / "run", replace(RECIPE, steps=20))
+    longer = RunDirectory.create_or_resume(tmp_path / "run", replace(RECIPE, steps=20))
     said = (
         r"loss is not finite in step 5, so nothing was learnt from it on; the checkpoint of step 3 is intact"
     )
@@ -294,7 +294,7 @@ def test_a_code_of_true_factors(tmp_path):
     recipe = replace(
         RECIPE, code="factors", latents=3, steps=40, objective=CapacityVAE(gamma=50, capacity_steps=40)
     )
-    run = Run.create_or_resume(tmp_path / "run", recipe)
+    run = RunDirectory.create_or_resume(tmp_path / "run", recipe)
     train(run, data, CPU, log_every=1)
     net, _ = run.load_net()
     assert net.reads_factors

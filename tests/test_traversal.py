@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from pyvae.engine.loop import train
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.nets import build
 from pyvae.report import traverse
@@ -18,7 +18,7 @@ from tiny import TinyData
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    run = Run.create_or_resume(tmp_path_factory.mktemp("run") / "run", replace(RECIPE, steps=2))
+    run = RunDirectory.create_or_resume(tmp_path_factory.mktemp("run") / "run", replace(RECIPE, steps=2))
     train(run, TinyData(), torch.device("cpu"))
     return run
 
@@ -74,7 +74,7 @@ def test_the_animation_moves_there_and_back(tmp_path):
 
 
 def test_three_channels(tmp_path):
-    run = Run.create_or_resume(tmp_path / "run", replace(RECIPE, steps=1))
+    run = RunDirectory.create_or_resume(tmp_path / "run", replace(RECIPE, steps=1))
     train(run, TinyData(channels=3), torch.device("cpu"))
     assert len(traverse(run, TinyData(channels=3))) == 6
 

@@ -7,7 +7,7 @@ import torch
 
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.objectives import CapacityVAE
 from tiny import TinyData
 
@@ -20,7 +20,7 @@ def main(out: Path, steps: int, checkpoint_seconds: float = 60.0) -> int:
     from dataclasses import replace
 
     torch.set_num_threads(1)
-    run = Run.create_or_resume(out, replace(RECIPE, steps=steps))
+    run = RunDirectory.create_or_resume(out, replace(RECIPE, steps=steps))
     outcome = train(run, TinyData(), torch.device("cpu"), log_every=3, checkpoint_seconds=checkpoint_seconds)
     return 130 if outcome.interrupted else 0
 

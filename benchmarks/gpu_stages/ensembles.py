@@ -15,7 +15,7 @@ from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
 from pyvae.engine.loop import Outcome, train, train_together
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.objectives import BetaVAE, CapacityVAE, ControlVAE, FactorVAE, Objective
 
 MEMBERS = 8
@@ -58,13 +58,13 @@ class _Place:
         how = {"precision": "fp16", "engine": "fused", "objective": objective} | own
         return [replace(RECIPE, seed=seed, steps=2 if dry else steps, **how) for seed in range(count)]
 
-    def together(self, name: str, recipes: Sequence[Recipe]) -> tuple[list[Run], list[Outcome]]:
+    def together(self, name: str, recipes: Sequence[Recipe]) -> tuple[list[RunDirectory], list[Outcome]]:
         """Runs ``name/seed-n``, brought to their ends as one."""
-        runs = [Run(self._folder / name / f"seed-{recipe.seed}", recipe) for recipe in recipes]
+        runs = [RunDirectory(self._folder / name / f"seed-{recipe.seed}", recipe) for recipe in recipes]
         return runs, train_together(runs, self.dataset, self._case.device)
 
-    def alone(self, recipe: Recipe) -> Run:
-        run = Run(self._folder / "alone" / f"seed-{recipe.seed}", recipe)
+    def alone(self, recipe: Recipe) -> RunDirectory:
+        run = RunDirectory(self._folder / "alone" / f"seed-{recipe.seed}", recipe)
         train(run, self.dataset, self._case.device)
         return run
 
@@ -80,7 +80,7 @@ def _alone(case: Cases, objective: Objective) -> Values:
         return {"ok": not wrong, "steps": recipes[0].steps, **({"error": "; ".join(wrong)} if wrong else {})}
 
 
-def _differ(one: Run, two: Run) -> list[str]:
+def _differ(one: RunDirectory, two: RunDirectory) -> list[str]:
     """What two runs have left that is not the same, bit for bit."""
     a, b = one.newest_checkpoint(), two.newest_checkpoint()
     names = [

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from pyvae.data import Dataset
     from pyvae.engine.course import Outcome
-    from pyvae.engine.run import Run
+    from pyvae.engine.run import RunDirectory
     from pyvae.studies.runner import Place
 
 _LOG = logging.getLogger(__name__)
@@ -96,13 +96,13 @@ class Train:
     def _is_one(self) -> bool:
         return self.seeds is None and not self.sweep
 
-    def _runs(self, out: Path) -> "list[Run]":
+    def _runs(self, out: Path) -> "list[RunDirectory]":
         """The run, or all that --seeds and --sweep name."""
         from pyvae.engine.grid import expand, parse_seeds, parse_sweep
-        from pyvae.engine.run import Run
+        from pyvae.engine.run import RunDirectory
 
         if self._is_one:
-            return [Run.create_or_resume(out, self.recipe)]
+            return [RunDirectory.create_or_resume(out, self.recipe)]
         if self.profile:
             raise PyvaeError("--profile is of one run: leave --seeds and --sweep out")
         if self.seeds is not None and self.recipe.seed:
@@ -114,7 +114,7 @@ class Train:
             if os.path.lexists(path / "recipe.json"):
                 where = f"--out {out} holds a run" if path == out else f"{path}, in --out, is a run"
                 raise RunError(f"{where}: name another directory for the runs of --seeds and --sweep")
-        return [Run.create_or_resume(out / each.name, each.recipe) for each in found]
+        return [RunDirectory.create_or_resume(out / each.name, each.recipe) for each in found]
 
     def _data(self, recipes: "Sequence[Recipe]") -> "Dataset":
         from pyvae.data.shapes3d import Shapes3D
@@ -134,14 +134,14 @@ class Train:
         names = ("log_every", "checkpoint_seconds", "capture", "compile")
         return {name: getattr(self, name) for name in names}
 
-    def _train_one(self, run: "Run", dataset: "Dataset", device: "torch.device") -> int:
+    def _train_one(self, run: "RunDirectory", dataset: "Dataset", device: "torch.device") -> int:
         from pyvae.engine.loop import train
 
         outcome = train(run, dataset, device, **self._options)
         _say_trained(run, outcome)
         return interrupted() if outcome.interrupted else 0
 
-    def _train_many(self, runs: "Sequence[Run]", dataset: "Dataset", device: "torch.device") -> int:
+    def _train_many(self, runs: "Sequence[RunDirectory]", dataset: "Dataset", device: "torch.device") -> int:
         from pyvae.engine.loop import train_together
 
         begun = time.monotonic()
@@ -499,15 +499,15 @@ def _test_file(data: str) -> str | None:
     return absolute(str(test)) if test else None
 
 
-def _open(path: Path, data: str | None) -> tuple["Run", "Dataset"]:
+def _open(path: Path, data: str | None) -> tuple["RunDirectory", "Dataset"]:
     """A run and its data, from where it lay when the run was made, or from ``data``."""
     from pyvae.data.paths import NAMES, lies_there
-    from pyvae.engine.run import Run
+    from pyvae.engine.run import RunDirectory
 
-    run = Run.open(path := whole_path(path))
+    run = RunDirectory.open(path := whole_path(path))
     trained_on = run.newest_checkpoint().metadata["data"]
     if data is not None:
-        run = Run(path, replace(run.recipe, data=data))
+        run = RunDirectory(path, replace(run.recipe, data=data))
     try:
         dataset = _load(run.recipe)
     except DataError as error:
@@ -533,7 +533,7 @@ def _cut_short(recipe: Recipe) -> Iterator[str]:
             )
 
 
-def _say_trained(run: "Run", outcome: "Outcome") -> None:
+def _say_trained(run: "RunDirectory", outcome: "Outcome") -> None:
     rate = f"{outcome.steps_per_second:,.1f} steps/s" if outcome.made else "none of them now"
     say(f"{printable(run.path)}: {outcome.step:,} of {run.recipe.steps:,} steps, {rate}")
 

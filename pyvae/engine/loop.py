@@ -21,7 +21,7 @@ from pyvae.engine.fused.supports import settled
 from pyvae.engine.fused.trainer import FusedTrainer
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.recorder import Begun, Recorder
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.engine.together import shape_of
 from pyvae.engine.trainer import check_data
 from pyvae.engine.training import training
@@ -35,7 +35,7 @@ AT_ONCE = 64
 
 
 def train(
-    run: Run,
+    run: RunDirectory,
     dataset: Dataset,
     device: torch.device,
     *,
@@ -70,7 +70,7 @@ def train(
 
 
 def train_together(
-    runs: Sequence[Run],
+    runs: Sequence[RunDirectory],
     dataset: Dataset,
     device: torch.device,
     *,
@@ -140,7 +140,7 @@ class _Options(NamedTuple):
 
 
 @contextmanager
-def _held(runs: Sequence[Run]) -> Iterator[None]:
+def _held(runs: Sequence[RunDirectory]) -> Iterator[None]:
     """Hold runs for training; their recipes are those of their directories, or may become so."""
     with ExitStack() as held:
         for run in runs:
@@ -151,7 +151,9 @@ def _held(runs: Sequence[Run]) -> Iterator[None]:
         yield
 
 
-def _begun(run: Run, dataset: Dataset, device: torch.device, compile: bool, *, repair: bool) -> Begun:
+def _begun(
+    run: RunDirectory, dataset: Dataset, device: torch.device, compile: bool, *, repair: bool
+) -> Begun:
     """From where a run goes on.
 
     Raises:
@@ -192,13 +194,15 @@ class _Standing(NamedTuple):
     """Of those who may share its steps; None where nobody can."""
 
 
-def _standing(runs: Sequence[Run], dataset: Dataset, device: torch.device, compile: bool) -> list[_Standing]:
+def _standing(
+    runs: Sequence[RunDirectory], dataset: Dataset, device: torch.device, compile: bool
+) -> list[_Standing]:
     """Of every run, while nothing is written and nobody holds any.
 
     Raises:
         RunError, RecipeError: one of them cannot be trained.
     """
-    known: dict[str, Run] = {}
+    known: dict[str, RunDirectory] = {}
     found = []
     for run in runs:
         if known.setdefault(os.path.realpath(run.path), run) is not run:
@@ -218,7 +222,7 @@ def _standing(runs: Sequence[Run], dataset: Dataset, device: torch.device, compi
     return found
 
 
-def _is_finished(run: Run, dataset: Dataset) -> bool:
+def _is_finished(run: RunDirectory, dataset: Dataset) -> bool:
     """Whether there is nothing left to do, as far as a checkpoint's header says: of hundreds of runs, reading all
     weights would take minutes, and whoever evaluates one may hold it."""
     described = newest_description(run.checkpoints)
@@ -245,14 +249,18 @@ def _size(at_once: int, recipe: Recipe, dataset: Dataset, device: torch.device) 
     return max(min(at_once, room), 1)
 
 
-def _say_which(runs: Sequence[Run], before: int, total: int) -> None:
+def _say_which(runs: Sequence[RunDirectory], before: int, total: int) -> None:
     others = f" and {len(runs) - 1:,} others" if len(runs) > 1 else ""
     reached = f"{before + len(runs):,} of {total:,}"
     _LOG.info("%s%s: model %s", runs[0].path, others, f"{before + 1:,} to {reached}" if others else reached)
 
 
 def _train_group(
-    runs: Sequence[Run], dataset: Dataset, device: torch.device, options: _Options, signals: list[int]
+    runs: Sequence[RunDirectory],
+    dataset: Dataset,
+    device: torch.device,
+    options: _Options,
+    signals: list[int],
 ) -> list[Outcome]:
     """Train runs that make their steps together, from wherever each of them stands."""
     total = runs[0].recipe.steps

@@ -9,7 +9,7 @@ from pyvae.engine import checkpoint
 from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.events import Events
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.engine.stepper import Part
 from pyvae.engine.trace import HostCopy, Rows, TraceFile, to_host
 
@@ -19,7 +19,7 @@ _WIDER = ", or --precision tf32, whose range is that of float32"
 class Begun(NamedTuple):
     """A run, and from where it goes on."""
 
-    run: Run
+    run: RunDirectory
     recipe: Recipe
     """That of the run, with the engine that trains it."""
     saved: Checkpoint | None

@@ -37,7 +37,7 @@ class HeldError(RunError):
     """Another process trains the run."""
 
 
-class Run:
+class RunDirectory:
     """A run on disk."""
 
     def __init__(self, path: Path, recipe: Recipe) -> None:
@@ -45,7 +45,7 @@ class Run:
         self.recipe = recipe
 
     @classmethod
-    def open(cls, path: Path) -> "Run":
+    def open(cls, path: Path) -> "RunDirectory":
         """A run that exists.
 
         Raises:
@@ -67,7 +67,7 @@ class Run:
             ) from error
 
     @classmethod
-    def create_or_resume(cls, path: Path, recipe: Recipe) -> "Run":
+    def create_or_resume(cls, path: Path, recipe: Recipe) -> "RunDirectory":
         """The run of this recipe at ``path``, new or begun; nothing is written before it is trained.
 
         Where the data lies is no part of what must agree: training compares what it holds. A run without a
@@ -93,7 +93,7 @@ class Run:
             raise RunError(f"cannot read --out {path}: {cause_of(error)}") from error
         if os.path.lexists(path / "recipe.json"):
             # another program's is refused, and what was trained binds
-            existing = Run.open(path).recipe
+            existing = RunDirectory.open(path).recipe
             if self._has_results() and (different := differences(self.recipe, existing)):
                 raise RunError(
                     f"{path} holds a run of another recipe ({'; '.join(different)}): "
@@ -121,7 +121,9 @@ class Run:
 
     def is_written(self) -> bool:
         """Whether ``recipe.json`` is there, and is this recipe in all."""
-        return os.path.lexists(self.path / "recipe.json") and Run.open(self.path).recipe == self.recipe
+        return (
+            os.path.lexists(self.path / "recipe.json") and RunDirectory.open(self.path).recipe == self.recipe
+        )
 
     @property
     def adversarial(self) -> bool:

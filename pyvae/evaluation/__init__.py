@@ -17,7 +17,7 @@ from pyvae.engine.batches import ImageSource
 from pyvae.engine.files import cause_of, set_aside, write_atomically
 from pyvae.engine.lock import lock
 from pyvae.engine.plain import checked, read_json
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError, RunError
 from pyvae.evaluation.marginal_likelihood import (
     GROUP,
@@ -94,7 +94,7 @@ class Metrics(_Of, total=False):
 
 
 def score(
-    run: Run,
+    run: RunDirectory,
     dataset: Dataset,
     names: Sequence[str],
     *,
@@ -124,7 +124,7 @@ def score(
 
 
 def compute_scores(
-    run: Run,
+    run: RunDirectory,
     dataset: Dataset,
     names: Sequence[str],
     *,
@@ -172,7 +172,7 @@ def _part(dataset: Dataset, images: int | None) -> Tensor | None:
 
 
 def check_scores(
-    run: Run,
+    run: RunDirectory,
     dataset: Dataset,
     names: Sequence[str],
     *,
@@ -217,7 +217,7 @@ def none_of(missing: Mapping[str, str]) -> str:
     return "; ".join(f"{', '.join(names)}: {why}" for why, names in reasons.items())
 
 
-def _without_variance(run: Run, names: Sequence[str]) -> dict[str, str]:
+def _without_variance(run: RunDirectory, names: Sequence[str]) -> dict[str, str]:
     """Metrics of a posterior that the information head does not give."""
     objective = run.recipe.objective
     if not isinstance(objective, InfoGAN) or (objective.variance == "learned" and not objective.categories):
@@ -241,7 +241,7 @@ def _options(rows: int, names: Sequence[str], without: Sequence[str]) -> dict[st
     return options
 
 
-def score_likelihood(run: Run, dataset: Dataset, **options: Any) -> dict[str, Any]:
+def score_likelihood(run: RunDirectory, dataset: Dataset, **options: Any) -> dict[str, Any]:
     """What :func:`compute_likelihood` finds, also written to ``metrics.json`` under "marginal_likelihood".
 
     Args:
@@ -258,7 +258,7 @@ def score_likelihood(run: Run, dataset: Dataset, **options: Any) -> dict[str, An
 
 
 def compute_likelihood(
-    run: Run,
+    run: RunDirectory,
     dataset: Dataset,
     *,
     device: torch.device,
@@ -323,7 +323,7 @@ def compute_likelihood(
 
 
 def check_likelihood(
-    run: Run, dataset: Dataset, *, samples: int, images: int, held_out: Dataset | None
+    run: RunDirectory, dataset: Dataset, *, samples: int, images: int, held_out: Dataset | None
 ) -> None:
     """Raise the PyvaeError of :func:`compute_likelihood` that can be told without sampling."""
     if run.adversarial:
@@ -349,17 +349,17 @@ def check_likelihood(
         raise PyvaeError(f"{shown.fingerprint}: {error}") from error
 
 
-def read_likelihood(run: Run, steps: int, dataset: Dataset) -> dict[str, Any] | None:
+def read_likelihood(run: RunDirectory, steps: int, dataset: Dataset) -> dict[str, Any] | None:
     """What :func:`score_likelihood` wrote for the weights after so many steps of a run on this data, if it did."""
     return read_metrics(run, steps, dataset).get("marginal_likelihood")
 
 
-def read_scores(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:
+def read_scores(run: RunDirectory, steps: int, dataset: Dataset) -> dict[str, Any]:
     """Scores in ``metrics.json``, if they are of the weights after so many steps and of this data."""
     return read_metrics(run, steps, dataset).get("scores", {})
 
 
-def write_metrics(run: Run, steps: int, dataset: Dataset, values: dict[str, Any]) -> None:
+def write_metrics(run: RunDirectory, steps: int, dataset: Dataset, values: dict[str, Any]) -> None:
     """Put values into ``metrics.json``; what stood there is kept if it is of the same weights.
 
     Scores are put beside those that stand there. Processes that do this at once wait for one another. The file is of
@@ -384,7 +384,7 @@ def write_metrics(run: Run, steps: int, dataset: Dataset, values: dict[str, Any]
         write_atomically(run.path / "metrics.json", (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_metrics(run: Run, steps: int, dataset: Dataset) -> dict[str, Any]:
+def read_metrics(run: RunDirectory, steps: int, dataset: Dataset) -> dict[str, Any]:
     """What ``metrics.json`` holds of these weights and this data; a file that is none is kept under another name."""
     path = run.path / "metrics.json"
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.studies.analysis import LEAST_PAIRS, differ
 from pyvae.studies.plan import Model, StudyPlan
@@ -137,7 +137,7 @@ def is_through(row: Row) -> bool:
     return not row.failure
 
 
-def open_run(out: Path, model: Model) -> Run:
+def open_run(out: Path, model: Model) -> RunDirectory:
     """The run of a model.
 
     Raises:
@@ -146,7 +146,7 @@ def open_run(out: Path, model: Model) -> Run:
     path = out / model.name
     if not path.exists():
         raise RunError("the runs are not beside results.csv any more")
-    return Run.open(path)
+    return RunDirectory.open(path)
 
 
 def labels_of(names: Iterable[str]) -> dict[str, str]:

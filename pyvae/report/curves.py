@@ -3,7 +3,7 @@
 import html
 import logging
 
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.report.figures import Trace, draw_trace, save, trace_caption
 from pyvae.report.markup import figure
@@ -11,7 +11,7 @@ from pyvae.report.markup import figure
 _LOG = logging.getLogger(__name__)
 
 
-def trace_of(run: Run) -> Trace | None:
+def trace_of(run: RunDirectory) -> Trace | None:
     """The run's trace; None, with a warning, where a disk has lost it: weights and scores are to be seen without."""
     try:
         return run.trace()
@@ -20,7 +20,7 @@ def trace_of(run: Run) -> Trace | None:
         return None
 
 
-def draw(run: Run, trace: Trace | None) -> str:
+def draw(run: RunDirectory, trace: Trace | None) -> str:
     """``figures/trace.png`` with its caption, or a note that there is none."""
     if trace is None:
         return (

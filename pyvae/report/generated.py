@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.nets.adversarial import AdversarialPair
 from pyvae.objectives import InfoGAN
@@ -36,7 +36,7 @@ BOUND_CAPTION = (
 )
 
 
-def draw_samples(run: Run, pair: AdversarialPair) -> Path:
+def draw_samples(run: RunDirectory, pair: AdversarialPair) -> Path:
     """Write ``figures/samples.png``."""
     from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def draw_samples(run: Run, pair: AdversarialPair) -> Path:
 
 
 def draw_codes(
-    run: Run, pair: AdversarialPair, *, columns: int = 11, seeds: Sequence[int] | None = None
+    run: RunDirectory, pair: AdversarialPair, *, columns: int = 11, seeds: Sequence[int] | None = None
 ) -> list[Path]:
     """Write ``figures/codes-<seed>.png`` for each seed of the noise.
 
@@ -103,7 +103,7 @@ def moved(objective: InfoGAN, pair: AdversarialPair, codes: Codes, columns: int)
 
 
 @torch.inference_mode()
-def information(run: Run, pair: AdversarialPair) -> list[float]:
+def information(run: RunDirectory, pair: AdversarialPair) -> list[float]:
     """The bound of each code in nats, over a fixed set of generated images."""
     objective = _objective(run)
     codes = objective.draw(make_key(_BOUND_SEED), _BOUND_IMAGES)
@@ -120,7 +120,7 @@ def _images(objective: InfoGAN, pair: AdversarialPair, codes: Codes) -> Tensor:
     return pair.generator.images(objective.generator_input(codes))
 
 
-def _objective(run: Run) -> InfoGAN:
+def _objective(run: RunDirectory) -> InfoGAN:
     objective = run.recipe.objective
     if not isinstance(objective, InfoGAN):
         raise RunError(f"{run.path} has an encoder and a decoder, no generator")

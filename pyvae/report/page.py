@@ -8,7 +8,7 @@ from typing import Any
 
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.files import write_atomically
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.evaluation import read_likelihood, read_scores, write_metrics
 from pyvae.evaluation.averages import Evaluation, evaluate
 from pyvae.report import curves, generated, reconstructions, snapshots, traversal
@@ -29,7 +29,7 @@ $pictures
 """)
 
 
-def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
+def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0) -> Path:
     """Evaluate the run's newest weights and write ``metrics.json``, ``figures/`` and ``report.html``.
 
     Args:
@@ -85,7 +85,7 @@ def report(run: Run, dataset: Dataset, *, span: float = 2.0) -> Path:
     )
 
 
-def report_pair(run: Run, dataset: Dataset) -> Path:
+def report_pair(run: RunDirectory, dataset: Dataset) -> Path:
     """The page of a generator and its critic: samples, what each code does, and scores of the information head."""
     trained = load_trained_pair(run, dataset)
     trace = curves.trace_of(run)
@@ -117,7 +117,7 @@ def report_pair(run: Run, dataset: Dataset) -> Path:
 
 
 def _write(
-    run: Run,
+    run: RunDirectory,
     dataset: Dataset,
     trained: Trained | TrainedPair,
     *,
@@ -147,7 +147,7 @@ def _write(
     return path
 
 
-def _snapshots(run: Run, dataset: Dataset, trace: Trace | None, span: float) -> str:
+def _snapshots(run: RunDirectory, dataset: Dataset, trace: Trace | None, span: float) -> str:
     pictures = "".join(figure(*drawn) for drawn in snapshots.draw(run, dataset, trace, span=span))
     return f"<h2>Traversals on the way</h2>\n{pictures}" if pictures else ""
 
@@ -228,7 +228,7 @@ def _caption(evaluation: Evaluation) -> str:
     return text
 
 
-def _recipe(run: Run) -> Iterable[tuple[str, str]]:
+def _recipe(run: RunDirectory) -> Iterable[tuple[str, str]]:
     values = run.recipe.to_json()
     objective = values.pop("objective")
     values.pop("format")

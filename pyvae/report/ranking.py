@@ -14,7 +14,7 @@ import numpy as np
 from pyvae.data.dataset import Dataset
 from pyvae.engine.files import write_atomically
 from pyvae.engine.plain import checked, read_json
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError, reason
 from pyvae.metrics import CodeTable, udr
 from pyvae.report.cohort import Cohort, Column, open_run
@@ -88,7 +88,7 @@ def rank(cohort: Cohort, out: Path, dataset: Callable[[], Dataset]) -> Ranking:
     return Ranking(scores, [_line(why, names) for why, names in failed.items()])
 
 
-def _codes(run: Run, dataset: Callable[[], Dataset]) -> tuple[str, CodeTable]:
+def _codes(run: RunDirectory, dataset: Callable[[], Dataset]) -> tuple[str, CodeTable]:
     kept = read_codes(run)
     if kept is None:
         _LOG.info("encoding a thousand images with %s, for UDR", run.path)

@@ -6,7 +6,7 @@ import torch
 
 from pyvae.data.dataset import Dataset
 from pyvae.data.subset import subset
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.evaluation.averages import posterior
 from pyvae.nets import Autoencoder
 from pyvae.report.figures import draw_reconstructions, save
@@ -16,7 +16,7 @@ CAPTION = "Inputs above the means of their reconstructions."
 
 
 @torch.inference_mode()
-def draw(run: Run, net: Autoencoder, dataset: Dataset) -> Path:
+def draw(run: RunDirectory, net: Autoencoder, dataset: Dataset) -> Path:
     """Write ``figures/reconstructions.png``: images of a fixed subset, each decoded from its posterior mean."""
     index = subset(dataset, _IMAGES)
     mu, _ = posterior(net, dataset, index)

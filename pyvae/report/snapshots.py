@@ -8,7 +8,7 @@ import torch
 from pyvae.data.dataset import Dataset
 from pyvae.engine import checkpoint
 from pyvae.engine.checkpoint import Checkpoint
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.evaluation.averages import evaluate, posterior
 from pyvae.report import traversal
@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 _COLUMNS = 11
 
 
-def draw(run: Run, dataset: Dataset, trace: Trace | None, *, span: float) -> list[tuple[Path, str]]:
+def draw(run: RunDirectory, dataset: Dataset, trace: Trace | None, *, span: float) -> list[tuple[Path, str]]:
     """One picture, with its caption, for each snapshot that is whole: ``figures/snapshot-<step>.png``."""
     seed = traversal.default_seeds(dataset)[-1]
     drawn = []

@@ -16,7 +16,7 @@ from pyvae.data.dataset import Dataset
 from pyvae.data.mnist import is_test_set, is_training_set
 from pyvae.engine.checkpoint import engine_of
 from pyvae.engine.files import write_atomically
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.objectives import ControlVAE
 from pyvae.report import curves, reconstructions, snapshots, traversal
 from pyvae.report.figures import save, smooth
@@ -51,7 +51,7 @@ $arms
 class Measured(NamedTuple):
     """A finished run and what was measured of it."""
 
-    run: Run
+    run: RunDirectory
     trained: Trained
     kl: list[float]
     """Of each latent, in nats."""

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from pyvae.data.dataset import Dataset
 from pyvae.engine.checkpoint import Checkpoint
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.nets import Autoencoder
 from pyvae.nets.adversarial import AdversarialPair
 
@@ -33,7 +33,7 @@ class TrainedPair(NamedTuple):
     """Over the whole run; None where the checkpoint does not say."""
 
 
-def load_trained(run: Run, dataset: Dataset) -> Trained:
+def load_trained(run: RunDirectory, dataset: Dataset) -> Trained:
     """The newest weights of a run, for images of this data set.
 
     Raises:
@@ -43,7 +43,7 @@ def load_trained(run: Run, dataset: Dataset) -> Trained:
     return Trained(run.net_of(newest), newest.step, newest.metadata, _speed(newest))
 
 
-def load_trained_pair(run: Run, dataset: Dataset) -> TrainedPair:
+def load_trained_pair(run: RunDirectory, dataset: Dataset) -> TrainedPair:
     """The newest generator and critic of a run, for images of this data set.
 
     Raises:

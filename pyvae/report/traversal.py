@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyvae.data.dataset import Dataset, FactorDataset
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.evaluation.averages import evaluate, posterior
 from pyvae.nets import Autoencoder
@@ -41,7 +41,7 @@ class Traversal(NamedTuple):
 
 
 def traverse(
-    run: Run,
+    run: RunDirectory,
     dataset: Dataset,
     *,
     span: float = 2.0,
@@ -74,7 +74,7 @@ def traverse(
 
 
 def draw(
-    run: Run,
+    run: RunDirectory,
     net: Autoencoder,
     dataset: Dataset,
     kl: Sequence[float],

@@ -15,7 +15,7 @@ from pyvae.data.dataset import Dataset
 from pyvae.data.subset import subset
 from pyvae.engine import checkpoint
 from pyvae.engine.files import write_atomically
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.metrics import CodeTable, encode
 from pyvae.nets import Autoencoder
@@ -40,7 +40,7 @@ class Kept(NamedTuple):
     """Of at most a thousand images, without their factors."""
 
 
-def write_codes(run: Run, dataset: Dataset, device: torch.device | str = "cpu") -> Kept:
+def write_codes(run: RunDirectory, dataset: Dataset, device: torch.device | str = "cpu") -> Kept:
     """Encode the images with the run's newest weights and keep the codes in the run.
 
     Raises:
@@ -63,7 +63,7 @@ def write_codes(run: Run, dataset: Dataset, device: torch.device | str = "cpu") 
     return Kept(newest.step, dataset.fingerprint, CodeTable(mu, logvar, (), ()))
 
 
-def keep_codes(run: Run, dataset: Dataset, device: torch.device | str = "cpu") -> None:
+def keep_codes(run: RunDirectory, dataset: Dataset, device: torch.device | str = "cpu") -> None:
     """:func:`write_codes`, unless they are kept, for a report to come; a run that has none goes without.
 
     Raises:
@@ -74,7 +74,7 @@ def keep_codes(run: Run, dataset: Dataset, device: torch.device | str = "cpu") -
             write_codes(run, dataset, device)
 
 
-def read_codes(run: Run) -> Kept | None:
+def read_codes(run: RunDirectory) -> Kept | None:
     """What :func:`write_codes` kept, if it is of the run's newest checkpoint and whole; else None."""
     newest = checkpoint.paths(run.checkpoints)
     if not newest:
@@ -90,5 +90,5 @@ def read_codes(run: Run) -> Kept | None:
     return kept if kept.steps == checkpoint.step_of(newest[-1]) else None
 
 
-def _path(run: Run) -> Path:
+def _path(run: RunDirectory) -> Path:
     return run.path / "codes.npz"

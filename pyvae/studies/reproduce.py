@@ -17,7 +17,7 @@ from pyvae.engine import checkpoint
 from pyvae.engine.arithmetic import check_precision
 from pyvae.engine.fused.supports import settled
 from pyvae.engine.recipe import Engine, Precision, Recipe
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError
 from pyvae.evaluation import MARGINAL_LIKELIHOOD, read_metrics
@@ -180,7 +180,7 @@ class _Pages:
         self._written = time.monotonic()
 
     def _measured(self, arm: str, seed: int) -> Measured:
-        run = Run.open(self._out / arm / f"seed-{seed}")
+        run = RunDirectory.open(self._out / arm / f"seed-{seed}")
         trained = load_trained(run, self._dataset)
         # of what metrics.json holds, the scores may have become those of other factors since, by `pyvae evaluate`
         kl = read_metrics(run, trained.steps, self._dataset).get("kl_of_latents")
@@ -200,7 +200,7 @@ class _Pages:
 def _check_run(path: Path, recipe: Recipe, dataset: Dataset, device: torch.device | None) -> None:
     """Raise PyvaeError if a run cannot be brought to its end; without a device, those of a cluster are not asked."""
     _check_length(path, recipe)
-    run = Run.create_or_resume(path, recipe)
+    run = RunDirectory.create_or_resume(path, recipe)
     check_data(recipe, dataset)
     saved = checkpoint.newest_description(run.checkpoints)
     finished = saved is not None and saved["step"] >= recipe.steps
@@ -214,7 +214,7 @@ def _check_run(path: Path, recipe: Recipe, dataset: Dataset, device: torch.devic
 def _check_length(path: Path, recipe: Recipe) -> None:
     if not checkpoint.paths(path / "checkpoints"):
         return
-    there = Run.open(path).recipe.steps
+    there = RunDirectory.open(path).recipe.steps
     if there != recipe.steps:
         raise PyvaeError(
             f"{path} holds a run of {there:,} steps, not {recipe.steps:,}: give the --scale it was made with, or name "

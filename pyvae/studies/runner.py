@@ -13,7 +13,7 @@ from pyvae.data.paths import absolute
 from pyvae.engine import checkpoint
 from pyvae.engine.files import check_writable, clear_leftovers, make_directory, set_aside
 from pyvae.engine.lock import lock
-from pyvae.engine.run import Run
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError, RunError, printable
 from pyvae.studies.here import Here
 from pyvae.studies.plan import Model, StudyPlan, keep_source
@@ -231,7 +231,7 @@ class _Work:
 def _is_written(path: Path, model: Model) -> bool:
     """Whether a run is there whose ``recipe.json`` is a model's; what else is there, training judges."""
     try:
-        return Run.open(path).recipe == replace(model.recipe, data=absolute(model.recipe.data))
+        return RunDirectory.open(path).recipe == replace(model.recipe, data=absolute(model.recipe.data))
     except PyvaeError:
         return False
 

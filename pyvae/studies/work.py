@@ -19,7 +19,7 @@ from pyvae.engine import checkpoint
 from pyvae.engine.checkpoint import engine_of
 from pyvae.engine.loop import train_together
 from pyvae.engine.recipe import Recipe
-from pyvae.engine.run import HeldError, Run
+from pyvae.engine.run import HeldError, RunDirectory
 from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError
 from pyvae.evaluation import (
@@ -156,9 +156,9 @@ def train_group(
     except PyvaeError as error:
         _check_room(error)
         return [ModelOutcome(model.name, 0, error=str(error)) for model in models]
-    runs: dict[str, Run] = {}
+    runs: dict[str, RunDirectory] = {}
     for model in models:
-        run = Run(out / model.name, replace(model.recipe, data=absolute(model.recipe.data)))
+        run = RunDirectory(out / model.name, replace(model.recipe, data=absolute(model.recipe.data)))
         if (refusal := _refusal(run, dataset)) is None:
             runs[model.name] = run
         else:
@@ -168,7 +168,7 @@ def train_group(
     return [found[model.name] for model in models]
 
 
-def _refusal(run: Run, dataset: Dataset) -> str | None:
+def _refusal(run: RunDirectory, dataset: Dataset) -> str | None:
     """Why a run cannot be trained, before anything is made for it."""
     try:
         check_data(run.recipe, dataset)
@@ -178,7 +178,7 @@ def _refusal(run: Run, dataset: Dataset) -> str | None:
     return None
 
 
-def _train(runs: Mapping[str, Run], dataset: Dataset, settings: Settings) -> dict[str, ModelOutcome]:
+def _train(runs: Mapping[str, RunDirectory], dataset: Dataset, settings: Settings) -> dict[str, ModelOutcome]:
     steps = next(iter(runs.values())).recipe.steps
     try:
         outcomes = _patiently(
@@ -207,7 +207,9 @@ def _train(runs: Mapping[str, Run], dataset: Dataset, settings: Settings) -> dic
     return _by_halves(runs, dataset, replace(settings, patience=0.0))
 
 
-def _by_halves(runs: Mapping[str, Run], dataset: Dataset, settings: Settings) -> dict[str, ModelOutcome]:
+def _by_halves(
+    runs: Mapping[str, RunDirectory], dataset: Dataset, settings: Settings
+) -> dict[str, ModelOutcome]:
     """Two groups of what could not be one: the memory is too small, or one of them stands in the way of the others.
 
     Members do not depend on one another, so that what is saved of them goes on.
@@ -225,7 +227,7 @@ def _by_halves(runs: Mapping[str, Run], dataset: Dataset, settings: Settings) ->
 
 
 def _patiently(
-    runs: Sequence[Run], dataset: Dataset, device: torch.device, *, seconds: float, **options: Any
+    runs: Sequence[RunDirectory], dataset: Dataset, device: torch.device, *, seconds: float, **options: Any
 ) -> list[Any]:
     deadline = time.monotonic() + seconds
     while True:
@@ -284,7 +286,7 @@ def scored(model: Model, out: Path, settings: Settings, *data: Dataset | None) -
 
 
 def _row(model: Model, out: Path, settings: Settings, dataset: Dataset, held_out: Dataset | None) -> Row:
-    run = Run.create_or_resume(out / model.name, model.recipe)
+    run = RunDirectory.create_or_resume(out / model.name, model.recipe)
     newest = run.newest_for(dataset)
     if (trained_on := newest.metadata["data"]) != dataset.fingerprint:
         raise PyvaeError(f"{run.path} was trained on {trained_on}, but the data now is {dataset.fingerprint}")
@@ -337,7 +339,7 @@ def _training(step: int, metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scores(
-    run: Run, dataset: Dataset, held: dict[str, Any], settings: Settings
+    run: RunDirectory, dataset: Dataset, held: dict[str, Any], settings: Settings
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Scores that ``held`` does not have over these factors, and why others cannot be computed."""
     names = [name for name in settings.metrics if not _stands(held.get(name), dataset, settings)]
@@ -378,7 +380,7 @@ def _factors(dataset: Dataset) -> tuple[str, ...]:
 
 
 def _likelihood(
-    run: Run, dataset: Dataset, held: dict[str, Any], settings: Settings, held_out: Dataset | None
+    run: RunDirectory, dataset: Dataset, held: dict[str, Any], settings: Settings, held_out: Dataset | None
 ) -> dict[str, Any]:
     if held_out is None and settings.held_out is not None:
         held_out = dataset_of(replace(run.recipe, data=settings.held_out), replace(settings, data=None))

@@ -6,24 +6,8 @@ from typing import Annotated, Any, Literal
 from pyvae.bounds import Checked, Rate, Seed, Steps, Within, refusal, show
 from pyvae.engine.plain import checked, checked_fields
 from pyvae.errors import RecipeError
-from pyvae.objectives import (
-    CIWAE,
-    DIPVAE,
-    IWAE,
-    MIWAE,
-    OBJECTIVES,
-    PIWAE,
-    TCVAE,
-    VAE,
-    AnnealedVAE,
-    BetaVAE,
-    CapacityVAE,
-    ControlVAE,
-    FactorVAE,
-    ImportanceWeighted,
-    InfoGAN,
-    InfoWGANGP,
-)
+from pyvae.nets import ArchitectureName, Initialisation
+from pyvae.objectives import OBJECTIVES, VAE, ImportanceWeighted, InfoGAN, Objective
 from pyvae.objectives.likelihood import Likelihood
 
 FORMAT = 1
@@ -35,22 +19,7 @@ Engine = Literal["auto", "torch", "fused"]
 class Recipe(Checked):
     """One training run. Two runs of one recipe on one machine are equal bit for bit."""
 
-    objective: (
-        VAE
-        | BetaVAE
-        | CapacityVAE
-        | ControlVAE
-        | AnnealedVAE
-        | FactorVAE
-        | TCVAE
-        | DIPVAE
-        | IWAE
-        | MIWAE
-        | PIWAE
-        | CIWAE
-        | InfoGAN
-        | InfoWGANGP
-    ) = field(default_factory=VAE)
+    objective: Objective = field(default_factory=VAE)
     data: str = "dsprites"
     """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, of 3dshapes.h5, of a folder of images,
     or of an array of images in an .npz, .npy or HDF5 file; of several arrays one is named so: file.npz:x_train."""
@@ -69,11 +38,9 @@ class Recipe(Checked):
     (Salakhutdinov & Murray 2008). For images without known factors."""
     likelihood: Likelihood = "bernoulli"
     """Of the pixels; "gaussian" has mean sigmoid(logits) and variance 1."""
-    architecture: Literal["burgess", "beta-vae-h", "kim", "kim-256", "locatello", "mlp", "rainforth"] = (
-        "burgess"
-    )
+    architecture: ArchitectureName = "burgess"
     """Encoder and decoder, by paper; see pyvae.nets. "mlp" and "rainforth" take images of any size, others 64 x 64."""
-    init: Literal["torch", "kaiming", "normal", "glorot"] = "torch"
+    init: Initialisation = "torch"
     """Initial weights; see pyvae.nets.build."""
     code: Literal["encoder", "factors"] = "encoder"
     """What z is made from: the image, by the encoder; or the true factors, each through a noisy channel of its own

@@ -30,7 +30,7 @@ def shape_of(recipe: Recipe) -> tuple[Hashable, ...]:
     shared = tuple(
         (field.name, getattr(recipe, field.name)) for field in fields(recipe) if field.name not in _OWN
     )
-    weighting = weighting_of(objective)  # type: ignore[arg-type]  # of others it says that they are others
+    weighting = weighting_of(objective)
     # stages cost every member of an ensemble its dependent launches
     staged = recipe.lr_stage_steps is not None
     return type(objective).__name__, structure, weighting.options, staged, shared

@@ -1,17 +1,17 @@
 """VAE with an annealed KL."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 
 from pyvae.bounds import Count, Steps, Within, refusal
-from pyvae.objectives.objective import Hyperparameters, Outputs, weighted_kl
+from pyvae.objectives.objective import Objective, Outputs, weighted_kl
 from pyvae.schedules import cyclical, linear, logistic
 
 
 @dataclass(frozen=True)
-class AnnealedVAE(Hyperparameters):
+class AnnealedVAE(Objective):
     """``recon + beta(t) KL``, beta from 0 to 1: linear or logistic as Bowman et al. 2016, "Generating sentences from a
     continuous space", section 3.1; cyclical as Fu et al. 2019, "Cyclical annealing schedule".
 
@@ -26,8 +26,6 @@ class AnnealedVAE(Hyperparameters):
     """M, of the cyclical schedule."""
     proportion: Annotated[float, Within(above=0, most=1)] = 0.5
     """R, part of each cycle in which beta rises."""
-
-    extra_terms: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,18 +1,17 @@
 """beta-VAE with controlled capacity increase."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pyvae.bounds import Nats, Steps, Weight
-from pyvae.objectives.objective import Hyperparameters, Outputs
+from pyvae.objectives.objective import Objective, Outputs
 from pyvae.schedules import linear
 
 
 @dataclass(frozen=True)
-class CapacityVAE(Hyperparameters):
+class CapacityVAE(Objective):
     """Burgess et al. 2018, "Understanding disentangling in beta-VAE", equation 8: ``recon + gamma |KL - C|``.
 
     KL is the batch mean: the absolute value of each image's distance would be another objective. C is counted from
@@ -25,8 +24,6 @@ class CapacityVAE(Hyperparameters):
     """Final C in nats."""
     capacity_steps: Steps = 100_000
     """Steps over which C rises linearly from 0."""
-
-    extra_terms: ClassVar[tuple[str, ...]] = ()
 
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
         """See :class:`pyvae.objectives.objective.Objective`; "beta" is gamma times the sign of KL - C."""

@@ -1,7 +1,7 @@
 """ControlVAE."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +17,12 @@ from pyvae.control import (
     initial_control,
     pi,
 )
-from pyvae.objectives.objective import Hyperparameters, Outputs, weighted_kl
+from pyvae.objectives.objective import Objective, Outputs, weighted_kl
 from pyvae.schedules import linear, stepwise
 
 
 @dataclass(frozen=True)
-class ControlVAE(Hyperparameters):
+class ControlVAE(Objective):
     """Shao et al. 2020, "ControlVAE: controllable variational autoencoder": ``recon + beta(t) KL``, where a PI
     controller (algorithm 1) moves beta so that the batch's KL follows the capacity C(t).
 
@@ -65,8 +65,6 @@ class ControlVAE(Hyperparameters):
     anti_windup: AntiWindup = "conditional"
     """What keeps the integral: an output outside the limits and an error that pushes further out (conditional); such an
     output alone, perhaps for good, as the authors' code (published); a limited beta outside, so nothing (paper)."""
-
-    extra_terms: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

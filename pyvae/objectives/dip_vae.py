@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from pyvae.bounds import Weight
-from pyvae.objectives.objective import Hyperparameters, Outputs, weighted_kl
+from pyvae.objectives.objective import Objective, Outputs, weighted_kl
 
 
 @dataclass(frozen=True)
-class DIPVAE(Hyperparameters):
+class DIPVAE(Objective):
     """Kumar et al. 2018, "Variational inference of disentangled latent concepts from unlabeled observations",
     equations 6 and 7: ``recon + KL + lambda_od sum_(i != j) S_ij^2 + lambda_d sum_i (S_ii - 1)^2``.
 

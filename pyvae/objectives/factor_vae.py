@@ -12,12 +12,12 @@ from pyvae.base.checks import accumulation_dtype
 from pyvae.bounds import Rate, Weight, Within
 from pyvae.functional import tc_batch
 from pyvae.nets import build_discriminator
-from pyvae.objectives.objective import Hyperparameters, Outputs, weighted_kl
+from pyvae.objectives.objective import Objective, Outputs, weighted_kl
 from pyvae.ops.library import as_dtype
 
 
 @dataclass(frozen=True)
-class FactorVAE(Hyperparameters):
+class FactorVAE(Objective):
     """Kim & Mnih 2018, "Disentangling by factorising", algorithm 2: ``recon + KL + gamma TC``.
 
     TC is the mean log-odds of a discriminator between q(z) (class 0) and the product of its marginals (class 1),

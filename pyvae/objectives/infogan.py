@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyvae.bounds import Count, Rate, Weight, Within, refusal
 from pyvae.nets.adversarial import CodePosterior
-from pyvae.objectives.objective import Hyperparameters
+from pyvae.objectives.objective import Objective
 from pyvae.random import Stream, bits, normal, uniform
 
 
@@ -30,7 +30,7 @@ Dimensions = Annotated[int, Within(0, 10_000)]
 
 
 @dataclass(frozen=True)
-class InfoGAN(Hyperparameters):
+class InfoGAN(Objective):
     """Chen et al. 2016, "InfoGAN: interpretable representation learning by information maximizing generative
     adversarial nets": the non-saturating GAN loss, minus ``information_weight`` times the lower bound
     ``E[log Q(c | G(noise, c))] + H(c)`` of the mutual information of codes and images.
@@ -65,7 +65,6 @@ class InfoGAN(Hyperparameters):
     """Steps of the generator in each of the training's, each with codes of its own."""
 
     betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
-    extra_terms: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +75,7 @@ class InfoGAN(Hyperparameters):
 
     @property
     def compares(self) -> str | None:
-        """See :class:`pyvae.objectives.objective.Hyperparameters`."""
+        """See :class:`pyvae.objectives.objective.Objective`."""
         return "batch normalisation compares images; or give --no-batch-norm" if self.batch_norm else None
 
     @property

@@ -16,10 +16,10 @@ from pyvae.objectives.importance import (
     importance_loss,
     importance_samples,
 )
-from pyvae.objectives.objective import Hyperparameters
+from pyvae.objectives.objective import Objective
 
 
-class ImportanceWeighted(Hyperparameters):
+class ImportanceWeighted(Objective):
     """What the objectives of this family have in common: they decode M x K samples of each image."""
 
     bound: ClassVar[Bound]

@@ -1,6 +1,7 @@
 """What every objective of the literature has in common."""
 
-from typing import ClassVar, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -35,23 +36,20 @@ TERMS = ("loss", "recon", "kl", "beta", "capacity")
 and the KL that is aimed at (0 where there is none)."""
 
 
-class Hyperparameters(Checked):
-    """What the dataclasses of objectives have in common: a constructor that refuses what cannot be."""
+@dataclass(frozen=True)
+class Objective(Checked):
+    """Base of all objectives: frozen dataclasses of their hyperparameters, whose constructor refuses what cannot be."""
+
+    extra_terms: ClassVar[tuple[str, ...]] = ()
+    """Names of the terms that it has beside those that all have."""
 
     @property
     def compares(self) -> str | None:
         """Why a batch of one image would not do, if so."""
         return None
 
-
-class Objective(Protocol):
-    """A published objective: a frozen dataclass of its hyperparameters and a pure function to scalar terms."""
-
-    extra_terms: ClassVar[tuple[str, ...]]
-    """Names of the terms that it has beside those that all have."""
-
     def terms(self, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
-        """Named scalars ``[...]`` of one step.
+        """Named scalars ``[...]`` of one step; a pure function.
 
         Args:
             outputs: of the model for this step's batch.
@@ -59,8 +57,12 @@ class Objective(Protocol):
 
         Returns:
             those of ``TERMS`` and of ``extra_terms``, in nats.
+
+        Raises:
+            NotImplementedError: it is none of one sample of each image, as those that decode several are not, or of
+                no decoder at all.
         """
-        ...
+        raise NotImplementedError(f"{type(self).__name__} is no function of one sample of each image")
 
 
 def weighted_kl(outputs: Outputs, beta: float | Tensor, capacity: Tensor | None = None) -> dict[str, Tensor]:

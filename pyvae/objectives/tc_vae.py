@@ -10,11 +10,11 @@ from pyvae.base.constants import constant
 from pyvae.bounds import Signed, Weight
 from pyvae.errors import RecipeError
 from pyvae.functional import aggregate_log_density
-from pyvae.objectives.objective import Hyperparameters, Outputs
+from pyvae.objectives.objective import Objective, Outputs
 
 
 @dataclass(frozen=True)
-class TCVAE(Hyperparameters):
+class TCVAE(Objective):
     """Chen et al. 2018, "Isolating sources of disentanglement in VAEs", equation 4: ``recon + alpha MI + beta TC +
     gamma dwKL``, the KL split at the sampled z; with all weights 1 it is the VAE, its KL estimated by the sample.
 

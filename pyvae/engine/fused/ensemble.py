@@ -127,7 +127,7 @@ def plan_for(
     recipes: Sequence[Recipe], dataset: Dataset, device: torch.device, tiles: Tiles | None = None
 ) -> Plan:
     """The plan that runs of these recipes share; see :class:`Ensemble`."""
-    first, objective = recipes[0], _objective(recipes[0])
+    first, objective = recipes[0], recipes[0].objective
     network = network_for(first, dataset.image_shape[0])
     return Plan(
         network,
@@ -151,7 +151,7 @@ def _options(recipes: Sequence[Recipe], device: torch.device) -> Options:
         options = options._replace(descriptors=False)
     # edges of a graph that let a launch begin early lead from kernel to kernel, not from torch's copies
     copies = any(recipe.lr_stage_steps for recipe in recipes)
-    if copies or weighting_of(_objective(first)).kind == "seam":
+    if copies or weighting_of(first.objective).kind == "seam":
         options = options._replace(pdl=False)
     return options
 
@@ -172,15 +172,11 @@ def _shared(recipe: Recipe, first: Recipe) -> Objective:
     kinds = [type(each.objective).__name__ for each in (first, recipe)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"objective: members share it, got {' and '.join(kinds)}")
-    options = [weighting_of(_objective(each)).options for each in (first, recipe)]
+    options = [weighting_of(each.objective).options for each in (first, recipe)]
     for name, mine, other in zip(options[0]._fields, *options, strict=True):
         if mine != other:
             raise ValueError(f"{name.lower()}: members share it, got {mine} and {other}")
-    return _objective(recipe)
-
-
-def _objective(recipe: Recipe) -> Objective:
-    return recipe.objective  # type: ignore[return-value]  # others are refused
+    return recipe.objective
 
 
 def _order(recipe: Recipe, dataset: Dataset, device: torch.device, stream: Stream) -> BatchOrder:

@@ -13,7 +13,7 @@ from pyvae.engine.fused.weighting import weighting_of
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.stepper import RING_ROWS
 from pyvae.nets import build_discriminator, count_weights
-from pyvae.objectives import TERMS, FactorVAE, InfoGAN, Objective
+from pyvae.objectives import TERMS, FactorVAE, InfoGAN
 
 _FLOAT = 4
 _DOUBLE = 8
@@ -30,7 +30,7 @@ def member_bytes(recipe: Recipe, channels: int, bits: bool) -> int:
     Raises:
         UnknownNetworkError: the fused engine does not know the network.
     """
-    objective: Objective = recipe.objective  # type: ignore[assignment]  # others have no kernels
+    objective = recipe.objective
     found = _buffers(
         recipe.architecture,
         recipe.latents,
@@ -78,7 +78,7 @@ def _buffers(
     seam: bool,
     adversarial: bool,
 ) -> int:
-    known = Recipe(architecture=architecture, latents=latents)  # type: ignore[arg-type]
+    known = Recipe(architecture=architecture, latents=latents)
     network = network_for(known, channels)
     plan = Plan(network, Layout(network), batch_size, precision, bits)
     if adversarial:

@@ -14,7 +14,7 @@ from pyvae.engine.fused.layout import padded
 from pyvae.engine.fused.members import Members
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.trainer import Adversary
-from pyvae.objectives import FactorVAE, Objective, Outputs
+from pyvae.objectives import FactorVAE, Outputs
 
 
 class Seam:
@@ -47,7 +47,7 @@ class Seam:
 
     def _weigh(self, members: Members, member: int) -> None:
         mu, logvar, z = (x.detach().requires_grad_() for x in members.latents(member))
-        objective: Objective = self._recipes[member].objective  # type: ignore[assignment]  # others are refused
+        objective = self._recipes[member].objective
         kl = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).mean(0)
         correlation = None
         if self._adversaries:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,8 @@ from torch.nn.utils.parametrize import is_parametrized
 import pyvae
 from pyvae.base.files import replacing
 from pyvae.errors import ExportError, reason
-from pyvae.nets import FactorEncoder
 from pyvae.nets.adversarial import AdversarialPair
+from pyvae.nets.autoencoder import FactorEncoder
 
 ENDINGS = (".pt2", ".onnx")
 TOLERANCE = 1e-4
@@ -54,8 +54,8 @@ def export(
             ``decoder`` gives logits of ``mu``; or an :class:`pyvae.nets.adversarial.AdversarialPair`.
         image_shape: channels, height and width of its images.
         path: ends in ".pt2" (``torch.export.load(path).module()``) or ".onnx" (``pip install 'pyvae[onnx]'``).
-        part: what the file computes. Inputs and outputs have these names in either format; a .pt2 takes its input by
-            position or by name, and gives a dict.
+        part: what the file computes. Inputs and outputs have these names in ONNX; a .pt2 takes its input by position,
+            and gives a dict.
 
             - "autoencoder": ``images [B, C, H, W]`` to ``logits [B, C, H, W]`` of ``mu``, and ``mu`` and ``logvar``;
             - "encoder": ``images`` to ``mu [B, D]`` and ``logvar [B, D]``;
@@ -296,8 +296,7 @@ def _write_archive(
 
 def _load_archive(path: Path, piece: _Piece) -> Run:
     with open(path, "rb") as file:
-        module = torch.export.load(file).module()
-    return module
+        return torch.export.load(file).module()
 
 
 def _write_onnx(
@@ -380,8 +379,8 @@ def _difference(found: Tensor, right: Tensor) -> float:
 def _said(error: Exception) -> str:
     """torch's reason in a line: the first of the particulars, if it lists any."""
     lines = [line for line in str(error).splitlines() if line.strip()]
-    particular = next((line for line in lines[:2] if line.startswith("  - ")), None)
-    return reason(type(error)(particular[4:])) if particular else reason(error)
+    listed = next((line.removeprefix("  - ") for line in lines[:2] if line.startswith("  - ")), None)
+    return reason(error if listed is None else ValueError(listed))
 
 
 @contextmanager

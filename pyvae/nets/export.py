@@ -112,11 +112,8 @@ class _Part(nn.Module):
 
     def __init__(self, net: nn.Module, *names: str) -> None:
         super().__init__()
-        used = {name: getattr(net, name) for name in names}
-        for name, value in used.items():
-            setattr(self, name, value)
-        if not all(isinstance(value, nn.Module) for value in used.values()):
-            self.net = net  # whose weights a method of it reads
+        for name in names:  # of methods, torch keeps the weights that they read
+            setattr(self, name, getattr(net, name))
 
 
 class _Autoencoder(_Part):

@@ -85,6 +85,8 @@ def page(op: str) -> str:
     function, notes = getattr(pyvae, op), NOTES[op]
     signature = str(inspect.signature(function)).replace("torch.Tensor", "Tensor")
     signature = re.sub(r"<([\w.]+): \d+>", r"\1", signature)
+    # the public path of a result
+    signature = re.sub(r"(pyvae\.reference)\.\w+\.", r"\1.", signature)
     parts = [
         f"# {op}",
         "<!-- written by docs/build.py from the docstring: change that -->",

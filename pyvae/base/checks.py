@@ -35,6 +35,13 @@ def check_float(name: str, x: Tensor) -> None:
         raise TypeError(f"{name}: expected float32, bfloat16, float16 or float64, got {x.dtype}")
 
 
+def check_columns(name: str, x: Tensor) -> None:
+    """Raise unless ``x`` is a float tensor [..., rows, columns] with a column."""
+    check_float(name, x)
+    if x.ndim < 2 or x.shape[-1] == 0:
+        raise ValueError(f"{name}: expected shape [..., rows, columns], got {list(x.shape)}")
+
+
 def check_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Raise unless both tensors are on one device."""
     if x.device != other.device:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyvae import reference
 from pyvae.backend import take
-from pyvae.base.checks import check_device, expand_key
+from pyvae.base.checks import check_columns, check_device, expand_key
 from pyvae.base.transforms import compiled, transform, transform_of_gradients
 from pyvae.ops.library import LIBRARY
 from pyvae.random import Stream, check_draw, check_key, fresh_key
@@ -132,7 +132,7 @@ def permute_dims(z: Tensor, *, key: Tensor | None = None, stream: int = Stream.P
     >>> permute_dims(z).sort(dim=0).values.equal(z)
     True
     """
-    reference.check_columns("z", z)
+    check_columns("z", z)
     return _apply(None, z, key, stream)
 
 
@@ -155,8 +155,8 @@ def tc_batch(z: Tensor, z2: Tensor, *, key: Tensor | None = None) -> Tensor:
     >>> tc_batch(torch.zeros(3, 2), torch.ones(3, 2)).mean(-1)
     tensor([0., 0., 0., 1., 1., 1.])
     """
-    reference.check_columns("z", z)
-    reference.check_columns("z2", z2)
+    check_columns("z", z)
+    check_columns("z2", z2)
     if z2.shape != z.shape:
         raise ValueError(f"z2: expected the shape of z {list(z.shape)}, got {list(z2.shape)}")
     if z2.dtype != z.dtype:

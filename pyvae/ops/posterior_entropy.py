@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyvae import reference
 from pyvae.backend import take
-from pyvae.base.checks import check_device, check_latents
+from pyvae.base.checks import check_columns, check_device, check_latents
 from pyvae.base.transforms import refuse, refuse_gradients
 from pyvae.reference import PosteriorEntropy
 
@@ -79,7 +79,7 @@ def sampled_entropy(
     Raises:
         TypeError: wrong dtype. ValueError: wrong shape or device; NaN or infinity, log-variances beyond 100 either way.
     """
-    reference.check_columns("z", z)
+    check_columns("z", z)
     check_latents(mu, logvar)
     check_device("z", z, "mu", mu)
     if z.ndim != 2 or len(z) < 1 or z.shape[1] != mu.shape[-1]:

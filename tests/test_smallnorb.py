@@ -323,9 +323,10 @@ def test_trained_and_scored_by_the_command_line(folder, tiny, tmp_path, monkeypa
         monkeypatch.setattr(sys, "argv", ["pyvae", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        return ended.value.code, capsys.readouterr().out
+        said = capsys.readouterr()
+        return ended.value.code, said.out + said.err
 
-    small = ("--architecture", "mlp", "--latents", "2", "--batch-size", "4", "--device", "cpu")
+    small = ("--latents", "2", "--batch-size", "4", "--device", "cpu")
     status, said = call("train", "beta-vae", "--data", "norb", *small, "--steps", "3", "--out", "run")
     assert (status, said.splitlines()[-1].startswith("run: 3 of 3 steps")) == (0, True)
     status, _ = call("evaluate", "run", "--metrics", "mig", "--without", "instance", "--device", "cpu")

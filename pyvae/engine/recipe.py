@@ -183,6 +183,11 @@ def objective_name(objective: Objective) -> str:
     return next(name for name, kind in OBJECTIVES.items() if kind is type(objective))
 
 
+def objective_label(objective: Objective) -> str:
+    """The name of an objective as a reader is told it: without the folder of a user's own."""
+    return str(objective.source) if objective.source is not None else objective_name(objective)
+
+
 def differences(mine: Recipe, theirs: Recipe) -> list[str]:
     """Fields in which two recipes differ, with both values, but for the length of the run and where the data lies."""
     changed = changed_sources(mine, {source.spec: source.sha256 for source in theirs.sources})

@@ -33,6 +33,10 @@ class PlanError(PyvaeError, ValueError):
     """A study's file cannot be read, or asks for what cannot be."""
 
 
+class ExportError(PyvaeError, ValueError, RuntimeError):
+    """A network cannot be written for other programs."""
+
+
 class SeedError(PyvaeError, ValueError):
     """A seed or a step has more than 64 bits."""
 

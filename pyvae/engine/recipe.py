@@ -26,8 +26,9 @@ class Recipe(Checked):
     objective: Objective = field(default_factory=VAE)
     """What is minimised; see pyvae.objectives. One of your own is a frozen dataclass with ``terms``."""
     data: str = "dsprites"
-    """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, of 3dshapes.h5, of a folder of images,
-    or of an array of images in an .npz, .npy or HDF5 file; of several arrays one is named so: file.npz:x_train."""
+    """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, of 3dshapes.h5, of an MPI3D .npz, of
+    the folder of Cars3D or SmallNORB, of a folder of images, or of an array of images in an .npz, .npy or HDF5 file; of
+    several arrays one is named so: file.npz:x_train."""
     image_size: Annotated[int, Within(1, 4096)] = 64
     """Side that images of a folder or an array are resized to."""
     channels: Literal[1, 3] | None = None

@@ -1,6 +1,7 @@
 """Networks by name, with the weights that a seed gives."""
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -56,11 +57,15 @@ def build(
     return net
 
 
+_DRAWING = threading.RLock()
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """What torch draws on the CPU comes from ``seed``; its generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(word(seed))
+    """What torch draws on the CPU comes from ``seed``; its generator is left as it was, and so are those of GPUs."""
+    # the generator is one for all threads
+    with _DRAWING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(word(seed))
         yield
 
 

@@ -51,7 +51,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/* cs
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --no-build-isolation --editable ".[test,ray]" lightning pythae
+	$(PIP) --no-build-isolation --editable ".[test,ray,onnx]" lightning pythae
 	# without torchvision, whose wheels want a torch with CUDA and keep Lightning from loading beside one without
 	$(PIP) --no-deps disent
 	touch $@

@@ -352,7 +352,7 @@ def test_every_error_of_ours_is_one_of_the_users():
     users = {cls.__name__ for cls in (PyvaeError, *PyvaeError.__subclasses__())}
     assert users == {
         *("PyvaeError", "DataError", "RunError", "RecipeError", "BackendError", "SeedError"),
-        *("PlanError", "OutOfRoomError"),
+        *("PlanError", "OutOfRoomError", "ExportError"),
     }
     assert own - users == {
         "UnusableError",

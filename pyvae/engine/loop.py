@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from pyvae.base.allocator import keep_large_buffers
+from pyvae.base.source import loading
 from pyvae.data.dataset import Dataset
 from pyvae.engine.arithmetic import check_precision, computing
 from pyvae.engine.batches import fitting
@@ -57,11 +58,13 @@ def train(
 
     Raises:
         RunError: another process holds the run, another thread of this one trains, the data is not what it was, more
-            steps are done than the recipe has, a file cannot be written, or the loss is no longer finite (the last checkpoint is from before).
+            steps are done than the recipe has, a file cannot be written, or the loss is no longer finite (the last
+            checkpoint is from before).
         RecipeError: the recipe cannot be trained on this data, or not on this device.
 
     Switches of torch that it sets are put back.
     """
+    _check_loading()
     keep_large_buffers()
     options = _Options(log_every, checkpoint_seconds, capture, compile)
     with _alone(), computing(run.recipe.precision), _held([run]):
@@ -106,6 +109,7 @@ def train_together(
             before the first step is refused before anything is written.
         RecipeError: a recipe cannot be trained on this data, or not on this device.
     """
+    _check_loading()
     keep_large_buffers()
     options = _Options(log_every, checkpoint_seconds, capture, compile)
     standing = _standing(runs, dataset, device, compile)
@@ -133,6 +137,13 @@ def train_together(
             outcomes |= zip(members, found, strict=True)
         by = signals[0] if signals else None
     return [outcomes.get(n) or Outcome(each.step, True, 0.0, signal=by) for n, each in enumerate(standing)]
+
+
+def _check_loading() -> None:
+    if (file := loading()) is not None:
+        raise RunError(
+            f'{file} trains while it is loaded for its code: put what trains below if __name__ == "__main__":'
+        )
 
 
 class _Options(NamedTuple):

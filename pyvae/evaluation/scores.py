@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.data.subset import subset
-from pyvae.engine.arithmetic import settle_arithmetic
+from pyvae.engine.arithmetic import computing
 from pyvae.engine.batches import ImageSource
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError
@@ -95,11 +95,11 @@ def compute_scores(
     net: Autoencoder | AdversarialPair
     newest = run.newest_for(dataset)
     net, steps = run.pair_of(newest) if run.adversarial else run.net_of(newest), newest.step
-    settle_arithmetic(run.recipe.precision)
     dataset = run.shown(dataset)
     index = _part(dataset, images)
-    source = ImageSource(dataset, device).images
-    table = encode(net.to(device), dataset, device=device, index=index, images=source)
+    with computing(run.recipe.precision):
+        source = ImageSource(dataset, device).images
+        table = encode(net.to(device), dataset, device=device, index=index, images=source)
     options = _options(len(table.mu), names, without)
     found, failed = evaluate_possible(table, names, seed=seed, options=options)
     # what is not as usual stands in the scores, so that nobody takes them for others

@@ -24,7 +24,6 @@ class Recipe(Checked):
     """One training run. Two runs of one recipe on one machine are equal bit for bit."""
 
     objective: Objective = field(default_factory=VAE)
-    """What is minimised; see pyvae.objectives. One of your own is a frozen dataclass with ``terms``."""
     data: str = "dsprites"
     """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, of 3dshapes.h5, of an MPI3D .npz, of
     the folder of Cars3D or SmallNORB, of a folder of images, or of an array of images in an .npz, .npy or HDF5 file; of

@@ -112,7 +112,6 @@ def test_a_killed_run_of_200_steps_is_reported_and_scored(tmp_path, monkeypatch)
     assert_same(tmp_path / "whole", path)
     page = report(whole, Corner())
     assert "my_loss.py:FreeNats" in page.read_text()
-    assert "drift" in page.read_text()
     scores = compute_scores(whole, Corner(), ["mig", "sap"], device=CPU)
     assert all(math.isfinite(parts["score"]) for parts in scores.found.values())
     assert scores.steps == 200

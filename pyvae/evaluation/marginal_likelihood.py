@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
 from pyvae.base.allocator import keep_large_buffers
 from pyvae.base.progress import bar_class
 from pyvae.functional import importance_log_weight

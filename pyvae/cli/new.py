@@ -6,8 +6,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from pyvae.cli.invocation import say, whole_path
-from pyvae.engine.files import cause_of
+from pyvae.cli.invocation import say
+from pyvae.engine.files import cause_of, whole_path
 from pyvae.errors import PyvaeError, printable
 
 _OPTIONS = {"objective": "--objective {}:Mine --beta 2", "network": "--architecture {}:build"}

@@ -358,7 +358,7 @@ def test_an_objective_is_a_value():
 
 
 def test_reserved_names_are_all_options_of_training():
-    from pyvae.cli import Train
+    from pyvae.cli.train import Train
 
     assert {f.name for f in fields(Train)} <= RESERVED | {f.name for f in fields(Recipe)}
 

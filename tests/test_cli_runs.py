@@ -12,15 +12,15 @@ import pytest
 import torch
 
 import pyvae
-from pyvae import cli, data, evaluation
-from pyvae.cli import console, evaluate
+from pyvae import cli, data
+from pyvae.cli import console
 from pyvae.cli.invocation import INTERRUPTED
 from pyvae.engine import files
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import DataError, PyvaeError, RecipeError, RunError
-from pyvae.evaluation import metrics_file, scores, write_metrics
+from pyvae.evaluation import ask, metrics_file, scores, write_metrics
 from pyvae.objectives import BetaVAE
 from tiny import TinyData
 
@@ -132,8 +132,8 @@ def test_what_was_computed_is_shown_before_it_is_written(here, call, monkeypatch
     assert out.startswith("unsupervised gaussian_")
     assert status.startswith("pyvae: error: cannot write run/metrics.json: Read-only file system")
     assert status.endswith("; the numbers above are right, and not kept")
-    monkeypatch.setattr(evaluation, "compute_likelihood", lambda *_, **__: (2, {"log_p": -1.5}))
-    monkeypatch.setattr(evaluation, "check_likelihood", lambda *_, **__: None)
+    monkeypatch.setattr(ask, "compute_likelihood", lambda *_, **__: (2, {"log_p": -1.5}))
+    monkeypatch.setattr(ask, "check_likelihood", lambda *_, **__: None)
     status, out = call("evaluate", "run", "--metrics", "marginal-likelihood")
     assert out == "marginal-likelihood log_p    -1.5000\n"
     assert "Read-only file system" in status
@@ -177,7 +177,7 @@ def test_metrics_that_cannot_be_computed_are_named_and_the_others_kept(here, cal
     (here / "factors/metrics.json").unlink()
     assert call("evaluate", "factors")[0] == 0
     assert "sap is not computed: sap cannot" in caplog.messages
-    assert metrics() == set(evaluate.QUICK_METRICS) - {"sap", "explicitness"}
+    assert metrics() == set(ask.QUICK_METRICS) - {"sap", "explicitness"}
     assert done >= metrics()
     (here / "factors/metrics.json").unlink()
     status, out = call("evaluate", "factors", "--metrics", "sap", "mig")
@@ -225,8 +225,8 @@ def test_grey_images_are_refused_before_the_encoder(here, call, monkeypatch):
 
 def test_a_likelihood_beside_metrics_that_cannot_be(here, call, monkeypatch, caplog):
     """Neither takes the other with it."""
-    monkeypatch.setattr(evaluation, "compute_likelihood", lambda *_, **__: (2, {"log_p": -1.5}))
-    monkeypatch.setattr(evaluation, "check_likelihood", lambda *_, **__: None)
+    monkeypatch.setattr(ask, "compute_likelihood", lambda *_, **__: (2, {"log_p": -1.5}))
+    monkeypatch.setattr(ask, "check_likelihood", lambda *_, **__: None)
     status, out = call("evaluate", "run", "--metrics", "marginal-likelihood", "mig")
     assert out == "marginal-likelihood log_p    -1.5000\n"
     assert status == "pyvae: error: mig could not be computed; the others could"

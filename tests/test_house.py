@@ -31,6 +31,7 @@ WINGS = [
     {"evaluation", "integrations", "recipes"},
     {"studies"},
     {"report"},
+    {"runs"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,18 +1,14 @@
 """``pyvae evaluate``: metrics of a run."""
 
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tyro.conf import Positional
 
-from pyvae.cli.invocation import device_named, load_data, open_run, say
-from pyvae.errors import PyvaeError, RunError
-
-_LOG = logging.getLogger(__name__)
-QUICK_METRICS = ("mig", "factor-vae", "beta-vae", "sap", "modularity", "explicitness", "irs")
+from pyvae.cli.invocation import say
+from pyvae.evaluation.ask import QUICK_METRICS
 
 
 @dataclass(frozen=True)
@@ -40,65 +36,18 @@ class Evaluate:
     """Where the network runs."""
 
     def __call__(self) -> int:
-        from pyvae.evaluation import (
-            MARGINAL_LIKELIHOOD,
-            check_likelihood,
-            check_scores,
-            compute_likelihood,
-            compute_scores,
-            none_of,
-            write_metrics,
+        from pyvae import runs
+
+        runs.open(self.run, data=self.data).evaluate(
+            self.metrics,
+            without=self.without,
+            samples=self.samples,
+            images=self.images,
+            held_out=self.held_out,
+            seed=self.seed,
+            device=self.device,
+            found=_say_scores,
         )
-        from pyvae.metrics import METRICS
-
-        known = (*METRICS, MARGINAL_LIKELIHOOD)
-        if unknown := [name for name in self.metrics if name not in (*known, "all")]:
-            raise PyvaeError(f"unknown metric {unknown[0]!r}: there are {', '.join(known)} and all")
-        if not self.metrics:
-            raise PyvaeError(f"--metrics: name at least one of {', '.join(known)} and all")
-        if not 0 <= self.seed < 2**64:
-            raise PyvaeError(f"--seed must be from 0 to 2^64 - 1, got {self.seed}")
-        asked = [each for name in self.metrics for each in (METRICS if name == "all" else (name,))]
-        names = list(dict.fromkeys(asked))
-        of_codes = [name for name in names if name != MARGINAL_LIKELIHOOD]
-        run, dataset = open_run(self.run, self.data)
-        device = device_named(self.device)
-        held_out = None if self.held_out is None else load_data(replace(run.recipe, data=self.held_out))
-        sizes: dict[str, Any] = {"samples": self.samples, "images": self.images, "held_out": held_out}
-        # whatever can be refused is, before the minutes that the encoder takes
-        missing = (
-            check_scores(run, dataset, of_codes, without=self.without, seed=self.seed) if of_codes else {}
-        )
-        if missing.keys() == set(names):
-            raise PyvaeError(none_of(missing))
-        if MARGINAL_LIKELIHOOD in names:
-            check_likelihood(run, dataset, **sizes)
-        _say_missing(missing)
-        unwritten: list[RunError] = []
-
-        def keep(steps: int, values: dict[str, Any]) -> None:
-            try:
-                write_metrics(run, steps, dataset, values)
-            except RunError as error:  # what is still to be computed is shown all the same
-                unwritten.append(error)
-
-        if possible := [name for name in of_codes if name not in missing]:
-            scores = compute_scores(
-                run, dataset, possible, device=device, without=self.without, seed=self.seed
-            )
-            _say_scores(scores.found)
-            _say_missing(scores.missing)
-            missing |= scores.missing
-            keep(scores.steps, {"scores": scores.found})
-        if MARGINAL_LIKELIHOOD in names:
-            steps, likelihood = compute_likelihood(run, dataset, device=device, seed=self.seed, **sizes)
-            _say_scores({MARGINAL_LIKELIHOOD: likelihood})
-            keep(steps, {"marginal_likelihood": likelihood})
-        if unwritten:
-            raise RunError(f"{unwritten[0]}; the numbers above are right, and not kept")
-        # what nobody named need not be there
-        if named := [name for name in missing if name in self.metrics and self.metrics != QUICK_METRICS]:
-            raise PyvaeError(f"{', '.join(named)} could not be computed; the others could")
         return 0
 
 
@@ -108,8 +57,3 @@ def _say_scores(scores: Mapping[str, Mapping[str, Any]]) -> None:
             label = f"{name if part == 'score' else f'{name} {part}':28s}"
             if isinstance(value, int | float):
                 say(f"{label} {value:.4f}" if isinstance(value, float) else f"{label} {value:,}")
-
-
-def _say_missing(missing: Mapping[str, str]) -> None:
-    for name, why in missing.items():
-        _LOG.warning("%s is not computed: %s", name, why)

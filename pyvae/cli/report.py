@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from pyvae.cli.invocation import open_run, say
+from pyvae.cli.invocation import say
 from pyvae.errors import printable
 
 
@@ -21,10 +21,7 @@ class Report:
     """Where the data of the run lies, if it is not where it lay when the run was made."""
 
     def __call__(self) -> int:
-        from pyvae.engine.files import check_writable
-        from pyvae.report import report
+        from pyvae import runs
 
-        run, dataset = open_run(self.run, self.data)
-        check_writable(run.figures)
-        say(printable(str(report(run, dataset, span=self.span))))
+        say(printable(runs.open(self.run, data=self.data).report(span=self.span)))
         return 0

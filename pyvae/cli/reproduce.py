@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from pyvae.cli.invocation import device_named, interrupted, load_data, say, whole_path
+from pyvae.cli.invocation import interrupted, say
+from pyvae.engine.files import whole_path
 from pyvae.engine.recipe import Engine, Precision
 from pyvae.errors import PyvaeError, printable
 
@@ -53,6 +54,8 @@ class Reproduce:
     """On Ray, CPU cores of a group."""
 
     def __call__(self) -> int:
+        from pyvae.engine.device import device_named
+        from pyvae.engine.opening import open_data
         from pyvae.report import study as study_page
         from pyvae.report import toy as toy_page
         from pyvae.studies.published import STUDIES, parse_scale
@@ -86,7 +89,7 @@ class Reproduce:
                 )
             else:
                 first = study.recipe(study.arms[0], self.data)
-                dataset = load_data(first)
+                dataset = open_data(first)
                 test = _test_file(self.data) if study.likelihoods else None
                 done = reproduce(
                     self.name,
@@ -97,7 +100,7 @@ class Reproduce:
                     seeds=seeds,
                     scale=scale,
                     data=self.data,
-                    held_out=load_data(replace(first, data=test)) if test else None,
+                    held_out=open_data(replace(first, data=test)) if test else None,
                     held_out_data=test,
                     precision=self.precision,
                     engine=self.engine,

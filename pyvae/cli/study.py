@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from pyvae.cli.invocation import device_named, interrupted, say, whole_path
+from pyvae.cli.invocation import interrupted, say
+from pyvae.engine.device import device_named
+from pyvae.engine.files import whole_path
 from pyvae.errors import PyvaeError, RecipeError, printable
 
 if TYPE_CHECKING:

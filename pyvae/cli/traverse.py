@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from pyvae.cli.invocation import open_run, say
+from pyvae.cli.invocation import say
 from pyvae.errors import printable
 
 
@@ -26,11 +26,9 @@ class Traverse:
     other data."""
 
     def __call__(self) -> int:
-        from pyvae.engine.files import check_writable
-        from pyvae.report import traverse
+        from pyvae import runs
 
-        run, dataset = open_run(self.run, self.data)
-        check_writable(run.figures)
-        for path in traverse(run, dataset, span=self.span, columns=self.columns, seeds=self.seeds):
-            say(printable(str(path)))
+        run = runs.open(self.run, data=self.data)
+        for path in run.traverse(span=self.span, columns=self.columns, seeds=self.seeds):
+            say(printable(path))
         return 0

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from pyvae.base.workers import Workers
 from pyvae.data.dataset import Dataset
 from pyvae.engine.staging import Staging
 from pyvae.functional import gather_bits
@@ -136,7 +137,7 @@ class Streamed:
         self._window = window
         self._base = -1
         self._staging = Staging(device, window)
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="pyvae-read")
+        self._reader = Workers(1, "pyvae-read")
         self._next: tuple[int, Future[list[Tensor]]] | None = None
 
     def prepare(self, step: int) -> None:

@@ -1,22 +1,24 @@
 """Steps of runs that make them together, and when what they leave behind is written."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from tqdm import tqdm
 
 import pyvae
+from pyvae.base.progress import bar_class, redrawn
+from pyvae.base.workers import Workers
 from pyvae.data.dataset import Dataset
 from pyvae.engine.checkpoint import device_name
 from pyvae.engine.convolutions import settle_convolutions
 from pyvae.engine.pace import Pace
 from pyvae.engine.recorder import Begun, Recorder
 from pyvae.engine.stepper import BURST, Stepper
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _DRAIN_SECONDS = 0.5
 _SHOWN = ("loss", "recon", "kl", "discriminator_loss", "information")
@@ -36,6 +38,8 @@ class Outcome(NamedTuple):
     """Why it stands still before its last step, where a value was not finite."""
     made: int = 0
     """Steps that this call made."""
+    signal: int | None = None
+    """Its number, where one ended it."""
 
 
 class Course:
@@ -83,10 +87,10 @@ class Course:
         self._started = self._last_save = last_drain = time.monotonic()
         savers = min(len(recorders), _SAVING_THREADS)
         with (
-            ThreadPoolExecutor(1, thread_name_prefix="pyvae-events") as noting,
+            Workers(1, "pyvae-events") as noting,
             ExitStack() as opened,
             # what is being written is not lost, whatever else fails
-            ThreadPoolExecutor(savers, thread_name_prefix="pyvae-save") as saving,
+            Workers(savers, "pyvae-save") as saving,
             _progress(trainer.step, self._stop, len(recorders)) as bar,
         ):
             for recorder in recorders:
@@ -105,13 +109,15 @@ class Course:
             self._save(bar)
             for recorder in recorders:
                 recorder.finish()
-            return [self._outcome(recorder) for recorder in recorders]
+            by = signals[0] if signals else None
+            return [self._outcome(recorder, by) for recorder in recorders]
 
-    def _outcome(self, recorder: Recorder) -> Outcome:
+    def _outcome(self, recorder: Recorder, by: int | None) -> Outcome:
         step = self._trainer.step if recorder.failure is None else recorder.failed_at
         interrupted = recorder.failure is None and step < self._stop
         made = step - self._first_step
-        return Outcome(step, interrupted, made / self.elapsed(), recorder.failure, made)
+        rate = made / self.elapsed()
+        return Outcome(step, interrupted, rate, recorder.failure, made, by if interrupted else None)
 
     def _next_stop(self) -> int:
         return min(step for step in (*self._kept, self._stop) if step > self._trainer.step)
@@ -161,8 +167,8 @@ class Course:
 
 @contextmanager
 def _progress(step: int, total: int, models: int) -> Iterator["tqdm[None]"]:
-    interactive = sys.stderr.isatty()
-    with tqdm(
+    interactive = redrawn()
+    with bar_class()(
         desc=f"{models} models" if models > 1 else None,
         total=total,
         initial=step,

@@ -7,10 +7,18 @@ from io import FileIO
 from pathlib import Path
 
 from pyvae.base.files import lives, remove_leftovers, replacing, require_regular, sync_directory
-from pyvae.errors import RunError
+from pyvae.errors import PyvaeError, RunError
 
 # as earlier versions named what they were writing
 _EARLIER_TEMPORARY = re.compile(r"\..+\.(?P<pid>\d{1,9})\.tmp|\.trace\.csv\.tmp")
+
+
+def whole_path(path: Path) -> Path:
+    """A path with ``~`` written out, which a shell does not do behind ``--out=``."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise PyvaeError(f"{path}: there is no such user here; write the path out") from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -2,10 +2,9 @@
 
 import logging
 import os
-import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from types import FrameType
 from typing import NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ import torch
 from pyvae.base.allocator import keep_large_buffers
 from pyvae.base.source import loading
 from pyvae.data.dataset import Dataset
-from pyvae.engine.arithmetic import check_precision, settle_arithmetic
+from pyvae.engine.arithmetic import check_precision, computing
 from pyvae.engine.batches import fitting
 from pyvae.engine.checkpoint import engine_of, newest_description
 from pyvae.engine.course import Course, Outcome
@@ -23,6 +22,7 @@ from pyvae.engine.fused.trainer import FusedTrainer
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.recorder import Begun, Recorder
 from pyvae.engine.run import RunDirectory
+from pyvae.engine.signals import collected
 from pyvae.engine.together import shape_of
 from pyvae.engine.trainer import check_data
 from pyvae.engine.training import training
@@ -57,17 +57,20 @@ def train(
         compile: the networks through torch.compile, which rounds otherwise.
 
     Raises:
-        RunError: another process holds the run, the data is not what it was, more steps are done than the recipe
-            has, a file cannot be written, or the loss is no longer finite (the last checkpoint is from before).
+        RunError: another process holds the run, another thread of this one trains, the data is not what it was, more
+            steps are done than the recipe has, a file cannot be written, or the loss is no longer finite (the last
+            checkpoint is from before).
         RecipeError: the recipe cannot be trained on this data, or not on this device.
+
+    Switches of torch that it sets are put back.
     """
     _check_loading()
     keep_large_buffers()
     options = _Options(log_every, checkpoint_seconds, capture, compile)
-    with _held([run]):
+    with _alone(), computing(run.recipe.precision), _held([run]):
         begun = _begun(run, dataset, device, compile, repair=True)
         course = _course([begun], dataset, device, options, run.recipe.steps, _refuse)
-        with _signals() as signals:
+        with collected() as signals:
             return course.train(signals)[0]
 
 
@@ -120,7 +123,7 @@ def train_together(
         size = _size(at_once, runs[whole[0]].recipe, dataset, device) if len(whole) > 1 else 1
         portions += [whole[i : i + size] for i in range(0, len(whole), size)]
     compiled: tuple[object, ...] | None = None
-    with _signals() as signals:
+    with _alone(), collected() as signals:
         for members in portions:
             if signals:
                 break
@@ -132,7 +135,8 @@ def train_together(
                 _say_which([runs[n] for n in members], len(outcomes), len(runs))
             found = _train_group([runs[n] for n in members], dataset, device, options, signals)
             outcomes |= zip(members, found, strict=True)
-    return [outcomes.get(n) or Outcome(each.step, True, 0.0) for n, each in enumerate(standing)]
+        by = signals[0] if signals else None
+    return [outcomes.get(n) or Outcome(each.step, True, 0.0, signal=by) for n, each in enumerate(standing)]
 
 
 def _check_loading() -> None:
@@ -147,6 +151,24 @@ class _Options(NamedTuple):
     checkpoint_seconds: float
     capture: bool
     compile: bool
+
+
+_AT_WORK = threading.Lock()
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Refuse to train beside another thread: initial weights are drawn from torch's one generator, and a CUDA graph is
+    captured of all that a process does."""
+    if not _AT_WORK.acquire(blocking=False):
+        raise RunError(
+            "another thread of this process is training: wait for it, or train in a process of its own; "
+            "pyvae.train(..., seeds=..., sweep=...) trains many runs at once"
+        )
+    try:
+        yield
+    finally:
+        _AT_WORK.release()
 
 
 @contextmanager
@@ -277,7 +299,7 @@ def _train_group(
     made = dict.fromkeys(range(len(runs)), 0)
     ended: dict[int, Outcome] = {}
     seconds, going = 0.0, list(range(len(runs)))
-    with _held(runs):
+    with computing(runs[0].recipe.precision), _held(runs):
         while going:
             begun = {n: _begun(runs[n], dataset, device, options.compile, repair=True) for n in going}
             ended |= {n: Outcome(each.step, True, 0.0) for n, each in begun.items()}
@@ -324,32 +346,8 @@ def _course(
     """That of runs which stand at one step."""
     log_every, seconds, capture, compile = options
     recipes = [each.recipe for each in begun]
-    settle_arithmetic(recipes[0].precision)
     if len(begun) == 1:
         trainer = training(recipes[0], dataset, device, log_every=log_every, capture=capture, compile=compile)
     else:
         trainer = FusedTrainer(recipes, dataset, device, log_every=log_every, capture=capture)
     return Course(begun, dataset, trainer, seconds, stop, failed)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that the step in hand is finished and saved; a second one ends at once."""
-    caught: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        if caught:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        caught.append(number)
-
-    try:
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread, which alone may set handlers
-        yield caught
-        return
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -7,7 +7,7 @@ import torch
 
 from pyvae.data.dataset import Dataset
 from pyvae.data.subset import subset
-from pyvae.engine.arithmetic import settle_arithmetic
+from pyvae.engine.arithmetic import computing
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError
 from pyvae.evaluation.marginal_likelihood import (
@@ -75,16 +75,16 @@ def compute_likelihood(
     newest = run.newest_checkpoint()
     net, steps = run.net_of(newest), newest.step
     shown = run.shown(dataset if held_out is None else held_out)
-    settle_arithmetic(run.recipe.precision)
-    found, means = marginal_likelihood(
-        net.to(device),
-        lambda index: shown.images(index).to(device),
-        subset(shown, images),
-        device=device,
-        samples=samples,
-        seed=seed,
-        progress=progress,
-    )
+    with computing(run.recipe.precision):
+        found, means = marginal_likelihood(
+            net.to(device),
+            lambda index: shown.images(index).to(device),
+            subset(shown, images),
+            device=device,
+            samples=samples,
+            seed=seed,
+            progress=progress,
+        )
     count = len(means)
     averages = {name: float(values.mean()) for name, values in found._asdict().items()}
     return steps, {

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyvae.base.allocator import keep_large_buffers
+from pyvae.base.progress import bar_class
 from pyvae.functional import importance_log_weight
 from pyvae.nets import Autoencoder
 from pyvae.objectives.importance import sample_posterior
@@ -120,7 +120,7 @@ def marginal_likelihood(
         keep_large_buffers()
     own = make_key(seed, device=device)[0]
     parts, means = [], []
-    with tqdm(total=len(index), desc="likelihood", unit="img", disable=not progress) as bar:
+    with bar_class()(total=len(index), desc="likelihood", unit="img", disable=not progress) as bar:
         for rows in index.split(_ROWS[device.type] // GROUP):
             shown = images(rows)
             check_black_and_white(shown)

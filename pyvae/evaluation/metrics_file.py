@@ -90,6 +90,11 @@ def write_metrics(run: RunDirectory, steps: int, dataset: Dataset, values: dict[
 
 def read_metrics(run: RunDirectory, steps: int, dataset: Dataset) -> dict[str, Any]:
     """What ``metrics.json`` holds of these weights and this data; a file that is none is kept under another name."""
+    return kept_metrics(run, steps, dataset.fingerprint)
+
+
+def kept_metrics(run: RunDirectory, steps: int, fingerprint: str) -> dict[str, Any]:
+    """:func:`read_metrics`, of the data of this fingerprint."""
     path = run.path / "metrics.json"
     try:
         saved = checked(read_json(path), Metrics)
@@ -101,4 +106,4 @@ def read_metrics(run: RunDirectory, steps: int, dataset: Dataset) -> dict[str, A
         kept = set_aside(path)
         _LOG.warning("%s is damaged (%s): kept as %s", path, error, kept.name)
         return {}
-    return saved if (saved["steps"], saved["data"]) == (steps, dataset.fingerprint) else {}
+    return saved if (saved["steps"], saved["data"]) == (steps, fingerprint) else {}

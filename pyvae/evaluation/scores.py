@@ -9,12 +9,12 @@ from torch import Tensor
 
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.data.subset import subset
-from pyvae.engine.arithmetic import settle_arithmetic
+from pyvae.engine.arithmetic import computing
 from pyvae.engine.batches import ImageSource
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError
 from pyvae.evaluation.metrics_file import write_metrics
-from pyvae.metrics import METRICS, encode, evaluate_possible, unavailable
+from pyvae.metrics import METRICS, CodeTable, encode, evaluate_possible, unavailable
 from pyvae.nets import Autoencoder
 from pyvae.nets.adversarial import AdversarialPair
 from pyvae.objectives import InfoGAN
@@ -92,25 +92,53 @@ def compute_scores(
     Raises:
         PyvaeError: no checkpoint, or images of another shape than it was trained on.
     """
-    net: Autoencoder | AdversarialPair
-    newest = run.newest_for(dataset)
-    net, steps = run.pair_of(newest) if run.adversarial else run.net_of(newest), newest.step
-    settle_arithmetic(run.recipe.precision)
-    dataset = run.shown(dataset)
-    index = _part(dataset, images)
-    source = ImageSource(dataset, device).images
-    table = encode(net.to(device), dataset, device=device, index=index, images=source)
+    table, steps = encode_run(run, dataset, device=device, images=images)
     options = _options(len(table.mu), names, without)
     found, failed = evaluate_possible(table, names, seed=seed, options=options)
     # what is not as usual stands in the scores, so that nobody takes them for others
-    apart = ({} if index is None else {"images": len(index)}) | ({"seed": seed} if seed else {})
+    apart = ({"images": len(table)} if _is_part(dataset, images) else {}) | ({"seed": seed} if seed else {})
     found = {name: {**score, **apart} for name, score in found.items()}
     return Scores(steps, found, failed)
 
 
+def encode_run(
+    run: RunDirectory,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    images: int | None = None,
+    progress: bool = True,
+) -> tuple[CodeTable, int]:
+    """Codes of a data set by the run's newest weights, and the steps that those were trained for.
+
+    Args:
+        run: with a checkpoint, of an encoder.
+        dataset: that of its recipe.
+        device: where the encoder runs.
+        images: of a fixed random subset, instead of all.
+        progress: whether to show a progress bar.
+
+    Raises:
+        PyvaeError: no checkpoint, or images of another shape than it was trained on.
+    """
+    net: Autoencoder | AdversarialPair
+    newest = run.newest_for(dataset)
+    dataset = run.shown(dataset)
+    index = _part(dataset, images)
+    with computing(run.recipe.precision):
+        net = run.pair_of(newest) if run.adversarial else run.net_of(newest)
+        source = ImageSource(dataset, device).images
+        table = encode(net.to(device), dataset, device=device, index=index, images=source, progress=progress)
+    return table, newest.step
+
+
+def _is_part(dataset: Dataset, images: int | None) -> bool:
+    return images is not None and images < len(dataset)
+
+
 def _part(dataset: Dataset, images: int | None) -> Tensor | None:
     """Indices of so many images, None for all of them."""
-    return None if images is None or images >= len(dataset) else subset(dataset, images)
+    return subset(dataset, images) if images is not None and images < len(dataset) else None
 
 
 def check_scores(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyvae.base.allocator import keep_large_buffers
+from pyvae.base.progress import bar_class
 from pyvae.metrics.layout import Layout, check_count, check_factors
 from pyvae.nets import Autoencoder
 from pyvae.nets.adversarial import AdversarialPair
@@ -111,8 +112,6 @@ def encode(
         TypeError: an index of other than whole numbers.
         IndexError: ``index`` out of range.
     """
-    from tqdm import tqdm
-
     if batch_size is None:
         batch_size = 256 if torch.device(device).type == "cpu" else 1024
     check_count("batch_size", batch_size, 1)
@@ -130,7 +129,7 @@ def encode(
         keep_large_buffers()
     net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     try:
-        batches = tqdm(rows.split(batch_size), desc="encode", unit="batch", disable=not progress)
+        batches = bar_class()(rows.split(batch_size), desc="encode", unit="batch", disable=not progress)
         with torch.inference_mode():
             codes = [net.encoder(_channels_last(load(batch))) for batch in batches]
     finally:

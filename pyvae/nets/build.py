@@ -1,6 +1,7 @@
 """Networks by name, with the weights that a seed gives."""
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -70,10 +71,14 @@ def takes_any_side(architecture: str | Source) -> bool:
     return isinstance(architecture, Source) or architecture in ANY_SIDE
 
 
+_DRAWING = threading.RLock()
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """What torch draws on the CPU comes from ``seed``; its generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
+    # the generator is one for all threads
+    with _DRAWING, torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed those of GPUs, which nothing here draws from
         torch.default_generator.manual_seed(word(seed))
         yield

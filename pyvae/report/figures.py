@@ -23,13 +23,13 @@ _SMOOTHED_ROWS = 60
 _MARKED_ROWS = 5  # fewer are drawn as points too: one alone would not be seen
 _LEGEND_ROWS = 12
 _OWN = {"ess": "effective sample size"}
-_DPI = 120
+DPI = 120
 
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=_DPI, bbox_inches="tight")
+    figure.savefig(content, format="png", dpi=DPI, bbox_inches="tight")
     return write(path, content.getvalue())
 
 

@@ -39,10 +39,15 @@ def document(title: str, body: str) -> str:
 
 def figure(path: Path, caption: str) -> str:
     """An image with its caption, the file's content in the page."""
-    encoded = base64.b64encode(path.read_bytes()).decode()
+    return picture(path.suffix[1:], path.read_bytes(), caption)
+
+
+def picture(form: str, content: bytes, caption: str) -> str:
+    """An image with its caption, from the content of a file in the format "png" or "gif"."""
+    encoded = base64.b64encode(content).decode()
     text = html.escape(caption)
-    source = f"data:image/{path.suffix[1:]};base64,{encoded}"
-    kind = "scroll wide" if path.suffix == ".png" else "scroll"
+    source = f"data:image/{form};base64,{encoded}"
+    kind = "scroll wide" if form == "png" else "scroll"
     return (
         f'<figure><div class="{kind}"><img alt="{text}" src="{source}"></div>'
         f"<figcaption>{text}</figcaption></figure>\n"

@@ -1,0 +1,602 @@
+"""Runs in Python: train them, open them, use what they have learnt. The command line is made of the same."""
+
+import itertools
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pyvae.base.usual import usual_torch
+from pyvae.bounds import admitted
+from pyvae.data.dataset import Dataset, FactorDataset
+from pyvae.engine import checkpoint
+from pyvae.engine.adversarial import check_compile
+from pyvae.engine.course import Outcome
+from pyvae.engine.device import device_named
+from pyvae.engine.files import check_writable, whole_path
+from pyvae.engine.grid import check_seeds, expand, parse_seeds
+from pyvae.engine.loop import train as train_one
+from pyvae.engine.loop import train_together
+from pyvae.engine.models import GeneratorModel, Model, model_of
+from pyvae.engine.opening import open_data, open_run
+from pyvae.engine.recipe import Recipe
+from pyvae.engine.run import RunDirectory
+from pyvae.engine.signals import raise_again
+from pyvae.engine.trainer import check_data
+from pyvae.errors import PyvaeError, RunError, printable
+from pyvae.evaluation.ask import QUICK_METRICS, Told, ask
+from pyvae.evaluation.scores import encode_run
+from pyvae.metrics import CodeTable
+from pyvae.objectives.own import objective_of
+from pyvae.recipes import RECIPES
+
+StrPath = str | os.PathLike[str]
+_LOG = logging.getLogger(__name__)
+
+
+class Codes(NamedTuple):
+    """The codes of a data set, and the factors that its images were made of."""
+
+    mu: Tensor
+    """float32 ``[N, D]``, means of q(z given x), in the order of the images."""
+    logvar: Tensor
+    """float32 ``[N, D]``, log-variances."""
+    factors: Tensor | None
+    """int64 ``[N, F]``, the class of each factor; None for data without known factors."""
+    factor_names: tuple[str, ...]
+    factor_sizes: tuple[int, ...]
+    """Classes of each factor."""
+    table: CodeTable
+    """The same for the metrics of :mod:`pyvae.metrics`: ``pyvae.metrics.mig(run.codes().table)``."""
+
+
+class Run:
+    """A run on disk, finished or not; see :func:`train` and :func:`open`."""
+
+    def __init__(
+        self,
+        path: StrPath,
+        *,
+        data: StrPath | None = None,
+        own: Sequence[object] = (),
+        dataset: Dataset | None = None,
+    ) -> None:
+        """The run in a directory.
+
+        Args:
+            path: of the directory.
+            data: where its data lies, if it is not where it lay when the run was made.
+            own: functions and classes of your own that it was trained with, if no file holds them.
+            dataset: its data, where it is open already.
+
+        Raises:
+            RunError: there is no run.
+        """
+        self._path = whole_path(Path(path))
+        self._place = None if data is None else os.fspath(data)
+        self._own = tuple(own)
+        self._dataset = dataset
+        self._directory()
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+        return self._path
+
+    @property
+    def recipe(self) -> Recipe:
+        """All that decides what it computes."""
+        return self._directory().recipe
+
+    @property
+    def step(self) -> int:
+        """Steps that its newest checkpoint has made; 0 while there is none."""
+        saved = checkpoint.paths(self._directory().checkpoints)
+        return checkpoint.step_of(saved[-1]) if saved else 0
+
+    @property
+    def dataset(self) -> Dataset:
+        """Its data, opened on first use: ``run.dataset.images([0, 1])`` are float32 ``[2, C, H, W]``.
+
+        Raises:
+            RunError: the run has no checkpoint yet, or its data is not where it was, or has changed.
+            DataError: the data cannot be read.
+        """
+        return self._opened()[1]
+
+    def model(self, step: int | None = None) -> Model | GeneratorModel:
+        """What it has learnt, as an ``nn.Module`` on the CPU, in eval mode, with ``encode(images) -> (mu, logvar)``,
+        ``decode(z) -> logits``, ``reconstruct(images)`` and ``sample(n, seed)``.
+
+        Args:
+            step: of a snapshot (``keep_at`` of the recipe) or of a checkpoint that is still there; by default the
+                newest checkpoint.
+
+        Raises:
+            RunError: there are no weights of this step; those that there are are named.
+        """
+        directory = self._directory()
+        saved = directory.newest_checkpoint() if step is None else self._saved(directory, step)
+        with usual_torch():
+            return model_of(directory, saved)
+
+    def trace(self) -> dict[str, npt.NDArray[Any]]:
+        """Columns of ``trace.csv`` by name, ``[rows]`` each: step, loss, recon, kl, beta, capacity, kl_0, kl_1, ...
+
+        Raises:
+            RunError: there is no trace yet, or it is damaged.
+        """
+        return self._directory().trace()
+
+    def evaluate(
+        self,
+        metrics: Sequence[str] | str = QUICK_METRICS,
+        *,
+        without: Sequence[str] = (),
+        samples: int = 5000,
+        images: int = 1000,
+        held_out: StrPath | None = None,
+        seed: int = 0,
+        device: str | torch.device = "auto",
+        found: Told = lambda scores: None,
+        missing: Told | None = None,
+    ) -> dict[str, dict[str, Any]]:
+        """Compute metrics from the codes of its whole data set, and keep them in ``metrics.json``.
+
+        Args:
+            metrics: names of :data:`pyvae.metrics.METRICS`, "all" of them, or "marginal-likelihood".
+            without: factors to leave out, "shape" for the four-factor MIG.
+            samples: of each image for the marginal likelihood.
+            images: of a fixed random subset for the marginal likelihood.
+            held_out: where other images for the marginal likelihood lie.
+            seed: of what the metrics draw.
+            device: where the network runs.
+            found: called with scores as soon as they are known.
+            missing: called with the reasons why some cannot be computed; by default they are logged.
+
+        Returns:
+            for each metric the fields of its result: ``run.evaluate(["mig"])["mig"]["score"]``.
+
+        Raises:
+            PyvaeError: an unknown metric or factor; a metric that was named cannot be computed, once the others are.
+            RunError: no checkpoint, data that is not what it was, or a file that cannot be written.
+        """
+        directory, dataset = self._opened()
+        other = None
+        if held_out is not None:
+            recipe = replace(directory.recipe, data=os.fspath(held_out))
+            other = lambda: open_data(recipe)  # noqa: E731
+        return ask(
+            directory,
+            dataset,
+            (metrics,) if isinstance(metrics, str) else tuple(metrics),
+            device=device_named(str(device)),
+            without=without,
+            seed=seed,
+            samples=samples,
+            images=images,
+            held_out=other,
+            found=found,
+            missing=_warn_missing if missing is None else missing,
+        )
+
+    def codes(self, *, device: str | torch.device = "auto", progress: bool = True) -> Codes:
+        """Encode its whole data set with its newest weights, for metrics of your own.
+
+        Args:
+            device: where the encoder runs.
+            progress: whether to show a progress bar.
+
+        Raises:
+            RunError: no checkpoint, no encoder, or data that is not what it was.
+        """
+        directory, dataset = self._opened()
+        if directory.recipe.code == "factors":
+            raise RunError(f"the code of {self.path} is its true factors: there is no encoder")
+        table = encode_run(directory, dataset, device=device_named(str(device)), progress=progress)[0]
+        factors = None
+        if isinstance(dataset, FactorDataset):
+            factors = dataset.factor_classes(np.arange(len(dataset)))
+        return Codes(table.mu, table.logvar, factors, table.factor_names, table.factor_sizes, table)
+
+    def report(self, *, span: float = 2.0) -> Path:
+        """Evaluate it and write ``report.html``, ``metrics.json`` and ``figures/``; returns the path of the page.
+
+        Args:
+            span: latent traversals go from ``-span`` to ``span``.
+
+        Raises:
+            RunError: no checkpoint, data that is not what it was, or a file that cannot be written.
+        """
+        from pyvae import report
+
+        directory, dataset = self._opened()
+        check_writable(directory.figures)
+        return report.report(directory, dataset, span=span)
+
+    def traverse(
+        self, *, span: float = 2.0, columns: int = 11, seeds: Sequence[int] | None = None
+    ) -> list[Path]:
+        """Draw latent traversals into ``figures/``; returns the paths of PNGs and GIFs.
+
+        Args:
+            span: each latent goes from ``-span`` to ``span``.
+            columns: values of each latent.
+            seeds: indices of the images to start from; by default a few.
+
+        Raises:
+            RunError: as :meth:`report`; a seed, span or number of columns that cannot be.
+        """
+        from pyvae import report
+
+        directory, dataset = self._opened()
+        check_writable(directory.figures)
+        return report.traverse(directory, dataset, span=span, columns=columns, seeds=seeds)
+
+    def export(self, path: StrPath, *, part: str | None = None, step: int | None = None) -> Path:
+        """Write what it has learnt to a file that needs no pyvae; see :func:`pyvae.nets.export.export`.
+
+        Args:
+            path: ends in ".pt2" (torch.export) or ".onnx" (``pip install 'pyvae[onnx]'``).
+            part: "autoencoder", "encoder", "decoder" or "generator".
+            step: as :meth:`model` takes it.
+
+        Raises:
+            ExportError: it cannot be written, or the file would compute something else.
+            RunError: as :meth:`model`.
+        """
+        from pyvae.nets.export import export
+
+        model = self.model(step)
+        recipe = json.dumps(self.recipe.to_json())
+        return export(
+            model.net, model.image_shape, whole_path(Path(path)), part=part, metadata={"recipe": recipe}
+        )
+
+    def __repr__(self) -> str:
+        try:
+            recipe = self.recipe
+            name = recipe.to_json()["objective"]["name"]
+            return f"Run({printable(self.path)}: {name}, {self.step:,} of {recipe.steps:,} steps)"
+        except PyvaeError as error:
+            return f"Run({printable(self.path)}: {error})"
+
+    def _repr_html_(self) -> str:
+        """Its numbers and pictures, in a notebook."""
+        import html
+
+        from pyvae.report.summary import summary
+
+        try:
+            return summary(self._directory())
+        except PyvaeError as error:
+            return f"<p>{html.escape(str(error))}</p>"
+
+    def _directory(self) -> RunDirectory:
+        found = RunDirectory.open(self.path, self._own)
+        if self._place is None:
+            return found
+        return RunDirectory(found.path, replace(found.recipe, data=self._place))
+
+    def _opened(self) -> tuple[RunDirectory, Dataset]:
+        if self._dataset is None:
+            directory, self._dataset = open_run(self.path, self._place, self._own)
+            return directory, self._dataset
+        return self._directory(), self._dataset
+
+    def _saved(self, directory: RunDirectory, step: int) -> checkpoint.Checkpoint:
+        places = (directory.snapshots, directory.checkpoints)
+        known = {checkpoint.step_of(path): path for place in places for path in checkpoint.paths(place)}
+        if step not in known:
+            there = ", ".join(f"{each:,}" for each in sorted(known)) or "none yet"
+            raise RunError(f"{self.path} has no weights of step {step}: there are those of {there}")
+        return checkpoint.load(known[step])
+
+
+def open(
+    path: StrPath,
+    *,
+    data: StrPath | None = None,
+    architecture: object = None,
+    objective: object = None,
+) -> Run:
+    """A run that was made by :func:`train` or by ``pyvae train``, finished or not.
+
+    Args:
+        path: of its directory.
+        data: where its data lies, if it is not where it lay when the run was made.
+        architecture, objective: your own function or class that it was trained with, if you gave it in a notebook or at
+            a prompt, where no file holds it.
+
+    Raises:
+        RunError: there is no run.
+    """
+    return Run(path, data=data, own=[each for each in (architecture, objective) if each is not None])
+
+
+@overload
+def train(
+    recipe: str | Recipe,
+    *,
+    out: StrPath | None = ...,
+    seeds: None = ...,
+    sweep: None = ...,
+    device: str | torch.device = ...,
+    log_every: int = ...,
+    checkpoint_seconds: float = ...,
+    in_memory: bool = ...,
+    capture: bool = ...,
+    compile: bool = ...,
+    **settings: Any,
+) -> Run: ...
+@overload
+def train(
+    recipe: str | Recipe,
+    *,
+    out: StrPath | None = ...,
+    seeds: str | Iterable[int],
+    sweep: Mapping[str, Iterable[Any]] | None = ...,
+    device: str | torch.device = ...,
+    log_every: int = ...,
+    checkpoint_seconds: float = ...,
+    in_memory: bool = ...,
+    capture: bool = ...,
+    compile: bool = ...,
+    **settings: Any,
+) -> list[Run]: ...
+@overload
+def train(
+    recipe: str | Recipe,
+    *,
+    out: StrPath | None = ...,
+    seeds: None = ...,
+    sweep: Mapping[str, Iterable[Any]],
+    device: str | torch.device = ...,
+    log_every: int = ...,
+    checkpoint_seconds: float = ...,
+    in_memory: bool = ...,
+    capture: bool = ...,
+    compile: bool = ...,
+    **settings: Any,
+) -> list[Run]: ...
+def train(
+    recipe: str | Recipe,
+    *,
+    out: StrPath | None = None,
+    seeds: str | Iterable[int] | None = None,
+    sweep: Mapping[str, Iterable[Any]] | None = None,
+    device: str | torch.device = "auto",
+    log_every: int = 100,
+    checkpoint_seconds: float = 60.0,
+    in_memory: bool = True,
+    capture: bool = True,
+    compile: bool = False,
+    **settings: Any,
+) -> Run | list[Run]:
+    """Train a recipe, or go on with its run where it stopped: the same as ``pyvae train``.
+
+    Ctrl-C saves first, and then raises KeyboardInterrupt; the same call goes on. What this sets of torch's switches is
+    put back.
+
+    Args:
+        recipe: a name in :data:`pyvae.recipes.RECIPES`, or a :class:`pyvae.engine.recipe.Recipe`.
+        out: directory of the run, made or resumed; of many runs the directory that theirs lie in. By default
+            ``runs/NAME``.
+        seeds: train a run for each of these, as "0-7" or a list, in ``out/seed-3``.
+        sweep: train a run for each value of some settings, as ``{"beta": [1, 4]}``, in ``out/beta-4``; with ``seeds``
+            for every pair, in ``out/beta-4/seed-3``.
+        device: "cpu", "cuda", "cuda:1", ..., or "auto": a GPU where there is one.
+        log_every: steps between rows of the trace.
+        checkpoint_seconds: time between checkpoints.
+        in_memory: hold the images of 3dshapes.h5 (5.9 GB) in memory.
+        capture: on a GPU, run several steps as one CUDA graph: faster, and the same results.
+        compile: the networks through torch.compile; its rounding differs, so resume with the same choice.
+        settings: any field of the recipe or of its objective: ``steps=100_000, precision="bf16", beta=4``. Another
+            ``objective=`` leaves the other fields of the recipe as they are.
+
+    Returns:
+        the run; with ``seeds`` or ``sweep`` all of them, in their order.
+
+    Raises:
+        PyvaeError: no such recipe or setting; the nearest one is named.
+        RecipeError: a setting cannot be this, or the recipe cannot be trained on this data or device.
+        RunError: ``out`` holds something else, another process or thread trains, a file cannot be written, or a loss
+            is no longer finite.
+        DataError: the data cannot be read.
+    """
+    wanted = _recipe_of(recipe, settings)
+    if out is None:
+        if not isinstance(recipe, str):
+            raise PyvaeError('out: name a directory for a recipe of your own, as out="runs/mine"')
+        out = Path("runs") / recipe
+    training = prepare(
+        wanted,
+        Path(out),
+        seeds=_seeds_of(seeds),
+        sweeps=None if sweep is None else [(name, list(values)) for name, values in sweep.items()],
+        device=str(device),
+        log_every=log_every,
+        checkpoint_seconds=checkpoint_seconds,
+        in_memory=in_memory,
+        capture=capture,
+        compile=compile,
+    )
+    outcomes = training.train()
+    if failed := [
+        f"{run.path}: {outcome.failure}"
+        for run, outcome in zip(training.runs, outcomes, strict=True)
+        if outcome.failure is not None
+    ]:
+        others = f"; and {len(failed) - 1:,} more" if len(failed) > 1 else ""
+        raise RunError(f"{failed[0]}{others}; the other runs are as far as they could go")
+    if number := next((outcome.signal for outcome in outcomes if outcome.signal is not None), None):
+        steps = ", ".join(f"{outcome.step:,}" for outcome in outcomes[:1])
+        _LOG.warning("%s: interrupted at step %s and saved; the same call goes on", out, steps)
+        raise_again(number)
+    runs = [Run(run.path, dataset=training.dataset) for run in training.runs]
+    return runs if training.many else runs[0]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Runs that may be trained: all that can be refused before the first step has been."""
+
+    runs: list[RunDirectory]
+    many: bool
+    """Whether they are of ``seeds`` or ``sweep``, even if it is one."""
+    dataset: Dataset
+    device: torch.device
+    options: Mapping[str, Any]
+
+    def train(self) -> list[Outcome]:
+        """Train them all; how each stands then.
+
+        Raises:
+            RunError, RecipeError: as :func:`pyvae.engine.loop.train` and :func:`pyvae.engine.loop.train_together`.
+        """
+        for line in dict.fromkeys(line for run in self.runs for line in _cut_short(run.recipe)):
+            _LOG.warning(line)
+        if self.many:
+            return train_together(self.runs, self.dataset, self.device, **self.options)
+        return [train_one(self.runs[0], self.dataset, self.device, **self.options)]
+
+
+def prepare(
+    recipe: Recipe,
+    out: Path,
+    *,
+    seeds: Sequence[int] | None = None,
+    sweeps: Sequence[tuple[str, Sequence[Any]]] | None = None,
+    device: str = "auto",
+    log_every: int = 100,
+    checkpoint_seconds: float = 60.0,
+    in_memory: bool = True,
+    capture: bool = True,
+    compile: bool = False,
+) -> Training:
+    """What :func:`train` and ``pyvae train`` train, with its data; options as there.
+
+    Raises:
+        PyvaeError: it cannot be trained, or not into ``out``.
+    """
+    if log_every < 1:
+        raise PyvaeError(f"--log-every must be at least 1, got {log_every}")
+    if not 0 <= checkpoint_seconds < math.inf:
+        raise PyvaeError(f"--checkpoint-seconds must not be negative, got {checkpoint_seconds}")
+    where = device_named(device)
+    many = seeds is not None or sweeps is not None
+    runs = _runs_of(recipe, whole_path(out), sweeps or (), seeds, many)
+    dataset = open_data(recipe, in_memory=in_memory)
+    for run in runs:
+        check_data(run.recipe, dataset)
+        check_compile(run.recipe, compile)
+    options = {
+        "log_every": log_every,
+        "checkpoint_seconds": checkpoint_seconds,
+        "capture": capture,
+        "compile": compile,
+    }
+    return Training(runs, many, dataset, where, options)
+
+
+def _runs_of(
+    recipe: Recipe,
+    out: Path,
+    sweeps: Sequence[tuple[str, Sequence[Any]]],
+    seeds: Sequence[int] | None,
+    many: bool,
+) -> list[RunDirectory]:
+    if not many:
+        return [RunDirectory.create_or_resume(out, recipe)]
+    if seeds is not None and recipe.seed:
+        raise PyvaeError(f"--seed {recipe.seed} and --seeds {_shown(seeds)}: give one of them")
+    found = expand(recipe, sweeps, seeds)
+    above = dict.fromkeys(path for each in found for path in (out, *_between(out, out / each.name)))
+    for path in above:
+        if os.path.lexists(path / "recipe.json"):
+            where = f"--out {out} holds a run" if path == out else f"{path}, in --out, is a run"
+            raise RunError(f"{where}: name another directory for the runs of --seeds and --sweep")
+    return [RunDirectory.create_or_resume(out / each.name, each.recipe) for each in found]
+
+
+def _shown(seeds: Sequence[int]) -> str:
+    first, last = seeds[0], seeds[-1]
+    if len(seeds) > 1 and list(seeds) == list(range(first, last + 1)):
+        return f"{first}-{last}"
+    return ",".join(map(str, seeds))
+
+
+def _between(top: Path, path: Path) -> Iterator[Path]:
+    """The directories that ``path`` lies in, below ``top``."""
+    return itertools.takewhile(lambda each: each != top, path.parents)
+
+
+def _cut_short(recipe: Recipe) -> Iterator[str]:
+    """A line for each schedule that goes on after the last step."""
+    for name in ("annealing_steps", "capacity_steps"):
+        length, option = getattr(recipe.objective, name, 0), name.replace("_", "-")
+        if length > recipe.steps:
+            yield (
+                f"the run ends after {recipe.steps:,} steps of a schedule of {length:,}: --{option} sets it"
+            )
+
+
+_OPTIONS = (
+    *("out", "seeds", "sweep", "device", "log_every", "checkpoint_seconds", "in_memory", "capture"),
+    "compile",
+)
+
+
+def _recipe_of(recipe: str | Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe of a name, or the one given, with other values of some fields, its own and those of its objective."""
+    if isinstance(recipe, str):
+        if recipe not in RECIPES:
+            near = _nearest(recipe, RECIPES)
+            raise PyvaeError(f"no recipe {recipe!r}{near}: there are {', '.join(RECIPES)}")
+        recipe = RECIPES[recipe][1]
+    elif not isinstance(recipe, Recipe):
+        raise PyvaeError(f"recipe: give a name or a Recipe, got {type(recipe).__name__}")
+    objective = objective_of(settings["objective"]) if "objective" in settings else recipe.objective
+    own = {field.name for field in fields(objective)}
+    known = own | {field.name for field in fields(Recipe)}
+    for name in settings:
+        if name not in known:
+            near = _nearest(name, (*known, *_OPTIONS))
+            there = ", ".join(sorted({*known, *_OPTIONS}))
+            raise PyvaeError(f"{type(objective).__name__} has no setting {name!r}{near}: there are {there}")
+    of_objective = {k: admitted(type(objective), k, v) for k, v in settings.items() if k in own}
+    of_recipe = {k: v for k, v in settings.items() if k not in own and k != "objective"}
+    if isinstance(of_recipe.get("data"), os.PathLike):
+        of_recipe["data"] = os.fspath(of_recipe["data"])
+    # all at once: one value may allow another
+    return replace(recipe, objective=replace(objective, **of_objective), **of_recipe)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _seeds_of(seeds: str | Iterable[int] | None) -> Sequence[int] | None:
+    if seeds is None:
+        return None
+    if isinstance(seeds, str):
+        return parse_seeds(seeds)
+    if not isinstance(seeds, Iterable):
+        raise PyvaeError(f'seeds: give some as "0-7" or [0, 1], or one as seed={seeds}')
+    return check_seeds(list(seeds))
+
+
+def _warn_missing(reasons: Mapping[str, str]) -> None:
+    for name, why in reasons.items():
+        _LOG.warning("%s is not computed: %s", name, why)

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from pyvae.base.source import Source, is_spec, source_of
 from pyvae.errors import PyvaeError, RecipeError
 
 _SHOWN = 80
@@ -86,7 +87,7 @@ def admitted(cls: type, name: str, value: Any) -> Any:
     Raises:
         RecipeError: the field cannot be this; see :func:`refusal`.
     """
-    kept = _admitted(value, _kinds(cls)[name])
+    kept = _admitted(value, kinds(cls)[name])
     if isinstance(kept, _Refused):
         raise refusal(f"{name} must be {kept.expected}, got {show(value)}")
     return kept
@@ -110,7 +111,7 @@ class _Refused(NamedTuple):
     """Whether it is of the right type."""
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
     """What a field can be: the types of its union, and the limits of its numbers."""
 
     types: tuple[Any, ...]
@@ -118,21 +119,22 @@ class _Kind(NamedTuple):
 
 
 @cache
-def _kinds(cls: type) -> dict[str, _Kind]:
+def kinds(cls: type) -> dict[str, Kind]:
+    """What each field of a dataclass can be."""
     hints = get_type_hints(cls, include_extras=True)
     return {f.name: _kind(hints[f.name]) for f in fields(cls)}
 
 
-def _kind(hint: Any) -> _Kind:
+def _kind(hint: Any) -> Kind:
     types, limits = [], Within()
     for part in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
         plain, *extras = get_args(part) if get_origin(part) is Annotated else (part,)
         limits = next((extra for extra in extras if isinstance(extra, Within)), limits)
         types.append(plain)
-    return _Kind(tuple(types), limits)
+    return Kind(tuple(types), limits)
 
 
-def _admitted(value: Any, kind: _Kind) -> Any:
+def _admitted(value: Any, kind: Kind) -> Any:
     """The value as the field keeps it, or what it should have been."""
     refused = []
     for each in kind.types:
@@ -162,9 +164,24 @@ def _as(value: Any, kind: Any, limits: Within) -> Any:
         except OverflowError:
             number = inf
         return _limited(number, limits) if isfinite(number) else _Refused("finite", near=True)
+    if kind is Source:
+        return _code(value)
     if kind in _NUMBERS or not isinstance(value, kind):
         return _Refused(_WORDS.get(kind, f"{kind.__name__}()"))
     return value
+
+
+def _code(value: Any) -> Any:
+    if (
+        not callable(value)
+        and not isinstance(value, Source)
+        and not (isinstance(value, str) and is_spec(value))
+    ):
+        return _Refused("code of your own, as my_code.py:name")
+    try:
+        return source_of(value)
+    except RecipeError as error:
+        raise refusal(str(error)) from error
 
 
 _NUMBERS = (int, float)

@@ -25,6 +25,10 @@ class RecipeError(PyvaeError, ValueError):
     """A recipe asks for what cannot be."""
 
 
+class SourceError(RecipeError):
+    """Code of a user's own cannot be loaded, or failed, or gives what cannot be trained."""
+
+
 class PlanError(PyvaeError, ValueError):
     """A study's file cannot be read, or asks for what cannot be."""
 

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 import pyvae
-from pyvae import cli, evaluation
-from pyvae.cli import console
+from pyvae import cli, data, evaluation
+from pyvae.cli import console, evaluate
+from pyvae.cli.invocation import INTERRUPTED
 from pyvae.engine import files
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import DataError, PyvaeError, RecipeError, RunError
-from pyvae.evaluation import write_metrics
+from pyvae.evaluation import metrics_file, scores, write_metrics
 from pyvae.objectives import BetaVAE
 from tiny import TinyData
 
@@ -67,8 +68,8 @@ def here(place, tmp_path, monkeypatch):
     at = shutil.copytree(place, tmp_path / "here")
     monkeypatch.chdir(at)
     monkeypatch.setenv("PYVAE_CACHE", str(place / "cache"))
-    load = cli._load
-    monkeypatch.setattr(cli, "_load", lambda recipe: TinyData() if recipe.data == "tiny" else load(recipe))
+    load = data.load
+    monkeypatch.setattr(data, "load", lambda path, **o: TinyData() if path == "tiny" else load(path, **o))
     return at
 
 
@@ -170,13 +171,13 @@ def test_metrics_that_cannot_be_computed_are_named_and_the_others_kept(here, cal
     assert out.count("mig ") == 1
     done = metrics()
     monkeypatch.setattr(
-        evaluation, "unavailable", lambda names, **_: {"sap": "sap cannot"} if "sap" in names else {}
+        scores, "unavailable", lambda names, **_: {"sap": "sap cannot"} if "sap" in names else {}
     )
     shutil.rmtree(here / "factors/figures", ignore_errors=True)
     (here / "factors/metrics.json").unlink()
     assert call("evaluate", "factors")[0] == 0
     assert "sap is not computed: sap cannot" in caplog.messages
-    assert metrics() == set(cli.QUICK_METRICS) - {"sap", "explicitness"}
+    assert metrics() == set(evaluate.QUICK_METRICS) - {"sap", "explicitness"}
     assert done >= metrics()
     (here / "factors/metrics.json").unlink()
     status, out = call("evaluate", "factors", "--metrics", "sap", "mig")
@@ -201,7 +202,7 @@ def test_metrics_that_cannot_be_computed_are_named_and_the_others_kept(here, cal
     ],
 )
 def test_cheap_mistakes_come_before_the_encoder(here, call, monkeypatch, options, words):
-    monkeypatch.setattr(evaluation, "encode", lambda *_, **__: pytest.fail("encoded in vain"))
+    monkeypatch.setattr(scores, "encode", lambda *_, **__: pytest.fail("encoded in vain"))
     status, _ = call("evaluate", "factors", *options)
     assert words in status
     assert not (here / "factors/metrics.json").exists()
@@ -212,12 +213,12 @@ def test_reasons_are_told_before_the_encoder(here, call, caplog, monkeypatch):
         assert "sap is not computed: train + test: 10000 + 5000 points" in caplog.text
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation, "encode", encode)
-    assert call("evaluate", "factors")[0] == cli.INTERRUPTED
+    monkeypatch.setattr(scores, "encode", encode)
+    assert call("evaluate", "factors")[0] == INTERRUPTED
 
 
 def test_grey_images_are_refused_before_the_encoder(here, call, monkeypatch):
-    monkeypatch.setattr(evaluation, "encode", lambda *_, **__: pytest.fail("encoded in vain"))
+    monkeypatch.setattr(scores, "encode", lambda *_, **__: pytest.fail("encoded in vain"))
     status, _ = call("evaluate", "run", "--metrics", "unsupervised", "marginal-likelihood")
     assert "grey images have no Bernoulli likelihood" in status
 
@@ -279,7 +280,7 @@ def test_seeds_to_the_last(here, call):
 def test_writers_at_once_lose_nothing(tmp_path, monkeypatch):
     """Each reads what the other wrote, however they interleave."""
     run, data = RunDirectory(tmp_path, RECIPE), TinyData()
-    read = evaluation.read_metrics
+    read = metrics_file.read_metrics
     both = threading.Barrier(2)
 
     def slow(*arguments):
@@ -290,7 +291,7 @@ def test_writers_at_once_lose_nothing(tmp_path, monkeypatch):
         except threading.BrokenBarrierError:
             return found
 
-    monkeypatch.setattr(evaluation, "read_metrics", slow)
+    monkeypatch.setattr(metrics_file, "read_metrics", slow)
     threads = [
         threading.Thread(
             target=write_metrics, args=(run, 2, data, {"scores": {name: {"score": 1.0}}, name: 1})

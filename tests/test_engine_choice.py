@@ -252,7 +252,7 @@ def test_a_cpu_refuses_in_one_line_and_leaves_nothing(options, tmp_path, monkeyp
     out = tmp_path / "run"
     command = ["pyvae", "train", "beta-vae", "--steps", "1", "--out", str(out), "--device", "cpu", *options]
     monkeypatch.setattr("sys.argv", command)
-    monkeypatch.setattr("pyvae.cli._load", lambda recipe: GreyImages())
+    monkeypatch.setattr("pyvae.data.load", lambda path, **options: GreyImages())
     with pytest.raises(SystemExit, match=r"^pyvae: error: [^\n]*--engine torch[^\n]*$"):
         main()
     assert not out.exists()

@@ -4,12 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pyvae import evaluation
 from pyvae.data.subset import subset
 from pyvae.engine.loop import train
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError
-from pyvae.evaluation import check_scores, compute_scores, score, write_metrics
+from pyvae.evaluation import check_scores, compute_scores, score, scores, write_metrics
 from pyvae.metrics import beta_vae, encode, mig
 from pyvae.report import report
 from test_report import RECIPE
@@ -59,7 +58,7 @@ def test_scores_and_report_keep_each_other_until_the_weights_change(run):
 
 def test_the_arithmetic_is_that_of_the_run(run, monkeypatch):
     settled = []
-    monkeypatch.setattr(evaluation, "settle_arithmetic", settled.append)
+    monkeypatch.setattr(scores, "settle_arithmetic", settled.append)
     score(run, TinyData(), ["mig"], device=CPU)
     assert settled == ["fp32"]
 

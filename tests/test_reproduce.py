@@ -12,13 +12,12 @@ from pyvae.data.dataset import Dataset
 from pyvae.engine.loop import Outcome, train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import RunDirectory
-from pyvae.errors import PyvaeError
+from pyvae.errors import PyvaeError, RunError
 from pyvae.evaluation import read_scores
 from pyvae.objectives import AnnealedVAE, BetaVAE, CapacityVAE, ControlVAE
-from pyvae.report import study as page_module
-from pyvae.report.verdict import judge
+from pyvae.report.study import write_page
+from pyvae.studies import findings, work
 from pyvae.studies import reproduce as module
-from pyvae.studies import work
 from pyvae.studies.analysis import average
 from pyvae.studies.published import (
     CERTAINTIES,
@@ -31,6 +30,7 @@ from pyvae.studies.published import (
     shorten,
 )
 from pyvae.studies.reproduce import describe, reproduce, study_of
+from pyvae.studies.verdict import judge
 from tiny import TinyData
 
 RECIPE = Recipe(architecture="kim", batch_size=8, steps=40, latents=3, lr=1e-3)
@@ -56,7 +56,9 @@ def run_study(out, **changes):
     options = {"seeds": (1, 2), "scale": Fraction(1, 10), "data": "tiny", **changes}
     dataset = options.pop("dataset", TinyData())
     study = options.pop("study", STUDY)
-    return reproduce("nothing", study, dataset, torch.device("cpu"), out, **options)
+    options.setdefault("told", lambda: write_page(out, dataset))
+    done = reproduce("nothing", study, dataset, torch.device("cpu"), out, **options)
+    return done and done.with_name("report.html")
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +246,7 @@ def test_a_scaled_study_is_no_reproduction(finished):
 
 
 def test_a_full_study_is_judged(tmp_path, monkeypatch):
-    monkeypatch.setattr(page_module, "_DSPRITES", 120)
+    monkeypatch.setattr(findings, "_DSPRITES", 120)
     data = TinyData()
     data.name = "dsprites"
     study = replace(STUDY, arms=tuple(replace(a, recipe=replace(a.recipe, steps=2)) for a in STUDY.arms))
@@ -305,17 +307,25 @@ def test_a_study_goes_on_where_it_was_interrupted(tmp_path, finished, monkeypatc
 
 def test_a_report_is_written_when_a_seed_is_through(tmp_path, monkeypatch):
     written = []
-    write_report = module.write_report
-    monkeypatch.setattr(module, "_PAGE_SECONDS", 0.0)
-    monkeypatch.setattr(
-        module, "write_report", lambda found, out: written.append(counts(found)) or write_report(found, out)
+    monkeypatch.setattr(module, "_WRITE_SECONDS", 0.0)
+    run_study(
+        tmp_path, told=lambda: written.append([(r["arm"], r["seed"]) for r in numbers(tmp_path)["runs"]])
     )
-    run_study(tmp_path)
-    assert written == [{"plain": 1, "weighted": 1}, {"plain": 2, "weighted": 2}]
+    assert written == [
+        [("plain", 1), ("weighted", 1)],
+        [("plain", 1), ("plain", 2), ("weighted", 1), ("weighted", 2)],
+    ]
+    assert not (tmp_path / "report.html").exists()  # which is for others to write
 
 
-def counts(found):
-    return {arm: len(runs) for arm, runs in found.measured.items()}
+@pytest.mark.parametrize("content", [None, "[]", '{"study": 1}'])
+def test_a_page_is_made_of_results_alone(finished, tmp_path, content):
+    out = shutil.copytree(finished[1], tmp_path / "study")
+    (out / "report.html").unlink()
+    assert write_page(out, TinyData()).read_text() == finished[0].read_text()
+    (out / "results.json").unlink() if content is None else (out / "results.json").write_text(content)
+    with pytest.raises(RunError, match=r"results.json.*`pyvae reproduce` (writes it|makes it anew)"):
+        write_page(out, TinyData())
 
 
 def test_a_run_that_diverges_leaves_the_others(tmp_path, monkeypatch):

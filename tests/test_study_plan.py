@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pyvae.cli import main
+from pyvae.data.cars3d import FACTOR_NAMES as CARS_3D
 from pyvae.errors import PlanError
 from pyvae.studies.outlook import describe, show_bytes, show_seconds
 from pyvae.studies.plan import keep_source, read_plan
@@ -69,6 +70,8 @@ WRONG = {
     f"[scores]\nmetrics = ['mig']\nwithout = ['shape', 'scale', 'orientation', 'posX', 'posY']\n{METHOD}": (
         "scores.without: all factors of a data set are left out"
     ),
+    f"[scores]\nmetrics = ['mig']\nwithout = {[*CARS_3D]}\n[axes]\ndata = ['a']\n{METHOD}": "all factors of a data set",
+    f"[scores]\nmetrics = ['mig']\nwithout = ['instances']\n[axes]\ndata = ['a']\n{METHOD}": "mean 'instance'?",
     f"[scores]\nmetrics = ['mig']\nimages = 5\n{METHOD}": "scores.images: must be an integer of at least 100, got 5",
     f"[scores]\nmetrics = ['factor-vae']\nimages = 500\n{METHOD}": "scores.images: factor-vae needs all images",
     f"[scores]\nmetrics = ['mig', 'sap']\nimages = 14999\n{METHOD}": "scores.images: sap is trained and tested",

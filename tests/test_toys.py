@@ -8,6 +8,7 @@ import pytest
 
 from pyvae.errors import PyvaeError
 from pyvae.evaluation.signal_to_noise import Toy
+from pyvae.report.toy import write_page
 from pyvae.studies import toys
 from pyvae.studies.toys import reproduce_toy
 
@@ -18,19 +19,20 @@ def small(monkeypatch):
 
 
 def test_a_figure(small, tmp_path, monkeypatch):
-    page = reproduce_toy("small", tmp_path, seeds=(1, 2), scale=0.005)
+    results = reproduce_toy("small", tmp_path, seeds=(1, 2), scale=0.005)
+    page = write_page(tmp_path)
     text = page.read_text()
     assert "A small &lt;toy&gt;" in text
     assert "Scaled run: 0.005 of the draws" in text
     assert text.count("<tr>") == 1 + 7
     assert "data:image/png;base64," in text
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads(results.read_text())
     assert list(results["seeds"]) == ["1", "2"]
     curve = results["seeds"]["1"][0]
     assert (curve["parameter"], curve["against"], curve["samples"][0]) == ("theta", "K", 1)
     monkeypatch.setattr(toys, "measure", lambda *_, **__: pytest.fail("measured again"))
-    again = reproduce_toy("small", tmp_path, seeds=(1, 2), scale=0.005)
-    assert again.read_text() == text
+    reproduce_toy("small", tmp_path, seeds=(1, 2), scale=0.005)
+    assert write_page(tmp_path).read_text() == text
 
 
 def test_another_scale_is_measured_anew(small, tmp_path, monkeypatch):
@@ -66,13 +68,9 @@ def test_what_is_no_measurement_is_not_taken_for_one(small, tmp_path):
 
 
 def test_another_toy_is_measured_anew(small, tmp_path, monkeypatch):
-    near = json.loads(
-        (reproduce_toy("small", tmp_path, seeds=(1,), scale=0.005).parent / "results.json").read_text()
-    )
+    near = json.loads(reproduce_toy("small", tmp_path, seeds=(1,), scale=0.005).read_text())
     monkeypatch.setitem(toys.TOYS, "far", ("far", Toy(dimensions=2, data=8, batch=2, perturbation=0.5)))
-    far = json.loads(
-        (reproduce_toy("far", tmp_path, seeds=(1,), scale=0.005).parent / "results.json").read_text()
-    )
+    far = json.loads(reproduce_toy("far", tmp_path, seeds=(1,), scale=0.005).read_text())
     assert near["seeds"] != far["seeds"]
 
 
@@ -85,7 +83,7 @@ def test_what_is_through_is_reported_when_it_is_interrupted(small, tmp_path, mon
     measure = toys.measure
     monkeypatch.setattr(toys, "measure", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        reproduce_toy("small", tmp_path, seeds=(1, 2), scale=0.005)
+        reproduce_toy("small", tmp_path, seeds=(1, 2), scale=0.005, told=lambda: write_page(tmp_path))
     assert list(json.loads((tmp_path / "results.json").read_text())["seeds"]) == ["1"]
     assert "1 seeds" in (tmp_path / "report.html").read_text()
 

@@ -13,6 +13,11 @@ import numpy as np
 import pytest
 
 from pyvae import cli
+from pyvae.cli.evaluate import Evaluate
+from pyvae.cli.report import Report
+from pyvae.cli.reproduce import Reproduce
+from pyvae.cli.train import Train
+from pyvae.cli.traverse import Traverse
 from pyvae.engine.recipe import Recipe
 from pyvae.objectives import OBJECTIVES
 from pyvae.recipes import RECIPES
@@ -125,13 +130,13 @@ def cases():
         own = {} if "gan" not in recipe else {"architecture": "kim", "latents": "5", "image_size": "64"}
         for name, kind in options_of(objective):
             yield from (train(recipe, {**own, name: value}) for value in values_of(name, kind))
-    for name, kind in options_of(cli.Train):
+    for name, kind in options_of(Train):
         if name != "recipe":
             yield from (train("vae", {name: value}) for value in values_of(name, kind))
     for command, cls, given in (
-        ("traverse", cli.Traverse, {}),
-        ("evaluate", cli.Evaluate, {"metrics": "unsupervised"}),
-        ("report", cli.Report, {}),
+        ("traverse", Traverse, {}),
+        ("evaluate", Evaluate, {"metrics": "unsupervised"}),
+        ("report", Report, {}),
     ):
         for name, kind in options_of(cls):
             for value in values_of(name, kind):
@@ -140,12 +145,12 @@ def cases():
                 else:
                     options = {**given, name: value}
                     yield [command, "trained", *(p for n, v in options.items() for p in (flag(n), v))]
-    for name, kind in options_of(cli.Evaluate):
+    for name, kind in options_of(Evaluate):
         if name in ("samples", "images", "held_out", "seed"):
             for value in values_of(name, kind):
                 yield ["evaluate", "trained", "--metrics", "marginal-likelihood", flag(name), value]
     toy = {"scale": "0.001", "seeds": "1", "out": "toy"}
-    for name, kind in options_of(cli.Reproduce):
+    for name, kind in options_of(Reproduce):
         for value in values_of(name, kind):
             if name == "name":
                 yield ["reproduce", "--scale", "0.0001", "--", value]

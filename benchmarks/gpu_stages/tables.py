@@ -96,7 +96,7 @@ class _OneRun:
         else:
             self._unpack()
         with _before_the_end(case, self._save):
-            page = reproduce(
+            done = reproduce(
                 self._name,
                 self._study,
                 dataset,
@@ -107,7 +107,7 @@ class _OneRun:
                 data="tiny" if case.dry else "dsprites",
                 precision=self._precision,
             )
-        if page is None:
+        if done is None:
             self._save()
             raise OutOfTimeError
         self._pack.unlink(missing_ok=True)

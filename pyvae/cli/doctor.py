@@ -1,8 +1,9 @@
-"""What ``pyvae doctor`` prints: versions, devices, which backend each op takes and why, what computes convolutions on a
+"""``pyvae doctor``: versions, devices, which backend each op takes and why, what computes convolutions on a
 CPU, and the data cache."""
 
 import os
 import platform
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -10,6 +11,7 @@ import torch
 import pyvae
 from pyvae.backend import choose, wanted_backend
 from pyvae.base import processor
+from pyvae.cli.invocation import say
 from pyvae.data import cache
 from pyvae.engine.fused.supports import lacks, proven_on
 from pyvae.errors import BackendError
@@ -26,6 +28,15 @@ _VARIABLES = (
     "PYVAE_LIMIT",
     "TRITON_INTERPRET",
 )
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Print versions, devices, which backend each op takes and why, and the data cache."""
+
+    def __call__(self) -> int:
+        say(describe())
+        return 0
 
 
 def describe() -> str:

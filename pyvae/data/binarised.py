@@ -48,8 +48,8 @@ class Binarised(Dataset):
 
 
 def check_binarisable(dataset: Dataset) -> None:
-    """Raise DataError for a data set whose factors are known, since their images are black and white or in colour."""
-    if isinstance(dataset, FactorDataset):
+    """Raise DataError for a data set of known factors, black and white or in colour, unless its pixels are grey."""
+    if isinstance(dataset, FactorDataset) and (dataset.pixels is None or dataset.image_shape[0] != 1):
         raise DataError(
             f"binarise stochastic: for grey images, but those of {dataset.name} are not: --binarise none"
         )

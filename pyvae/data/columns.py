@@ -147,10 +147,10 @@ def npy_column(stream: IO[bytes], size: int) -> Column:
     if version not in known:
         raise ValueError(f".npy format {version}")
     width, read_header = known[version]
-    length = _exactly(stream, width)
+    length = exactly(stream, width)
     if int.from_bytes(length, "little") > _HEADER:
         raise ValueError(f"a header of {int.from_bytes(length, 'little')} bytes")
-    header = length + _exactly(stream, int.from_bytes(length, "little"))
+    header = length + exactly(stream, int.from_bytes(length, "little"))
     shape, fortran_order, dtype = read_header(io.BytesIO(header))
     start = len(np.lib.format.magic(*version)) + len(header)
     if fortran_order and len(shape) > 1:
@@ -159,7 +159,7 @@ def npy_column(stream: IO[bytes], size: int) -> Column:
     def read(rows: int) -> Array:
         _check_held(size - start, shape, dtype)
         array = np.empty((rows, *shape[1:]), dtype)
-        _fill(stream, array)
+        fill(stream, array)
         return array
 
     return Column(shape, dtype, read)
@@ -179,7 +179,7 @@ def _fortran_column(
         gathered = np.empty((values, rows), dtype)
         for value in range(values):
             stream.seek(start + (value * shape[0] + position) * dtype.itemsize)
-            _fill(stream, gathered[value])
+            fill(stream, gathered[value])
         position += rows
         return np.ascontiguousarray(gathered.reshape(*reversed(shape[1:]), rows).T)
 
@@ -191,7 +191,7 @@ def _check_held(held: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None
         raise EOFError("an array ends early")
 
 
-def _fill(stream: IO[bytes], array: Array) -> None:
+def fill(stream: IO[bytes], array: Array) -> None:
     """Read the bytes of an array, which lie in a row."""
     rest = array.view(np.uint8).reshape(-1).data
     while rest:
@@ -201,7 +201,7 @@ def _fill(stream: IO[bytes], array: Array) -> None:
         rest = rest[taken:]
 
 
-def _exactly(stream: IO[bytes], count: int) -> bytes:
+def exactly(stream: IO[bytes], count: int) -> bytes:
     read = stream.read(count)
     if len(read) < count:
         raise EOFError("the header ends early")
@@ -214,7 +214,7 @@ def idx_column(stream: IO[bytes], size: int | None) -> Column:
     ``size`` is that of the file, None where it is not known before it is unpacked. Raises one of `DAMAGE` for another
     type of values, and when the header, and later the rows, end early or go on.
     """
-    start = _exactly(stream, 4)
+    start = exactly(stream, 4)
     kind, dimensions = IDX_TYPES.get(start[2:3]), start[3]
     if start[:2] != b"\0\0" or kind is None or not dimensions:
         raise ValueError(
@@ -222,7 +222,7 @@ def idx_column(stream: IO[bytes], size: int | None) -> Column:
         )
     if kind != "bytes":
         raise ValueError(f"an IDX file of {kind}, not of bytes")
-    shape = struct.unpack(f">{dimensions}I", _exactly(stream, 4 * dimensions))
+    shape = struct.unpack(f">{dimensions}I", exactly(stream, 4 * dimensions))
     left = shape[0]
 
     def read(rows: int) -> Array:
@@ -230,7 +230,7 @@ def idx_column(stream: IO[bytes], size: int | None) -> Column:
         if size is not None:
             _check_held(size - 4 - 4 * dimensions, shape, np.dtype(np.uint8))
         array = np.empty((rows, *shape[1:]), np.uint8)
-        _fill(stream, array)
+        fill(stream, array)
         left -= rows
         # a gzip is checked when it is read to its end
         if not left and stream.read(1):

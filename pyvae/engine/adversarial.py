@@ -77,12 +77,13 @@ class AdversarialTrainer(Stepper):
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
-        return self._generator.tensors() | self._critic.tensors()
+        return self._generator.tensors() | self._critic.tensors() | self._own_tensors()
 
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Go back to what :meth:`tensors` gave at ``step``."""
         self._generator.restore(tensors)
         self._critic.restore(tensors)
+        self._restore_own(tensors)
         self._restart(step)
 
     def _prepare(self, step: int) -> None:

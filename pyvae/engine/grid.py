@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from itertools import product
 from typing import Any, NamedTuple
 
+from pyvae.base.source import Source
 from pyvae.bounds import admitted, refusal, show
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import PyvaeError
@@ -144,6 +145,8 @@ def _written(value: Any) -> str:
     if isinstance(value, float):
         # as a user writes it, unless digits would be lost
         return short if float(short := f"{value:g}") == value else repr(value)
+    if isinstance(value, Source):
+        return f"{value.file.removesuffix('.py')}-{value.name}"
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from pyvae.base.allocator import keep_large_buffers
+from pyvae.base.source import loading
 from pyvae.data.dataset import Dataset
 from pyvae.engine.arithmetic import check_precision, settle_arithmetic
 from pyvae.engine.batches import fitting
@@ -60,6 +61,7 @@ def train(
             has, a file cannot be written, or the loss is no longer finite (the last checkpoint is from before).
         RecipeError: the recipe cannot be trained on this data, or not on this device.
     """
+    _check_loading()
     keep_large_buffers()
     options = _Options(log_every, checkpoint_seconds, capture, compile)
     with _held([run]):
@@ -104,6 +106,7 @@ def train_together(
             before the first step is refused before anything is written.
         RecipeError: a recipe cannot be trained on this data, or not on this device.
     """
+    _check_loading()
     keep_large_buffers()
     options = _Options(log_every, checkpoint_seconds, capture, compile)
     standing = _standing(runs, dataset, device, compile)
@@ -130,6 +133,13 @@ def train_together(
             found = _train_group([runs[n] for n in members], dataset, device, options, signals)
             outcomes |= zip(members, found, strict=True)
     return [outcomes.get(n) or Outcome(each.step, True, 0.0) for n, each in enumerate(standing)]
+
+
+def _check_loading() -> None:
+    if (file := loading()) is not None:
+        raise RunError(
+            f'{file} trains while it is loaded for its code: put what trains below if __name__ == "__main__":'
+        )
 
 
 class _Options(NamedTuple):

@@ -1,14 +1,18 @@
 """A recipe: everything that decides what a run computes."""
 
-from dataclasses import MISSING, asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pyvae.base.source import Source, is_spec, recorded, short
 from pyvae.bounds import Checked, Rate, Seed, Steps, Within, refusal, show
 from pyvae.engine.plain import checked, checked_fields
-from pyvae.errors import RecipeError
+from pyvae.errors import RecipeError, SourceError
 from pyvae.nets import ArchitectureName, Initialisation
 from pyvae.objectives import OBJECTIVES, VAE, ImportanceWeighted, InfoGAN, Objective
 from pyvae.objectives.likelihood import Likelihood
+from pyvae.objectives.own import objective_of, own_class
 
 FORMAT = 1
 Precision = Literal["fp32", "tf32", "fp16", "bf16"]
@@ -20,9 +24,11 @@ class Recipe(Checked):
     """One training run. Two runs of one recipe on one machine are equal bit for bit."""
 
     objective: Objective = field(default_factory=VAE)
+    """What is minimised; see pyvae.objectives. One of your own is a frozen dataclass with ``terms``."""
     data: str = "dsprites"
-    """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, of 3dshapes.h5, of a folder of images,
-    or of an array of images in an .npz, .npy or HDF5 file; of several arrays one is named so: file.npz:x_train."""
+    """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, of 3dshapes.h5, of an MPI3D .npz, of
+    the folder of Cars3D or SmallNORB, of a folder of images, or of an array of images in an .npz, .npy or HDF5 file; of
+    several arrays one is named so: file.npz:x_train."""
     image_size: Annotated[int, Within(1, 4096)] = 64
     """Side that images of a folder or an array are resized to."""
     channels: Literal[1, 3] | None = None
@@ -38,8 +44,9 @@ class Recipe(Checked):
     (Salakhutdinov & Murray 2008). For images without known factors."""
     likelihood: Likelihood = "bernoulli"
     """Of the pixels; "gaussian" has mean sigmoid(logits) and variance 1."""
-    architecture: ArchitectureName = "burgess"
-    """Encoder and decoder, by paper; see pyvae.nets. "mlp" and "rainforth" take images of any size, others 64 x 64."""
+    architecture: ArchitectureName | Source = "burgess"
+    """Encoder and decoder, by paper; see pyvae.nets. "mlp" and "rainforth" take images of any size, others 64 x 64. Or
+    a function of your own, as my_nets.py:build; `pyvae new network my_nets.py` writes one to begin with."""
     init: Initialisation = "torch"
     """Initial weights; see pyvae.nets.build."""
     code: Literal["encoder", "factors"] = "encoder"
@@ -76,7 +83,16 @@ class Recipe(Checked):
     the run once it is prolonged."""
 
     def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "objective", objective_of(self.objective))
+        except RecipeError as error:
+            raise refusal(str(error)) from error
         super().__post_init__()
+        clashing = {each.name for each in fields(self.objective)} & {each.name for each in fields(self)}
+        if clashing:
+            raise refusal(
+                f"{self.objective.source}: field {min(clashing)} is one of every recipe: call it otherwise"
+            )
         if self.lr_stage_steps is not None and self.optimizer != "adam":
             raise refusal(f"lr_stage_steps: {self.optimizer} has a constant rate: give --optimizer adam")
         if isinstance(self.objective, ImportanceWeighted) and self.likelihood != "bernoulli":
@@ -110,40 +126,69 @@ class Recipe(Checked):
                     f"{name} {getattr(self, name)}: InfoGAN and InfoWGAN-GP are trained with {only or 'none'} alone"
                 )
 
+    @property
+    def sources(self) -> list[Source]:
+        """The code of a user's own that it is made of."""
+        return [each for each in (self.architecture, self.objective.source) if isinstance(each, Source)]
+
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values, from which :meth:`from_json` makes the recipe again."""
-        names = {cls: name for name, cls in OBJECTIVES.items()}
-        values = asdict(self)
-        values["objective"] = {"name": names[type(self.objective)], **values["objective"]}
-        return {"format": FORMAT, **values}
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        if isinstance(self.architecture, Source):
+            own["architecture"] = self.architecture.spec
+        own["objective"] = {"name": objective_name(self.objective), **asdict(self.objective)}
+        hashes = {source.spec: source.sha256 for source in self.sources}
+        return {"format": FORMAT, **own, **({"sources": hashes} if hashes else {})}
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Recipe":
+    def from_json(cls, values: dict[str, Any], kept: Path | None = None) -> "Recipe":
         """The recipe of what :meth:`to_json` gave.
 
+        Args:
+            values: those.
+            kept: folder with copies of code of a user's own, for what is not where it was, or has changed since.
+
         Raises:
-            RecipeError: the values are not those of a recipe of this version, by name or by type.
+            RecipeError: the values are not those of a recipe of this version, by name or by type; or code of a user's
+                own is not there any more.
         """
         try:
             values = checked(values, dict[str, Any])
             if checked(values.pop("format", None), int, "format") != FORMAT:
                 raise RecipeError("written by another version of pyvae")
+            hashes = checked(values.pop("sources", {}), dict[str, str], "sources")
+            found = {spec: recorded(spec, sha256, kept) for spec, sha256 in hashes.items()}
+            architecture = values.get("architecture")
+            own: dict[str, Any] = {}
+            if isinstance(architecture, str) and architecture in found:
+                own["architecture"] = found[values.pop("architecture")]
+            elif isinstance(architecture, str) and is_spec(architecture):
+                raise RecipeError(f"architecture {architecture!r} has no hash in sources")
             objective = checked(values.pop("objective", None), dict[str, Any], "objective")
-            objective_class = OBJECTIVES.get(
-                name := checked(objective.pop("name", None), str, "objective.name")
-            )
-            if objective_class is None:
+            name = checked(objective.pop("name", None), str, "objective.name")
+            kind = own_class(found[name]) if name in found else OBJECTIVES.get(name)
+            if kind is None:
                 raise RecipeError(f"unknown objective {name!r}")
             # the type of the field leaves open which of the objectives it is
-            return cls(objective=checked(objective, objective_class, name), **checked_fields(values, cls))
+            return cls(objective=checked(objective, kind, name), **own, **checked_fields(values, cls))
+        except SourceError:
+            raise
         except ValueError as error:
             raise RecipeError(str(error)) from None
 
 
+def objective_name(objective: Objective) -> str:
+    """By which a recipe keeps an objective: that of ``OBJECTIVES``, or where a user's own lies."""
+    if objective.source is not None:
+        return objective.source.spec
+    return next(name for name, kind in OBJECTIVES.items() if kind is type(objective))
+
+
 def differences(mine: Recipe, theirs: Recipe) -> list[str]:
     """Fields in which two recipes differ, with both values, but for the length of the run and where the data lies."""
+    changed = changed_sources(mine, {source.spec: source.sha256 for source in theirs.sources})
     a, b = _flat(mine), _flat(theirs)
-    return [
+    return [f"{name} has changed" for name in changed] + [
         f"{name} is {b.get(name, 'absent')} there and {a.get(name, 'absent')} here"
         for name in a | b
         if name not in ("steps", "data")
@@ -153,7 +198,23 @@ def differences(mine: Recipe, theirs: Recipe) -> list[str]:
     ]
 
 
+def changed_sources(mine: Recipe, hashes: Mapping[str, str]) -> list[str]:
+    """Files of code of a user's own that are not what they were, by their names.
+
+    Args:
+        mine: a recipe.
+        hashes: of the other one, by where its code lay.
+    """
+    theirs = {short(spec): sha256 for spec, sha256 in hashes.items()}
+    return [s.file for s in mine.sources if theirs.get(str(s), s.sha256) != s.sha256]
+
+
 def _flat(recipe: Recipe) -> dict[str, Any]:
     values = recipe.to_json()
+    values.pop("sources", None)
     objective = values.pop("objective")
-    return {"objective": objective.pop("name"), **objective, **values}
+    name = objective.pop("name")
+    # where a user's code lies is no part of it
+    own = {source.spec: str(source) for source in recipe.sources}
+    values["architecture"] = own.get(values["architecture"], values["architecture"])
+    return {"objective": own.get(name, name), **objective, **values}

@@ -3,15 +3,16 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
+from pyvae.base.source import Source, keep, source_of
 from pyvae.data.binarised import Binarised
 from pyvae.data.dataset import Dataset
 from pyvae.data.paths import absolute
@@ -20,17 +21,17 @@ from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.files import cause_of, clear_leftovers, make_directory, write_atomically
 from pyvae.engine.lock import lock
 from pyvae.engine.pair import pair_of
-from pyvae.engine.plain import read_json
-from pyvae.engine.recipe import Recipe, differences
+from pyvae.engine.plain import checked, read_json
+from pyvae.engine.recipe import Recipe, changed_sources, differences
 from pyvae.engine.trace import read_trace
-from pyvae.errors import RecipeError, RunError
+from pyvae.errors import RecipeError, RunError, SourceError
 from pyvae.nets import Autoencoder, build
 from pyvae.nets.adversarial import AdversarialPair
 from pyvae.objectives import TERMS, InfoGAN
 
 Net = TypeVar("Net", bound=torch.nn.Module)
 
-_OF_RUN = ("checkpoints", "events", "figures", "profile", "recipe.json", "snapshots", "trace.csv")
+_OF_RUN = ("checkpoints", "events", "figures", "profile", "recipe.json", "snapshots", "source", "trace.csv")
 
 
 class HeldError(RunError):
@@ -45,21 +46,29 @@ class RunDirectory:
         self.recipe = recipe
 
     @classmethod
-    def open(cls, path: Path) -> "RunDirectory":
+    def open(cls, path: Path, own: Iterable[object] = ()) -> "RunDirectory":
         """A run that exists.
 
+        Args:
+            path: of its directory.
+            own: functions and classes of a user's own that it was trained with, which a file does not hold.
+
         Raises:
-            RunError: no such directory, or no run in it.
+            RunError: no such directory, or no run in it; or code of a user's own is not there any more.
         """
+        for each in own:
+            source_of(each)
         file = path / "recipe.json"
         if not os.path.lexists(file):
             raise RunError(
                 f"{path} holds no run (no recipe.json): make one with `pyvae train ... --out {path}`"
             )
         try:
-            return cls(path, Recipe.from_json(read_json(file)))
+            return cls(path, Recipe.from_json(read_json(file), path / "source"))
         except OSError as error:
             raise RunError(f"cannot read {file}: {cause_of(error)}") from error
+        except SourceError as error:
+            raise RunError(f"{path}: {error}") from error
         except ValueError as error:
             raise RunError(
                 f"{file} is not a recipe of this version of pyvae: {error}; put back a copy of it: "
@@ -93,6 +102,7 @@ class RunDirectory:
             raise RunError(f"cannot read --out {path}: {cause_of(error)}") from error
         if os.path.lexists(path / "recipe.json"):
             # another program's is refused, and what was trained binds
+            self._check_sources()
             existing = RunDirectory.open(path).recipe
             if self._has_results() and (different := differences(self.recipe, existing)):
                 raise RunError(
@@ -101,6 +111,19 @@ class RunDirectory:
                 )
         elif foreign and not self._has_results():
             raise RunError(f"--out {path} is not empty and holds no run: name another directory")
+
+    def _check_sources(self) -> None:
+        """Refuse code of a user's own that has changed since the run began; the code that it was need not be loaded."""
+        with suppress(OSError, ValueError):
+            found = checked(read_json(self.path / "recipe.json"), dict[str, Any]).get("sources", {})
+            changed = changed_sources(self.recipe, checked(found, dict[str, str]))
+            if changed and self._has_results():
+                file = changed[0]
+                copy = next(iter(sorted(self.source.glob(f"{Path(file).stem}*.py"))), self.source / file)
+                raise RunError(
+                    f"{file} has changed since {self.path} began (a copy of what it was is {copy}): put it back, or "
+                    "name another --out"
+                )
 
     def _has_results(self) -> bool:
         """Whether there is anything that training or an evaluation of it made."""
@@ -111,11 +134,14 @@ class RunDirectory:
         )
 
     def write_recipe(self) -> None:
-        """Write ``recipe.json``.
+        """Write ``recipe.json``, and copies of code of a user's own in ``source``.
 
         Raises:
             RunError: it cannot be written.
         """
+        for copy, text in keep(self.recipe.sources, self.source):
+            make_directory(self.source)
+            write_atomically(copy, text)
         content = json.dumps(self.recipe.to_json(), indent=2) + "\n"
         write_atomically(self.path / "recipe.json", content.encode())
 
@@ -143,12 +169,17 @@ class RunDirectory:
         return self.path / "figures"
 
     @property
+    def source(self) -> Path:
+        """Copies of the code of a user's own that the recipe names."""
+        return self.path / "source"
+
+    @property
     def events(self) -> Path:
         return self.path / "events"
 
     def clear_leftovers(self) -> None:
         """Remove what killed processes were writing; for who holds the run."""
-        for directory in (self.path, self.checkpoints, self.snapshots, self.figures):
+        for directory in (self.path, self.checkpoints, self.snapshots, self.figures, self.source):
             clear_leftovers(directory)
 
     @contextmanager
@@ -222,7 +253,7 @@ class RunDirectory:
         """Refuse a ``recipe.json`` that was changed since; but for where the data lies, and the length of the run."""
         path = checkpoint.path_of(self.checkpoints, saved.step)
         try:
-            trained = Recipe.from_json(saved.metadata["recipe"])
+            trained = Recipe.from_json(saved.metadata["recipe"], self.source)
         except RecipeError as error:
             raise RunError(f"the recipe in {path} is not one of this version of pyvae: {error}") from error
         if different := differences(self.recipe, replace(trained, data=self.recipe.data)):
@@ -276,9 +307,12 @@ class RunDirectory:
         """A network with the weights of a checkpoint, if it is one that they fit."""
         what = f"the checkpoint of step {saved.step:,} in {self.path}"
         try:
-            # without memory, of which a recipe can ask for any amount
-            with torch.device("meta"):
+            if isinstance(self.recipe.architecture, Source):
                 wanted = make().state_dict()
+            else:
+                # without memory, of which a recipe can ask for any amount
+                with torch.device("meta"):
+                    wanted = make().state_dict()
         except (RuntimeError, ValueError, TypeError, OverflowError) as error:
             raise RunError(
                 f"{what} does not fit its recipe, of which no network can be made: {str(error).splitlines()[0]}"

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pyvae.base.checks import value_checks
+from pyvae.base.source import told
 from pyvae.control import Control
 from pyvae.engine.capture import Capture
 from pyvae.engine.ledger import Ledger
+from pyvae.engine.own_random import OwnRandom
 from pyvae.engine.recipe import Recipe
+from pyvae.errors import SourceError, reason
 
 BURST = 16
 """Steps in a captured graph; it divides the windows of pyvae.engine.batches."""
@@ -78,6 +81,7 @@ class Stepper(ABC):
         self._capture: Capture | None = None
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._uncaptured_steps = 0
+        self._own = OwnRandom(recipe.seed, device) if recipe.sources else None
 
     @property
     def parts(self) -> list[Part]:
@@ -103,18 +107,46 @@ class Stepper(ABC):
     def advance(self, count: int = 1) -> None:
         """Make ``count`` steps: on a GPU, hand them over to it, without waiting for any."""
         stop = self.step + count
-        with self._own_stream():
+        with self._own_code(), self._own_stream():
             while self.step < stop:
                 self._prepare(self.step)
                 if self._capturable and self.step % BURST == 0 and stop - self.step >= BURST and self._warm():
                     if self._capture is None:
-                        self._capture = Capture(self._step, BURST)
+                        self._capture = self._captured()
                     self._capture.replay()
                     self.step += BURST
                 else:
                     self._step()
                     self._uncaptured_steps += 1
                     self.step += 1
+
+    def _captured(self) -> Capture:
+        try:
+            return Capture(self._step, BURST)
+        except RuntimeError as error:
+            if not self.recipe.sources:
+                raise
+            raise SourceError(
+                f"{' and '.join(map(str, self.recipe.sources))}: its steps cannot be one CUDA graph ({reason(error)}): "
+                "nothing in it may read a value of the device, as .item(), .tolist(), print and if do; or give "
+                "--no-capture"
+            ) from error
+
+    @contextmanager
+    def _own_code(self) -> Iterator[None]:
+        """Code of a user's own draws from generators of the run's own, and what goes wrong in it is one line."""
+        if self._own is None:
+            yield
+            return
+        with told(*self.recipe.sources, doing="in training", anywhere=False), self._own.running():
+            yield
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        return {} if self._own is None else self._own.tensors()
+
+    def _restore_own(self, tensors: dict[str, Tensor]) -> None:
+        if self._own is not None:
+            self._own.restore(tensors)
 
     def _restart(self, step: int) -> None:
         """Count from ``step`` on, now that everything is as it was then."""

@@ -33,4 +33,4 @@ def shape_of(recipe: Recipe) -> tuple[Hashable, ...]:
     weighting = weighting_of(objective)
     # stages cost every member of an ensemble its dependent launches
     staged = recipe.lr_stage_steps is not None
-    return type(objective).__name__, structure, weighting.options, staged, shared
+    return type(objective).__name__, objective.source, structure, weighting.options, staged, shared

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from pyvae.base.source import Source
 from pyvae.control import Control
 from pyvae.data.binarised import check_binarisable
 from pyvae.data.dataset import Dataset, FactorDataset
@@ -19,9 +20,11 @@ from pyvae.engine.state import Trained
 from pyvae.engine.stepper import Stepper
 from pyvae.errors import RecipeError
 from pyvae.functional import reparameterize_kl
-from pyvae.nets import ANY_SIDE, SIDE, Autoencoder, build
-from pyvae.objectives import TCVAE, TERMS, ControlVAE, FactorVAE, ImportanceWeighted, InfoGAN, Outputs
+from pyvae.nets import SIDE, Autoencoder, build, takes_any_side
+from pyvae.nets.trial import check_own
+from pyvae.objectives import TCVAE, ControlVAE, FactorVAE, ImportanceWeighted, InfoGAN, Outputs
 from pyvae.objectives.likelihood import image_nll
+from pyvae.objectives.own import term_names
 from pyvae.random import Stream
 from pyvae.schedules import staged
 
@@ -70,7 +73,7 @@ class Trainer(Stepper):
         self._size = len(dataset)
         source = ImageSource(dataset, device)
         self._batches = batches_of(recipe, source, dataset, device)
-        self._names = (*TERMS, *recipe.objective.extra_terms)
+        self._names = term_names(recipe.objective, recipe.latents, device)
         self._adversary: Adversary | None = None
         if isinstance(recipe.objective, FactorVAE):
             self._second = batches_of(recipe, source, dataset, device, second=True)
@@ -95,7 +98,7 @@ class Trainer(Stepper):
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, by name."""
-        tensors = self._trained.tensors()
+        tensors = self._trained.tensors() | self._own_tensors()
         if self._adversary:
             tensors |= self._adversary.trained.tensors()
         if self.ledger.control:
@@ -105,6 +108,7 @@ class Trainer(Stepper):
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Go back to what :meth:`tensors` gave at ``step``."""
         self._trained.restore(tensors)
+        self._restore_own(tensors)
         if self._adversary:
             self._adversary.trained.restore(tensors)
         if self.ledger.control:
@@ -221,15 +225,22 @@ def _factor_sizes(recipe: Recipe, dataset: Dataset) -> tuple[int, ...] | None:
 
 def check_data(recipe: Recipe, dataset: Dataset) -> None:
     """Raises RecipeError when the recipe cannot be trained on this data."""
-    _, height, width = dataset.image_shape
-    if (height, width) != (SIDE, SIDE) and not (recipe.architecture in ANY_SIDE and height == width):
+    channels, height, width = dataset.image_shape
+    if (height, width) != (SIDE, SIDE) and not takes_any_side(recipe.architecture):
         raise RecipeError(
             f"images are {height} x {width}, but the networks take {SIDE} x {SIDE}: --image-size {SIDE}"
+        )
+    if height != width:
+        raise RecipeError(
+            f"images are {height} x {width}, but the networks take square ones: --image-size {SIDE}"
         )
     if recipe.binarise != "none":
         check_binarisable(dataset)
     if isinstance(recipe.objective, TCVAE):
         recipe.objective.check_batch(recipe.batch_size, len(dataset))
+    if isinstance(recipe.architecture, Source):
+        check_own(recipe.architecture, channels, recipe.latents, height)
+    term_names(recipe.objective, recipe.latents, torch.device("cpu"))
     if recipe.code == "encoder":
         return
     if not isinstance(dataset, FactorDataset):

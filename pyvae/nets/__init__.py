@@ -1,7 +1,7 @@
 """Networks: those of the papers by name, how they are built and initialised, and the layers that they are made of."""
 
 from pyvae.nets.autoencoder import Autoencoder, Encoder, FactorEncoder
-from pyvae.nets.build import build, count_weights, seeded
+from pyvae.nets.build import build, count_weights, seeded, takes_any_side
 from pyvae.nets.discriminator import build_discriminator
 from pyvae.nets.initialise import INITIALISATIONS, Initialisation
 from pyvae.nets.published import (
@@ -39,4 +39,5 @@ __all__ = [
     "mlp",
     "rainforth",
     "seeded",
+    "takes_any_side",
 ]

@@ -62,10 +62,24 @@ class FactorEncoder(nn.Module):
         return self.scale * factors, (-2 * nn.functional.softplus(self.narrowing)).expand_as(factors)
 
 
+class OwnEncoder(nn.Module):
+    """An encoder of a user's own, whose mean and log-variance may come in one tensor."""
+
+    def __init__(self, own: nn.Module, latents: int) -> None:
+        super().__init__()
+        self.own = own
+        self.latents = latents
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.own(images)
+        mu, logvar = found.chunk(2, -1) if isinstance(found, Tensor) else found
+        return mu, logvar
+
+
 class Autoencoder(nn.Module):
     """An encoder and a decoder."""
 
-    def __init__(self, encoder: Encoder | FactorEncoder, decoder: nn.Module) -> None:
+    def __init__(self, encoder: Encoder | FactorEncoder | OwnEncoder, decoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder

@@ -6,6 +6,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from pyvae.base.constants import constant
+from pyvae.base.source import Source
 from pyvae.bounds import Checked
 from pyvae.control import Control
 
@@ -42,6 +43,8 @@ class Objective(Checked):
 
     extra_terms: ClassVar[tuple[str, ...]] = ()
     """Names of the terms that it has beside those that all have."""
+    source: ClassVar[Source | None] = None
+    """The code, where it is a user's own; its terms are those of :func:`pyvae.objectives.own.term_names`."""
 
     @property
     def compares(self) -> str | None:

@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import html
-import json
-from collections.abc import Iterator
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pyvae.data.dataset import Dataset
-from pyvae.data.mnist import is_test_set, is_training_set
-from pyvae.engine.checkpoint import engine_of
 from pyvae.engine.files import write_atomically
+from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import RunDirectory
+from pyvae.evaluation import read_metrics
+from pyvae.evaluation.averages import evaluate
 from pyvae.objectives import ControlVAE
 from pyvae.report import curves, reconstructions, snapshots, traversal
 from pyvae.report.figures import save, smooth
 from pyvae.report.markup import document, duration, figure, row
-from pyvae.report.trained import Trained
-from pyvae.report.verdict import Verdict, judge, plain
-from pyvae.studies.analysis import average
-from pyvae.studies.published import CERTAINTIES, QUANTITIES, Published, Quantity, Study
+from pyvae.report.trained import load_trained
+from pyvae.studies.findings import Findings, Measured, Number, Ours, read_findings
+from pyvae.studies.published import CERTAINTIES, QUANTITIES, Published, Quantity
+from pyvae.studies.verdict import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SPAN = 2.0
-_DSPRITES = 737_280
 _BODY = Template("""<p class="note">$subtitle</p>
 $notices
 <h2>Results</h2>
@@ -48,217 +46,114 @@ $arms
 """)
 
 
-class Measured(NamedTuple):
-    """A finished run and what was measured of it."""
-
-    run: RunDirectory
-    trained: Trained
-    kl: list[float]
-    """Of each latent, in nats."""
-    values: dict[Quantity, float]
-
-
-class Findings(NamedTuple):
-    """What a study has found so far."""
-
-    name: str
-    study: Study
-    scale: Fraction
-    dataset: Dataset
-    seeds: int
-    """That were asked for."""
-    measured: dict[str, list[Measured]]
-    """Finished runs of each arm."""
-    held_out: Dataset | None = None
-    """Images of the marginal likelihood, where they are not those of ``dataset``."""
-
-    @property
-    def obstacles(self) -> list[str]:
-        """Why these numbers reproduce nothing."""
-        found = []
-        if self.scale != 1:
-            found.append(
-                f"Scaled run: every length is {float(self.scale):.4g} of the published one, rates are not changed. "
-                "These numbers are no reproduction and are not judged."
-            )
-        if not self._published_data:
-            found.append(
-                f"Other data than the published: {self.dataset.fingerprint}. These numbers are no reproduction and "
-                "are not judged."
-            )
-        if self.study.likelihoods and self.held_out is None:
-            found.append(
-                "The marginal likelihood is that of training images, the published one of a test set."
-            )
-        elif self.held_out is not None and self._published_data and not is_test_set(self.held_out):
-            found.append(
-                f"The marginal likelihood is of {self.held_out.fingerprint}, which is not MNIST's test set. These "
-                "numbers are no reproduction and are not judged."
-            )
-        return found
-
-    @property
-    def _published_data(self) -> bool:
-        if self.study.data == "mnist":
-            return is_training_set(self.dataset)
-        return (self.dataset.name, len(self.dataset)) == ("dsprites", _DSPRITES)
-
-    def judgements(self) -> Iterator[tuple[str, Published, list[float], Verdict | None]]:
-        """(arm, published number, ours of each seed, verdict); no verdict where something stands in the way."""
-        judged = not self.obstacles
-        for arm, number in self.study.numbers():
-            ours = [m.values[number.quantity] for m in self.measured[arm.name]]
-            yield arm.name, number, ours, judge(ours, number) if judged else None
-
-
-def write_report(findings: Findings, out: Path) -> Path:
-    """Write ``out/report.html``, which holds all of its images, ``out/results.json`` and ``out/figures/``.
+def write_page(out: Path, dataset: Dataset) -> Path:
+    """Write ``out/report.html``, which holds all of its images, and ``out/figures/``.
 
     Args:
-        findings: at least one run of every arm.
-        out: directory of the study.
+        out: directory of the study, with its ``results.json`` and its runs.
+        dataset: that they were trained on.
 
     Returns:
         the path of the page.
 
     Raises:
-        RunError: a file that cannot be written.
+        RunError: ``results.json`` is missing or damaged, a run is, or a file cannot be written.
     """
-    study = findings.study
-    runs = [m for arm in study.arms for m in findings.measured[arm.name]]
-    finished = len(findings.measured[study.arms[0].name])
-    title = study.title
+    found = read_findings(out)
+    runs = {arm: [_run(out, each) for each in found["runs"] if each["arm"] == arm] for arm in found["arms"]}
+    first = found["runs"][0]
+    finished = len(runs[found["arms"][0]])
     body = _BODY.substitute(
         subtitle=html.escape(
-            f"{findings.name}: {len(study.arms)} arms, {finished} of {findings.seeds} seeds, on "
-            f"{findings.dataset.fingerprint}, precision {runs[0].run.recipe.precision}, engine "
-            f"{' and '.join(sorted({engine_of(m.trained.metadata) for m in runs}))}"
+            f"{found['study']}: {len(found['arms'])} arms, {finished} of {found['seeds']} seeds, on "
+            f"{found['data']}, precision {first['recipe']['precision']}, engine "
+            f"{' and '.join(sorted({each['engine'] for each in found['runs']}))}"
         ),
-        notices="".join(f'<p class="notice">{html.escape(text)}</p>' for text in findings.obstacles),
-        results=_results(findings),
-        caption=_caption(findings),
-        notes="".join(f"<li>{html.escape(note)}</li>" for note in study.notes),
+        notices="".join(f'<p class="notice">{html.escape(text)}</p>' for text in found["obstacles"]),
+        results=_results(found),
+        caption=_caption(found),
+        notes="".join(f"<li>{html.escape(note)}</li>" for note in found["notes"]),
         traces=figure(
-            save(_draw_traces(findings), out / "figures/traces.png"),
+            save(_draw_traces(runs), out / "figures/traces.png"),
             "Running means over minibatches against the step, a line for each seed; C as it is.",
         ),
-        arms="".join(_arm(arm.name, findings, out) for arm in study.arms),
-        runs=_runs(study, findings.measured),
-        sources="".join(f"<li>{html.escape(source)}</li>" for source in _sources(study)),
+        arms="".join(_arm(arm, of_arm[0], dataset) for arm, of_arm in runs.items()),
+        runs=_runs(found),
+        sources="".join(f"<li>{html.escape(source)}</li>" for source in _sources(found)),
     )
-    content = json.dumps(_to_json(findings), indent=2) + "\n"
-    write_atomically(out / "results.json", content.encode())
     path = out / "report.html"
-    write_atomically(path, document(title, body).encode(errors="backslashreplace"))
+    write_atomically(path, document(found["title"], body).encode(errors="backslashreplace"))
     return path
 
 
-def _to_json(findings: Findings) -> dict[str, Any]:
-    study = findings.study
-    return {
-        "study": findings.name,
-        "scale": float(findings.scale),
-        "scaled": findings.scale != 1,
-        "reproduction": not findings.obstacles,
-        "data": findings.dataset.fingerprint,
-        "without": list(study.without),
-        "numbers": [
-            {
-                "arm": arm,
-                "quantity": number.quantity,
-                "ours": average(ours)._asdict(),
-                "published": {
-                    "value": number.value,
-                    "high": number.high,
-                    "error": number.error,
-                    "runs": number.runs,
-                    "source": number.source,
-                    "certainty": number.certainty,
-                },
-                "verdict": verdict and verdict.to_json(),
-            }
-            for arm, number, ours, verdict in findings.judgements()
-        ],
-        "runs": [
-            {
-                "arm": arm.name,
-                "seed": m.run.recipe.seed,
-                "steps": m.trained.steps,
-                "engine": engine_of(m.trained.metadata),
-                "values": m.values,
-                "seconds": m.trained.metadata.get("seconds"),
-                "steps_per_second": m.trained.steps_per_second,
-                "device": m.trained.metadata.get("device"),
-                "versions": m.trained.metadata.get("versions"),
-                "recipe": m.run.recipe.to_json(),
-            }
-            for arm in study.arms
-            for m in findings.measured[arm.name]
-        ],
-    }
+def _run(out: Path, measured: Measured) -> RunDirectory:
+    return RunDirectory.open(out / measured["arm"] / f"seed-{measured['seed']}")
 
 
-def _results(findings: Findings) -> str:
-    sources = _sources(findings.study)
-    judged = not findings.obstacles
+def _results(found: Findings) -> str:
+    sources = _sources(found)
+    judged = found["reproduction"]
     published = "published" if judged else "published, of a full-length run"
     head = ["arm", "", "ours", published, *(["verdict"] if judged else []), "source"]
     rows = [row(head, numbers=(2, 3), cell="th")]
-    for arm, number, ours, verdict in findings.judgements():
+    for number in found["numbers"]:
         cells = [
-            arm,
-            QUANTITIES[number.quantity],
-            _mean(number.quantity, ours),
-            number.show(),
-            *([verdict.text] if verdict else []),
+            number["arm"],
+            QUANTITIES[number["quantity"]],
+            _mean(number["quantity"], number["ours"]),
+            _published(number).show(),
+            *([verdict["text"]] if (verdict := number["verdict"]) else []),
             str(sources.index(_source(number)) + 1),
         ]
         rows.append(row(cells, numbers=(2, 3)))
     return f"<table>{''.join(rows)}</table>"
 
 
-def _runs(study: Study, measured: dict[str, list[Measured]]) -> str:
-    quantities: list[Quantity] = ["recon", "kl", *study.metrics, *study.likelihoods]
+def _runs(found: Findings) -> str:
+    quantities = found["quantities"]
     head = ["arm", "seed", "steps", *(QUANTITIES[q] for q in quantities), "wall time", "steps/s", "device"]
     numbers = tuple(range(1, len(head) - 1))
     rows = [row(head, numbers=numbers, cell="th")]
-    for arm in study.arms:
-        for m in measured[arm.name]:
-            speed, metadata = m.trained.steps_per_second, m.trained.metadata
-            cells = [
-                arm.name,
-                str(m.run.recipe.seed),
-                f"{m.trained.steps:,}",
-                *(plain(q, m.values[q]) for q in quantities),
-                duration(metadata["seconds"]) if "seconds" in metadata else "",
-                f"{speed:,.1f}" if speed else "",
-                metadata.get("device", ""),
-            ]
-            rows.append(row(cells, numbers=numbers))
+    for run in found["runs"]:
+        seconds, speed = run["seconds"], run["steps_per_second"]
+        cells = [
+            run["arm"],
+            str(run["seed"]),
+            f"{run['steps']:,}",
+            *(plain(q, run["values"][q]) for q in quantities),
+            "" if seconds is None else duration(seconds),
+            f"{speed:,.1f}" if speed else "",
+            run["device"] or "",
+        ]
+        rows.append(row(cells, numbers=numbers))
     return f"<table>{''.join(rows)}</table>"
 
 
-def _mean(quantity: Quantity, values: list[float]) -> str:
-    mean = average(values)
-    if mean.error is None:
-        return f"{plain(quantity, mean.value)} (1 seed)"
-    return f"{plain(quantity, mean.value)} ± {plain(quantity, mean.error)} ({mean.seeds} seeds)"
+def _mean(quantity: Quantity, ours: Ours) -> str:
+    if ours["error"] is None:
+        return f"{plain(quantity, ours['value'])} (1 seed)"
+    return f"{plain(quantity, ours['value'])} ± {plain(quantity, ours['error'])} ({ours['seeds']} seeds)"
 
 
-def _source(number: Published) -> str:
-    return f"{number.source} ({CERTAINTIES[number.certainty]})"
+def _published(number: Number) -> Published:
+    return Published(number["quantity"], **number["published"])
 
 
-def _sources(study: Study) -> list[str]:
-    return list(dict.fromkeys(_source(number) for _, number in study.numbers()))
+def _source(number: Number) -> str:
+    published = number["published"]
+    return f"{published['source']} ({CERTAINTIES[published['certainty']]})"
 
 
-def _caption(findings: Findings) -> str:
+def _sources(found: Findings) -> list[str]:
+    return list(dict.fromkeys(_source(number) for number in found["numbers"]))
+
+
+def _caption(found: Findings) -> str:
     text = (
         "Ours: mean and standard error over seeds, after the last step. Reconstruction and KL are of one sampled z of "
         "each image of a fixed subset, metrics of the codes of all images."
     )
-    if not findings.obstacles:
+    if found["reproduction"]:
         text += (
             " Agrees: the difference lies within the 95% interval of Student's t for that many seeds, less what the "
             "source's printing or measuring leaves open; a published number of known runs without an error is taken "
@@ -267,18 +162,21 @@ def _caption(findings: Findings) -> str:
     return text
 
 
-def _arm(name: str, findings: Findings, out: Path) -> str:
-    measured = findings.measured[name][0]
-    run = measured.run
-    dataset = run.shown(findings.dataset)
+def _arm(name: str, run: RunDirectory, whole: Dataset) -> str:
+    trained = load_trained(run, whole)
+    # of what metrics.json holds, the scores may have become those of other factors since, by `pyvae evaluate`
+    kl = read_metrics(run, trained.steps, whole).get("kl_of_latents")
+    dataset = run.shown(whole)
+    if kl is None:
+        kl = evaluate(trained.net, dataset, run.recipe.likelihood).kl
     trace = curves.trace_of(run)
     seed = traversal.default_seeds(dataset)[-1]
-    traversals = traversal.draw(run, measured.trained.net, dataset, measured.kl, span=_SPAN, seeds=(seed,))
+    traversals = traversal.draw(run, trained.net, dataset, kl, span=_SPAN, seeds=(seed,))
     picture = next(path for path, _ in traversals if path.suffix == ".png")
     return (
         f"<h3>{html.escape(name)}, seed {run.recipe.seed}</h3>"
         + curves.draw(run, trace)
-        + figure(reconstructions.draw(run, measured.trained.net, dataset), reconstructions.CAPTION)
+        + figure(reconstructions.draw(run, trained.net, dataset), reconstructions.CAPTION)
         + figure(
             picture,
             f"From image {seed:,}: each row sets one latent from {-_SPAN:g} to {_SPAN:g}, highest KL first.",
@@ -287,13 +185,13 @@ def _arm(name: str, findings: Findings, out: Path) -> str:
     )
 
 
-def _draw_traces(findings: Findings) -> Figure:
+def _draw_traces(runs: Mapping[str, Sequence[RunDirectory]]) -> Figure:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     traces = {
-        name: [trace for m in found if (trace := curves.trace_of(m.run)) is not None]
-        for name, found in findings.measured.items()
+        name: [trace for run in found if (trace := curves.trace_of(run)) is not None]
+        for name, found in runs.items()
     }
     panels = [
         ("recon", "reconstruction, nats per image"),
@@ -313,7 +211,7 @@ def _draw_traces(findings: Findings) -> Figure:
         if column == "recon" and axes.has_data():
             axes.set_yscale("log")
         if column == "capacity":
-            _draw_law(axes, findings)
+            _draw_law(axes, [found[0].recipe for found in runs.values()])
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel("step", fontsize=8)
         axes.tick_params(which="both", labelsize=8)
@@ -324,9 +222,8 @@ def _draw_traces(findings: Findings) -> Figure:
     return figure
 
 
-def _draw_law(axes: Any, findings: Findings) -> None:
+def _draw_law(axes: Any, recipes: Sequence[Recipe]) -> None:
     """The adaptive capacity that follows where beta rises in half of the steps."""
-    recipes = [found[0].run.recipe for found in findings.measured.values()]
     for recipe in recipes:
         objective = recipe.objective
         if isinstance(objective, ControlVAE) and objective.schedule == "adaptive":

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import html
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyvae.engine.files import write_atomically
-from pyvae.evaluation.signal_to_noise import Curve, Toy
+from pyvae.evaluation.signal_to_noise import Curve
 from pyvae.report.figures import save
 from pyvae.report.markup import document, figure
 from pyvae.studies.analysis import average
+from pyvae.studies.toys import read_toy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,20 +27,16 @@ $figure
 _NAMES = {"theta": "mu, generative", "phi": "b, inference"}
 
 
-def write_report(
-    title: str, curves: Mapping[int, Sequence[Curve]], toy: Toy, scale: float, out: Path
-) -> Path:
-    """Write ``out/report.html``, ``out/results.json`` and ``out/figures/snr.png``.
+def write_page(out: Path) -> Path:
+    """Write ``out/report.html`` and ``out/figures/snr.png``.
 
     Args:
-        title: of the page.
-        curves: of each seed, as :func:`pyvae.evaluation.signal_to_noise.measure` gives them.
-        toy: what they are of, but for its seed.
-        scale: part of the draws that were made.
+        out: holds the ``results.json`` of :func:`pyvae.studies.toys.reproduce_toy`.
 
     Raises:
-        RunError: a file that cannot be written.
+        RunError: that is missing or damaged, or a file cannot be written.
     """
+    title, scale, toy, curves = read_toy(out)
     seeds = list(curves)
     rows = [_row([curves[seed][i] for seed in seeds]) for i in range(len(curves[seeds[0]]))]
     notice = (
@@ -63,27 +59,9 @@ def write_report(
             "al. 2018, theorem 1 (total), Tucker et al. 2019 (DReG), for K and M without end; DReG nears it late."
         ),
     )
-    content = {"scale": scale, "toy": vars(toy), "seeds": {seed: to_json(c) for seed, c in curves.items()}}
-    write_atomically(out / "results.json", (json.dumps(content, indent=2) + "\n").encode())
     path = out / "report.html"
     write_atomically(path, document(title, body).encode())
     return path
-
-
-def to_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """What JSON can hold; an infinite ratio, of a gradient that is always 0, is null."""
-    return [
-        {
-            **curve._asdict(),
-            "slope": _finite(curve.slope),
-            "ratios": [{"snr": _finite(r.snr), "floor": r.floor} for r in curve.ratios],
-        }
-        for curve in curves
-    ]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _row(curves: list[Curve]) -> str:

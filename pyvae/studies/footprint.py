@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from pyvae.base.source import Source
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.fused import room
 from pyvae.engine.fused.room import discriminator_weights, fields_of
 from pyvae.engine.pair import pair_of
 from pyvae.engine.recipe import Recipe
-from pyvae.nets import ANY_SIDE, SIDE, build, count_weights
+from pyvae.nets import SIDE, build, count_weights, takes_any_side
 from pyvae.objectives import FactorVAE, InfoGAN
 
 KEPT = 2
@@ -80,14 +81,15 @@ def member_bytes(recipe: Recipe, images: Images) -> int:
 
 @lru_cache(maxsize=256)
 def _weights(
-    architecture: str, channels: int, latents: int, side: int, factor_sizes: tuple[int, ...] | None
+    architecture: str | Source, channels: int, latents: int, side: int, factor_sizes: tuple[int, ...] | None
 ) -> int:
-    with torch.device("meta"):
+    # a user's own function may read what it makes
+    with torch.device("cpu" if isinstance(architecture, Source) else "meta"):
         net = build(
             architecture,
             channels,
             latents,
-            side=side if architecture in ANY_SIDE else SIDE,
+            side=side if takes_any_side(architecture) else SIDE,
             factor_sizes=factor_sizes if factor_sizes is not None and len(factor_sizes) == latents else None,
         )
     return count_weights(net)

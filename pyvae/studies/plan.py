@@ -6,13 +6,16 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 from pyvae.base.files import open_regular
+from pyvae.data.cars3d import FACTOR_NAMES as CARS_3D
+from pyvae.data.mpi3d import FACTOR_NAMES as MPI_3D
 from pyvae.data.paths import absolute
 from pyvae.data.shapes3d import FACTOR_NAMES as SHAPES_3D
+from pyvae.data.smallnorb import FACTOR_NAMES as SMALL_NORB
 from pyvae.data.sprites import FACTOR_NAMES as SPRITES
 from pyvae.engine.files import cause_of, make_directory, write_atomically
 from pyvae.engine.grid import directory_of, parse_seeds, vary
@@ -33,6 +36,7 @@ SOURCE = "study.toml"
 MOST_MODELS = 100_000
 MOST_BYTES = 1 << 20
 """Of a file; the published study takes two thousand."""
+_FACTORS = (SPRITES, SHAPES_3D, CARS_3D, SMALL_NORB, MPI_3D)
 _LONGEST_LABEL = 80
 _FEWEST_IMAGES = 100
 _TABLES = ("title", "notes", "shared", "axes", "scores", "methods")
@@ -355,13 +359,13 @@ def _without(scores: Mapping[str, Any], metrics: Sequence[str], data: set[str]) 
         raise PlanError(
             "scores.without: no metrics are named that would leave factors out; name some, or drop it"
         )
-    known = SPRITES if data == {"dsprites"} else tuple(dict.fromkeys((*SPRITES, *SHAPES_3D)))
+    known = SPRITES if data == {"dsprites"} else tuple(dict.fromkeys(chain(*_FACTORS)))
     for name in without:
         if name not in known:
             raise PlanError(
                 f"scores.without: no factor {name!r}{_near(name, known) or ': there are ' + ', '.join(known)}"
             )
-    if any(set(names) <= set(without) for names in (SPRITES, SHAPES_3D)):
+    if any(set(names) <= set(without) for names in _FACTORS):
         raise PlanError("scores.without: all factors of a data set are left out; leave some in")
     return without
 

@@ -1,9 +1,9 @@
-"""Train, evaluate and report the arms of a published table, from wherever they stand."""
+"""Train and evaluate the arms of a published table, from wherever they stand."""
 
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,21 +20,19 @@ from pyvae.engine.recipe import Engine, Precision, Recipe
 from pyvae.engine.run import RunDirectory
 from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError
-from pyvae.evaluation import MARGINAL_LIKELIHOOD, read_metrics
-from pyvae.evaluation.averages import evaluate
+from pyvae.evaluation import MARGINAL_LIKELIHOOD
 from pyvae.evaluation.marginal_likelihood import GROUP
-from pyvae.report.study import Findings, Measured, write_report
-from pyvae.report.trained import load_trained
+from pyvae.studies.findings import RESULTS, Measured, findings, write_findings
 from pyvae.studies.here import Here
 from pyvae.studies.plan import Model, StudyPlan
-from pyvae.studies.published import LIKELIHOODS, QUANTITIES, STUDIES, Quantity, Study, shorten
+from pyvae.studies.published import LIKELIHOODS, QUANTITIES, STUDIES, Study, shorten
 from pyvae.studies.results import Row
 from pyvae.studies.runner import Place, run_study
 from pyvae.studies.work import Settings
 
 _SAMPLES = 5_000
 """Of the marginal likelihood, at full length."""
-_PAGE_SECONDS = 30.0
+_WRITE_SECONDS = 30.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -66,8 +64,9 @@ def reproduce(
     checkpoint_seconds: float = 60.0,
     capture: bool = True,
     place: Place | None = None,
+    told: Callable[[], object] = lambda: None,
 ) -> Path | None:
-    """Bring every arm and seed to its end, evaluate it, and write ``out/report.html`` and ``out/results.json``.
+    """Bring every arm and seed to its end, evaluate it, and write ``out/results.json``.
 
     Args:
         name: of the study.
@@ -85,10 +84,11 @@ def reproduce(
         checkpoint_seconds: time between checkpoints.
         capture: on a GPU, run several steps as one CUDA graph.
         place: where it is done, on devices of its own; by default in this process.
+        told: called when ``results.json`` has been written, whenever a seed is through in all arms, but no more than
+            twice in a minute.
 
     Returns:
-        the path of the report; None when a signal ended training, which has been saved. A report is written whenever
-        a seed is through in all arms, but no more than twice in a minute.
+        the path of ``results.json``; None when a signal ended training, which has been saved.
 
     Raises:
         PyvaeError: a run there that is of another recipe, length or data; data without the factors of the study's
@@ -107,16 +107,16 @@ def reproduce(
         samples=max(round(_SAMPLES * scale), 2 * GROUP) if study.likelihoods else 0,
         held_out=held_out_data,
     )
-    pages = _Pages(name, study, scale, dataset, seeds, held_out, out)
-    end = run_study(plan, out, settings, place or Here(dataset, held_out), told=pages.take)
-    pages.write()
+    results = _Results(name, study, scale, dataset, seeds, held_out, out, told)
+    end = run_study(plan, out, settings, place or Here(dataset, held_out), told=results.take)
+    results.write()
     if end.interrupted:
         return None
     if end.problems:
         for line in end.problems[1:]:
             _LOG.warning(line)
         raise PyvaeError(end.problems[0])
-    return out / "report.html"
+    return out / RESULTS
 
 
 def _plan(
@@ -137,8 +137,8 @@ def _plan(
     return StudyPlan(study.title, tuple(models), metrics=study.metrics, without=study.without)
 
 
-class _Pages:
-    """The report of the seeds that are through in all arms, written anew as they come."""
+class _Results:
+    """What is known of the seeds that are through in all arms, written anew as they come."""
 
     def __init__(
         self,
@@ -149,10 +149,11 @@ class _Pages:
         seeds: Sequence[int],
         held_out: Dataset | None,
         out: Path,
+        told: Callable[[], object],
     ) -> None:
         self._name, self._study, self._scale = name, study, scale
         self._dataset, self._held_out = dataset, held_out
-        self._seeds, self._out = seeds, out
+        self._seeds, self._out, self._told = seeds, out, told
         self._rows: dict[tuple[str, int], Row] = {}
         self._shown: list[int] = []
         self._written = -math.inf
@@ -161,40 +162,45 @@ class _Pages:
         """A model's row."""
         if row.failure is None:
             self._rows[row.method, row.seed] = row
-        if time.monotonic() - self._written >= _PAGE_SECONDS:
+        if time.monotonic() - self._written >= _WRITE_SECONDS:
             self.write()
 
     def write(self) -> None:
-        """Write the report, if there is something new in it."""
+        """Write ``results.json``, if there is something new in it."""
         arms = [arm.name for arm in self._study.arms]
         seeds = [seed for seed in self._seeds if all((arm, seed) in self._rows for arm in arms)]
         if seeds == self._shown:
             return
         measured = {arm: [self._measured(arm, seed) for seed in seeds] for arm in arms}
         count = len(self._seeds)
-        write_report(
-            Findings(self._name, self._study, self._scale, self._dataset, count, measured, self._held_out),
-            self._out,
-        )
+        found = findings(self._name, self._study, self._scale, self._dataset, self._held_out, count, measured)
+        write_findings(self._out, found)
+        self._told()
         self._shown = seeds
         self._written = time.monotonic()
 
     def _measured(self, arm: str, seed: int) -> Measured:
         run = RunDirectory.open(self._out / arm / f"seed-{seed}")
-        trained = load_trained(run, self._dataset)
-        # of what metrics.json holds, the scores may have become those of other factors since, by `pyvae evaluate`
-        kl = read_metrics(run, trained.steps, self._dataset).get("kl_of_latents")
-        if kl is None:
-            kl = evaluate(trained.net, run.shown(self._dataset), run.recipe.likelihood).kl
         row = self._rows[arm, seed]
-        values: dict[Quantity, float] = {}
+        values: dict[str, float] = {}
         if row.recon is not None and row.kl is not None:
             values |= {"recon": row.recon, "kl": row.kl}
         for metric in self._study.metrics:
             values[metric] = row.scores[metric]
         for quantity in self._study.likelihoods:
             values[quantity] = row.scores[f"{MARGINAL_LIKELIHOOD}.{LIKELIHOODS[quantity]}"]
-        return Measured(run, trained, kl, values)
+        return {
+            "arm": arm,
+            "seed": seed,
+            "steps": row.steps_done,
+            "engine": row.engine or "torch",
+            "values": values,
+            "seconds": row.seconds,
+            "steps_per_second": row.steps_per_second,
+            "device": row.device,
+            "versions": (checkpoint.newest_description(run.checkpoints) or {}).get("versions"),
+            "recipe": run.recipe.to_json(),
+        }
 
 
 def _check_run(path: Path, recipe: Recipe, dataset: Dataset, device: torch.device | None) -> None:

@@ -68,7 +68,11 @@ def flat(recipe: Recipe) -> dict[str, Any]:
     values = recipe.to_json()
     objective = values.pop(_OBJECTIVE)
     found = {_OBJECTIVE: objective.pop("name"), **{f"{_OBJECTIVE}.{k}": v for k, v in objective.items()}}
-    found |= {k: v for k, v in values.items() if k not in ("data", "seed", "format")}
+    found |= {k: v for k, v in values.items() if k not in ("data", "seed", "format", "sources")}
+    # where a user's code lies is no part of it; what it says is
+    own = {source.spec: f"{source} {source.sha256[:12]}" for source in recipe.sources}
+    for key in (_OBJECTIVE, "architecture"):
+        found[key] = own.get(found[key], found[key])
     return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items() if v is not None}
 
 
@@ -90,7 +94,7 @@ def write_results(path: Path, rows: Iterable[Row]) -> None:
         RunError: the file cannot be written; the one before survives.
     """
     rows = list(rows)
-    recipe = _fields({row.recipe[_OBJECTIVE] for row in rows})
+    recipe = _fields(rows)
     scores = dict.fromkeys(name for row in rows for name in row.scores)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -144,11 +148,21 @@ def _rows(text: str) -> Iterator[Row]:
         yield Row(recipe=recipe, scores=scores, **known)
 
 
-def _fields(objectives: Iterable[str]) -> list[str]:
-    """Names of all fields of recipes with these objectives, whether a recipe has a value there or not."""
+def _fields(rows: Iterable[Row]) -> list[str]:
+    """Names of all fields of these recipes, whether one has a value there or not; of a user's own objective, of those
+    that have one."""
     own = [f.name for f in fields(Recipe) if f.name not in (*_FIRST, _OBJECTIVE)]
-    theirs = (f.name for name in sorted(objectives) for f in fields(OBJECTIVES[name]))
-    return [_OBJECTIVE, *dict.fromkeys(f"{_OBJECTIVE}.{name}" for name in theirs), *own]
+    known = {row.recipe[_OBJECTIVE]: row.recipe for row in rows}
+    theirs = [
+        name
+        for objective, recipe in sorted(known.items())
+        for name in (
+            [f"{_OBJECTIVE}.{f.name}" for f in fields(OBJECTIVES[objective])]
+            if objective in OBJECTIVES
+            else [name for name in recipe if name.startswith(f"{_OBJECTIVE}.")]
+        )
+    ]
+    return [_OBJECTIVE, *dict.fromkeys(theirs), *own]
 
 
 def _column(name: str) -> str:

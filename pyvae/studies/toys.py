@@ -3,16 +3,17 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
-from pyvae.engine.files import write_atomically
+from pyvae.engine.files import cause_of, write_atomically
 from pyvae.engine.plain import checked, read_json
+from pyvae.errors import RunError
 from pyvae.evaluation.signal_to_noise import Curve, Estimator, Ratio, Toy, measure
-from pyvae.report.toy import to_json, write_report
 
+RESULTS = "results.json"
 _LOG = logging.getLogger(__name__)
 
 TOYS: dict[str, tuple[str, Toy]] = {
@@ -28,36 +29,98 @@ TOYS: dict[str, tuple[str, Toy]] = {
 }
 
 
-def reproduce_toy(name: str, out: Path, *, seeds: Sequence[int], scale: float = 1.0) -> Path:
-    """Measure a figure of ``TOYS`` for each seed, or take over what ``out`` holds of it; a report is written whenever a
-    seed is through.
+class Measurement(NamedTuple):
+    """What ``results.json`` holds of a figure."""
+
+    title: str
+    scale: float
+    """Part of the draws that were made."""
+    toy: Toy
+    """What the curves are of, but for its seed."""
+    curves: dict[int, list[Curve]]
+    """Of each seed that is through."""
+
+
+def reproduce_toy(
+    name: str,
+    out: Path,
+    *,
+    seeds: Sequence[int],
+    scale: float = 1.0,
+    told: Callable[[], object] = lambda: None,
+) -> Path:
+    """Measure a figure of ``TOYS`` for each seed, or take over what ``out`` holds of it.
 
     Args:
         name: of the figure.
-        out: directory of ``seed-<n>.json``, ``report.html`` and ``results.json``.
+        out: directory of ``seed-<n>.json`` and ``results.json``.
         seeds: at least one, of the data, the parameters and the draws.
         scale: part of the draws to make.
+        told: called when ``results.json`` has been written, whenever a seed is through.
 
     Returns:
-        the path of the report.
+        the path of ``results.json``.
 
     Raises:
         RunError: a file that cannot be written.
     """
     title, toy = TOYS[name]
     out.mkdir(parents=True, exist_ok=True)
-    found = {}
+    found: dict[int, list[Curve]] = {}
+    results = out / RESULTS
     for seed in seeds:
         path, own = out / f"seed-{seed}.json", replace(toy, seed=seed)
         kept = _read(path, own, scale)
         if kept is None:
             _LOG.info("%s, seed %d", name, seed)
             kept = measure(own, scale=scale)
-            content = {"scale": scale, "toy": vars(own), "curves": to_json(kept)}
+            content = {"scale": scale, "toy": vars(own), "curves": _to_json(kept)}
             write_atomically(path, (json.dumps(content) + "\n").encode())
         found[seed] = kept
-        page = write_report(title, found, toy, scale, out)
-    return page
+        _write(results, Measurement(title, scale, toy, found))
+        told()
+    return results
+
+
+def read_toy(out: Path) -> Measurement:
+    """What ``out/results.json`` holds.
+
+    Raises:
+        RunError: the file cannot be read, or is none of :func:`reproduce_toy`; one line says so.
+    """
+    path = out / RESULTS
+    try:
+        content = checked(read_json(path), _Results)
+        curves = {int(seed): [_curve(each) for each in found] for seed, found in content["seeds"].items()}
+        return Measurement(content["title"], content["scale"], content["toy"], curves)
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {cause_of(error)}; `pyvae reproduce` writes it") from error
+    except ValueError as error:
+        raise RunError(
+            f"{path} holds no figure of this version of pyvae ({error}); `pyvae reproduce` makes it anew"
+        ) from error
+
+
+def _write(path: Path, found: Measurement) -> None:
+    seeds = {seed: _to_json(curves) for seed, curves in found.curves.items()}
+    content = {"title": found.title, "scale": found.scale, "toy": vars(found.toy), "seeds": seeds}
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _to_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """What JSON can hold; an infinite ratio, of a gradient that is always 0, is null."""
+    return [
+        {
+            **curve._asdict(),
+            "slope": _finite(curve.slope),
+            "ratios": [{"snr": _finite(r.snr), "floor": r.floor} for r in curve.ratios],
+        }
+        for curve in curves
+    ]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 class _Ratio(TypedDict):
@@ -79,6 +142,13 @@ class _Measured(TypedDict):
     scale: float
     toy: dict[str, Any]
     curves: list[_Curve]
+
+
+class _Results(TypedDict):
+    title: str
+    scale: float
+    toy: Toy
+    seeds: dict[str, list[_Curve]]
 
 
 def _read(path: Path, toy: Toy, scale: float) -> list[Curve] | None:

@@ -13,7 +13,8 @@ from pyvae.engine.fused.weighting import weighting_of
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.stepper import RING_ROWS
 from pyvae.nets import build_discriminator, count_weights
-from pyvae.objectives import TERMS, FactorVAE, InfoGAN
+from pyvae.objectives import FactorVAE, InfoGAN
+from pyvae.objectives.own import term_names
 
 _FLOAT = 4
 _DOUBLE = 8
@@ -53,7 +54,8 @@ def member_bytes(recipe: Recipe, channels: int, bits: bool) -> int:
 def fields_of(recipe: Recipe) -> int:
     """Columns of the trace."""
     behind = 2 if isinstance(recipe.objective, FactorVAE | InfoGAN) else 0
-    return 1 + len(TERMS) + len(recipe.objective.extra_terms) + 1 + behind + recipe.latents
+    terms = term_names(recipe.objective, recipe.latents, torch.device("cpu"))
+    return 1 + len(terms) + 1 + behind + recipe.latents
 
 
 def discriminator_weights(latents: int, objective: FactorVAE) -> int:

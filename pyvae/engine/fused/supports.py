@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyvae.backend import takes_triton, wanted_backend
+from pyvae.base.source import Source
 from pyvae.data.dataset import Dataset
 from pyvae.engine.batches import fitting
 from pyvae.engine.fused.launch import Operands, Options
@@ -37,6 +38,8 @@ def supports(recipe: Recipe, dataset: Dataset, device: torch.device) -> str | No
     """Why the fused engine cannot train a recipe on this data and device; None if it can."""
     if (lacking := lacks(device)) is not None:
         return lacking
+    if recipe.sources:
+        return f"{recipe.sources[0]} is of your own, and has no kernels"
     if isinstance(recipe.objective, InfoGAN):
         return "a generator and its critic have no kernels of their own"
     if isinstance(recipe.objective, ImportanceWeighted):
@@ -91,6 +94,8 @@ def network_for(recipe: Recipe, channels: int) -> Network:
     Raises:
         UnknownNetworkError: it has none.
     """
+    if isinstance(recipe.architecture, Source):
+        raise UnknownNetworkError("it is of your own")
     if recipe.architecture in ANY_SIDE:
         raise UnknownNetworkError("it has no convolutions")
     with torch.device("meta"):

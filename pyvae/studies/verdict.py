@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pyvae.studies.analysis import Mean, average
 from pyvae.studies.published import LIKELIHOODS, Published, Quantity
@@ -21,10 +21,6 @@ class Verdict(NamedTuple):
     agrees: bool | None
     """None where no error is known."""
     text: str
-
-    def to_json(self) -> dict[str, Any]:
-        """What ``results.json`` holds."""
-        return self._asdict()
 
 
 def judge(values: Sequence[float], published: Published) -> Verdict:

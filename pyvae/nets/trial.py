@@ -1,0 +1,77 @@
+"""A network of a user's own, tried before it is trained."""
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyvae.base.source import Source, told
+from pyvae.errors import SourceError
+from pyvae.nets.build import build
+from pyvae.nets.own import kind_of
+
+_IMAGES = 2
+
+
+def check_own(source: Source, channels: int, latents: int, side: int) -> None:
+    """Run a network of a user's own on two images, so that what is wrong with it is told before training.
+
+    Neither the network that is trained nor torch's generator is touched.
+
+    Args:
+        source: of a function of (channels, latents, side), see :func:`pyvae.nets.build`.
+        channels, side: of the images.
+        latents: D.
+
+    Raises:
+        SourceError: it cannot be trained; one line for what is wrong, with what is wanted.
+    """
+    for line in _wrong(source, channels, latents, side):
+        raise SourceError(line)
+
+
+# the outcome is kept, since a run is checked where it is begun, opened and trained
+@lru_cache(maxsize=64)
+def _wrong(source: Source, channels: int, latents: int, side: int) -> tuple[str, ...]:
+    net = build(source, channels, latents, side=side).eval()
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        return (f"{source}: the network has no parameters to train",)
+    images = torch.rand(_IMAGES, channels, side, side, generator=torch.Generator().manual_seed(0))
+    shape = f"images {list(images.shape)}"
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with told(source, doing=f"in its encoder, of {shape}"):
+            found = net.encoder.own(images)  # type: ignore[operator]
+        if wrong := _of_encoder(found, latents):
+            return (f"{source}: its encoder, of {shape}, {wrong}",)
+        z = torch.randn(_IMAGES, latents, generator=torch.Generator().manual_seed(1))
+        with told(source, doing=f"in its decoder, of codes {list(z.shape)}"):
+            logits = net.decoder(z)
+    wanted = f"logits {list(images.shape)}"
+    wrong = _of_tensor(logits, list(images.shape), wanted)
+    return (f"{source}: its decoder, of codes {list(z.shape)}, {wrong}",) if wrong else ()
+
+
+def _of_encoder(found: Any, latents: int) -> str:
+    both, each = [_IMAGES, 2 * latents], [_IMAGES, latents]
+    wanted = f"(mu, logvar), {each} each, or one tensor {both} of mean and log-variance"
+    if isinstance(found, Tensor):
+        return _of_tensor(found, both, wanted)
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        return f"gave {kind_of(found)}, and should give {wanted}"
+    for part in found:
+        if wrong := _of_tensor(part, each, wanted):
+            return wrong
+    return ""
+
+
+def _of_tensor(found: Any, shape: list[int], wanted: str) -> str:
+    if not isinstance(found, Tensor):
+        return f"gave {kind_of(found)}, and should give {wanted}"
+    if list(found.shape) != shape:
+        return f"gave {list(found.shape)}, and should give {wanted}"
+    if not found.is_floating_point():
+        return f"gave {str(found.dtype).removeprefix('torch.')}, and should give floating-point numbers"
+    if not bool(found.isfinite().all()):
+        return "gave numbers that are not finite"
+    return ""

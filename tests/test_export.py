@@ -12,11 +12,17 @@ import torch
 from torch import nn
 
 import pyvae
+from pyvae import cli
+from pyvae.engine.loop import train
+from pyvae.engine.recipe import Recipe
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import ExportError
 from pyvae.nets import ARCHITECTURES, FactorEncoder, build
 from pyvae.nets import export as module
 from pyvae.nets.adversarial import build_pair
 from pyvae.nets.export import TOLERANCE, export
+from pyvae.objectives import BetaVAE
+from tiny import Corner
 
 ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(ONNX), reason=f"pip install 'pyvae[onnx]' ({', '.join(ONNX)} missing)")
@@ -390,6 +396,34 @@ def test_a_batch_of_one_size_is_refused(tmp_path):
 def test_onnx_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else object())
     assert refused(tmp_path / "model.onnx") == "model.onnx needs onnxruntime: pip install 'pyvae[onnx]'"
+
+
+def test_a_run_is_exported(tmp_path, monkeypatch, capsys):
+    size = {"architecture": "rainforth", "latents": 2, "batch_size": 4, "steps": 2}
+    recipe = Recipe(objective=BetaVAE(), data="tiny", keep_at=(1,), **size)
+    data = Corner()
+    run = RunDirectory.create_or_resume(tmp_path / "run", recipe)
+    train(run, data, torch.device("cpu"), log_every=1)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pyvae", "export", "run", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, capsys.readouterr().out
+
+    for step, options in ((2, ()), (1, ("--step", "1"))):
+        assert call("model.pt2", *options) == (0, "model.pt2\n")
+        kept = {"step": ""}
+        torch.export.load("model.pt2", extra_files=kept)
+        assert (kept["step"], Recipe.from_json(json.loads(kept["recipe"]))) == (str(step), recipe)
+        right = autoencoding(run.net_of(run.saved(step)))["autoencoder"]
+        assert_computes(tmp_path / "model.pt2", "images", images_of(data.image_shape), right)
+    assert not torch.equal(run.net_of(run.saved(1)).decoder[0].bias, run.net_of(run.saved(2)).decoder[0].bias)
+    status, _ = call("model.pt2", "--step", "3")
+    assert status == "pyvae: error: run has not kept the weights of step 3; kept: 1, 2"
+    status, _ = call("model.pth")
+    assert status == "pyvae: error: model.pth: expected a name that ends in .pt2 or .onnx"
 
 
 def test_no_path_of_this_machine_is_in_a_file(tmp_path):

@@ -21,4 +21,8 @@ class FreeNats:
         """The loss, and what else is to stand in the trace."""
         excess = (outputs.kl.sum(-1) - self.free).clamp(min=0)
         drift = (outputs.mu + 0.1 * torch.randn_like(outputs.mu)).square().mean()
-        return {"loss": outputs.recon + self.gamma * excess + 0.01 * drift, "drift": drift, "beta": self.gamma}
+        return {
+            "loss": outputs.recon + self.gamma * excess + 0.01 * drift,
+            "drift": drift,
+            "beta": self.gamma,
+        }

@@ -16,6 +16,7 @@ from pyvae.bounds import parsing
 from pyvae.cli import console
 from pyvae.cli.doctor import Doctor
 from pyvae.cli.evaluate import Evaluate
+from pyvae.cli.export import Export
 from pyvae.cli.invocation import INTERRUPTED, say
 from pyvae.cli.report import Report
 from pyvae.cli.reproduce import Reproduce
@@ -47,6 +48,7 @@ def _commands() -> Any:
         "traverse": Traverse,
         "evaluate": Evaluate,
         "report": Report,
+        "export": Export,
         "reproduce": Reproduce,
         "study": Study,
         "doctor": Doctor,

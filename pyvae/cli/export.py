@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tyro.conf import Positional
 
@@ -18,8 +17,9 @@ class Export:
     """Run directory."""
     file: Positional[Path]
     """Ends in .pt2 or .onnx; the latter needs `pip install 'pyvae[onnx]'`."""
-    part: Literal["autoencoder", "encoder", "decoder", "generator"] | None = None
-    """What the file computes; default: all of an autoencoder, and of a GAN the generator."""
+    part: str | None = None
+    """What the file computes: "autoencoder", "encoder" or "decoder", of a GAN "generator" or "encoder"; default: the
+    first."""
     step: int | None = None
     """Of weights that were kept with --keep-at; default: the newest."""
 

@@ -190,7 +190,7 @@ def _part_name(net: nn.Module, part: str | None) -> str:
     )
     part = names[0] if part is None else part
     if part not in names:
-        raise ExportError(f"part: {type(net).__name__} has {', '.join(names)}, got {part!r}")
+        raise ExportError(f"part: expected {' or '.join(names)}, for this network, got {part!r}")
     if not isinstance(net, AdversarialPair):
         for name in ("encoder", "decoder"):
             if not callable(getattr(net, name, None)):
@@ -295,8 +295,9 @@ def _traced(piece: _Piece) -> torch.export.ExportedProgram:
 def _write_archive(
     program: torch.export.ExportedProgram, piece: _Piece, path: Path, metadata: dict[str, str]
 ) -> None:
-    with open(path, "wb") as file:
-        torch.export.save(program, file, extra_files=metadata)
+    archive = io.BytesIO()  # where the disk is full, torch's writer ends the process
+    torch.export.save(program, archive, extra_files=metadata)
+    path.write_bytes(archive.getbuffer())
 
 
 def _load_archive(path: Path, piece: _Piece) -> Loaded:
@@ -332,7 +333,7 @@ def _load_onnx(path: Path, piece: _Piece) -> Loaded:
     import onnxruntime
 
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ExportError(f"onnxruntime does not take this network: {_said(error)}") from error
     names = [output.name for output in session.get_outputs()]

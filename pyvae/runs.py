@@ -31,7 +31,7 @@ from pyvae.engine.models import GeneratorModel, Model, model_of
 from pyvae.engine.opening import open_data, open_run
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import RunDirectory
-from pyvae.engine.signals import raise_again
+from pyvae.engine.signals import awaited, raise_again
 from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError, RunError, printable
 from pyvae.evaluation.ask import QUICK_METRICS, Told, ask
@@ -431,7 +431,13 @@ def train(
         capture=capture,
         compile=compile,
     )
-    outcomes = training.train()
+    with awaited():
+        outcomes = training.train()
+        number = next((outcome.signal for outcome in outcomes if outcome.signal is not None), None)
+        if number is not None:
+            _LOG.warning(
+                "%s: interrupted at step %s and saved; the same call goes on", out, f"{outcomes[0].step:,}"
+            )
     if failed := [
         f"{run.path}: {outcome.failure}"
         for run, outcome in zip(training.runs, outcomes, strict=True)
@@ -439,9 +445,7 @@ def train(
     ]:
         others = f"; and {len(failed) - 1:,} more" if len(failed) > 1 else ""
         raise RunError(f"{failed[0]}{others}; the other runs are as far as they could go")
-    if number := next((outcome.signal for outcome in outcomes if outcome.signal is not None), None):
-        steps = ", ".join(f"{outcome.step:,}" for outcome in outcomes[:1])
-        _LOG.warning("%s: interrupted at step %s and saved; the same call goes on", out, steps)
+    if number is not None:
         raise_again(number)
     runs = [Run(run.path, dataset=training.dataset) for run in training.runs]
     return runs if training.many else runs[0]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from pyvae.cli.invocation import say, whole_path
+from pyvae.cli.invocation import say
 from pyvae.errors import printable
 
 
@@ -24,8 +24,7 @@ class Export:
     """Of weights that were kept with --keep-at; default: the newest."""
 
     def __call__(self) -> int:
-        from pyvae.engine.run import RunDirectory
+        from pyvae.runs import Run
 
-        run = RunDirectory.open(whole_path(self.run))
-        say(printable(str(run.export(whole_path(self.file), part=self.part, step=self.step))))
+        say(printable(Run(self.run).export(self.file, part=self.part, step=self.step)))
         return 0

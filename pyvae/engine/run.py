@@ -27,7 +27,6 @@ from pyvae.engine.trace import read_trace
 from pyvae.errors import RecipeError, RunError, SourceError
 from pyvae.nets import Autoencoder, build
 from pyvae.nets.adversarial import AdversarialPair
-from pyvae.nets.export import export as export_net
 from pyvae.objectives import TERMS, InfoGAN
 
 Net = TypeVar("Net", bound=torch.nn.Module)
@@ -343,27 +342,6 @@ class RunDirectory:
         net = make()
         net.load_state_dict({name: saved.tensors[prefix + name] for name in wanted})
         return net
-
-    def export(
-        self, path: str | os.PathLike[str], *, part: str | None = None, step: int | None = None
-    ) -> Path:
-        """Write the network to a file that other programs run; see :func:`pyvae.nets.export.export`.
-
-        Args:
-            path: ends in ".pt2" or ".onnx".
-            part: as there.
-            step: of the weights, as :meth:`saved` takes it.
-
-        Returns:
-            the path.
-
-        Raises:
-            RunError: as :meth:`saved`. ExportError: as there.
-        """
-        saved = self.saved(step)
-        net = self.pair_of(saved) if self.adversarial else self.net_of(saved)
-        metadata = {"recipe": json.dumps(self.recipe.to_json()), "step": str(saved.step)}
-        return export_net(net, tuple(saved.metadata["image_shape"]), path, part=part, metadata=metadata)
 
     def shown(self, dataset: Dataset) -> Dataset:
         """A data set as the run's network is to be evaluated on it: grey images binarised once for all, if it was

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import pyvae
-from pyvae import cli
+from pyvae import cli, runs
 from pyvae.base.source import source_of
 from pyvae.engine.loop import train
 from pyvae.engine.recipe import Recipe
@@ -449,7 +449,7 @@ def test_a_run_with_a_generator_is_exported(ending, tmp_path):
     run = RunDirectory.create_or_resume(tmp_path / "run", recipe)
     train(run, TinyData(), torch.device("cpu"), log_every=1)
     pair, path = run.pair_of(run.saved()), tmp_path / f"model{ending}"
-    run.export(path)
+    runs.open(run.path).export(path)
     inputs = pair.generator[0].in_features
     assert_computes(
         *(path, "inputs", lambda rows, g: torch.randn(rows, inputs, generator=g)),

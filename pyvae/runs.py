@@ -31,7 +31,7 @@ from pyvae.engine.models import GeneratorModel, Model, model_of
 from pyvae.engine.opening import open_data, open_run
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import RunDirectory
-from pyvae.engine.signals import raise_again
+from pyvae.engine.signals import awaited, raise_again
 from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError, RunError, printable
 from pyvae.evaluation.ask import QUICK_METRICS, Told, ask
@@ -126,7 +126,7 @@ class Run:
             RunError: there are no weights of this step; those that there are are named.
         """
         directory = self._directory()
-        saved = directory.newest_checkpoint() if step is None else self._saved(directory, step)
+        saved = directory.saved(step)
         with usual_torch():
             return model_of(directory, saved)
 
@@ -257,11 +257,12 @@ class Run:
         """
         from pyvae.nets.export import export
 
-        model = self.model(step)
-        recipe = json.dumps(self.recipe.to_json())
-        return export(
-            model.net, model.image_shape, whole_path(Path(path)), part=part, metadata={"recipe": recipe}
-        )
+        directory = self._directory()
+        saved = directory.saved(step)
+        with usual_torch():
+            model = model_of(directory, saved)
+            about = {"recipe": json.dumps(directory.recipe.to_json()), "step": str(saved.step)}
+            return export(model.net, model.image_shape, whole_path(Path(path)), part=part, metadata=about)
 
     def __repr__(self) -> str:
         try:
@@ -293,14 +294,6 @@ class Run:
             directory, self._dataset = open_run(self.path, self._place, self._own)
             return directory, self._dataset
         return self._directory(), self._dataset
-
-    def _saved(self, directory: RunDirectory, step: int) -> checkpoint.Checkpoint:
-        places = (directory.snapshots, directory.checkpoints)
-        known = {checkpoint.step_of(path): path for place in places for path in checkpoint.paths(place)}
-        if step not in known:
-            there = ", ".join(f"{each:,}" for each in sorted(known)) or "none yet"
-            raise RunError(f"{self.path} has no weights of step {step}: there are those of {there}")
-        return checkpoint.load(known[step])
 
 
 def open(
@@ -431,7 +424,13 @@ def train(
         capture=capture,
         compile=compile,
     )
-    outcomes = training.train()
+    with awaited():
+        outcomes = training.train()
+        number = next((outcome.signal for outcome in outcomes if outcome.signal is not None), None)
+        if number is not None:
+            _LOG.warning(
+                "%s: interrupted at step %s and saved; the same call goes on", out, f"{outcomes[0].step:,}"
+            )
     if failed := [
         f"{run.path}: {outcome.failure}"
         for run, outcome in zip(training.runs, outcomes, strict=True)
@@ -439,9 +438,7 @@ def train(
     ]:
         others = f"; and {len(failed) - 1:,} more" if len(failed) > 1 else ""
         raise RunError(f"{failed[0]}{others}; the other runs are as far as they could go")
-    if number := next((outcome.signal for outcome in outcomes if outcome.signal is not None), None):
-        steps = ", ".join(f"{outcome.step:,}" for outcome in outcomes[:1])
-        _LOG.warning("%s: interrupted at step %s and saved; the same call goes on", out, steps)
+    if number is not None:
         raise_again(number)
     runs = [Run(run.path, dataset=training.dataset) for run in training.runs]
     return runs if training.many else runs[0]

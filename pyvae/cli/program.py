@@ -18,6 +18,7 @@ from pyvae.bounds import parsing
 from pyvae.cli import console
 from pyvae.cli.doctor import Doctor
 from pyvae.cli.evaluate import Evaluate
+from pyvae.cli.export import Export
 from pyvae.cli.invocation import INTERRUPTED, say
 from pyvae.cli.new import New
 from pyvae.cli.report import Report
@@ -57,6 +58,7 @@ def _commands(arguments: Sequence[str], objective: str | None) -> Any:
         "traverse": Traverse,
         "evaluate": Evaluate,
         "report": Report,
+        "export": Export,
         "reproduce": Reproduce,
         "study": Study,
         "new": New,

@@ -7,7 +7,6 @@ import os
 import stat
 import threading
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from tqdm import tqdm
 
 from pyvae.base.files import open_regular
+from pyvae.base.workers import Workers
 from pyvae.data import limit
 from pyvae.data.origin import Origin
 from pyvae.data.picture import CropError, Fit, decode, fit, is_grey
@@ -84,7 +84,7 @@ class Folder:
         Raises `DataError` for a picture that is smaller than the crop, or larger than `pyvae.data.limit` lets one
         read, and for a disk that does not give what it holds.
         """
-        with _our_own_limit(), ThreadPoolExecutor(_threads()) as pool:
+        with _our_own_limit(), Workers(_threads(), "pyvae-read") as pool:
             for start in range(0, len(self), _AHEAD):
                 yield from pool.map(partial(self._read, how=how), self.names[start : start + _AHEAD])
 

@@ -11,13 +11,13 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
 
 from pyvae.base.files import open_regular
+from pyvae.base.workers import Workers
 from pyvae.errors import DataError, printable
 
 # clocks of file systems tick up to 2 s apart: of what was changed this lately, a second change may show no other time
@@ -65,7 +65,7 @@ class Origin:
             delay=1,
             disable=not self._progress or len(self._names) == 1,
         )
-        with bar, ThreadPoolExecutor(min(16, len(os.sched_getaffinity(0)))) as pool:
+        with bar, Workers(min(16, len(os.sched_getaffinity(0))), "pyvae-check") as pool:
             for start in range(0, len(self._names), _AHEAD):
                 names = self._names[start : start + _AHEAD]
                 for name, digest in zip(names, pool.map(self._digest, names), strict=True):

@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM while training: the step in hand is finished and saved first."""
 
+import atexit
 import os
 import signal
 import sys
@@ -25,7 +26,8 @@ def collected() -> Iterator[list[int]]:
         caught.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield _OfTheMainThread()
+        with awaited():
+            yield _OfTheMainThread()
         return
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -34,6 +36,27 @@ def collected() -> Iterator[list[int]]:
         for number, handler in previous.items():
             # None: a handler that was not set by Python, and cannot be set again from there
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def awaited() -> Iterator[None]:
+    """What a thread does within is waited for by a process whose main thread Ctrl-C has ended: that does not wait for
+    daemons, nor, before Python 3.13, for a thread whose join() was interrupted."""
+    if threading.current_thread() is threading.main_thread():
+        yield
+        return
+    through = threading.Event()
+
+    def wait() -> None:
+        if _main_thread_was_interrupted():
+            through.wait()
+
+    atexit.register(wait)
+    try:
+        yield
+    finally:
+        through.set()
+        atexit.unregister(wait)
 
 
 class _OfTheMainThread(list[int]):

@@ -206,6 +206,56 @@ main(Path({str(tmp_path / "run")!r}), 3)
     assert not (tmp_path / "run").exists()
 
 
+def test_what_has_no_file_is_given_again(tmp_path, monkeypatch):
+    from pyvae.base import source
+    from pyvae.objectives import own
+
+    def flat(channels, latents, side):
+        return plain(channels, latents, side)
+
+    @dataclass(frozen=True)
+    class Local:
+        weight: float = 2.0
+
+        def terms(self, outputs, step):
+            return {"loss": outputs.recon + self.weight * outputs.kl.sum()}
+
+    for made, name in ((recipe(2, architecture=flat), "flat"), (recipe(2, objective=Local), "Local")):
+        run = trained(tmp_path / name, made)
+        assert (
+            (run.source / f"{name}.py")
+            .read_text()
+            .lstrip("@")
+            .startswith(("def flat", "dataclass(frozen=True)"))
+        )
+        assert RunDirectory.open(run.path).recipe == run.recipe
+        with monkeypatch.context() as another:  # process, which knows nothing of this one's objects
+            for module, table in ((source, "_objects"), (source, "_given"), (own, "_made")):
+                another.setattr(module, table, {})
+            with pytest.raises(
+                RunError, match=rf"{name} was given in Python, .*{name}.py: give it again, as"
+            ):
+                RunDirectory.open(run.path).load_net()
+            RunDirectory.open(run.path, own=[flat, Local]).load_net()
+
+
+def test_a_decoder_of_the_true_factors(tmp_path):
+    run = trained(tmp_path / "run", replace(recipe(2), code="factors"))
+    assert run.load_net()[0].reads_factors
+
+
+@pytest.mark.slow
+def test_recipes_are_sent_to_other_processes(copied):
+    sent = copied.path.parent / "sent"
+    sent.write_bytes(pickle.dumps(copied.recipe))
+    for name in ("my_nets.py", "my_loss.py"):
+        (copied.path.parent / name).unlink()
+    code = f"import pickle; r = pickle.load(open({str(sent)!r}, 'rb'))"
+    code += "; print(r.objective, r.architecture.object(1, 2, 4))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.startswith("FreeNats(gamma=4.0, free=1.0) (Sequential("), done.stderr
+
+
 # --- objectives
 
 
@@ -355,6 +405,19 @@ def test_an_objective_is_a_value():
         replace(made, share=1.5)
     with pytest.raises(RecipeError, match=r"Weighed has no setting 'wieght' \(did you mean weight\?\)"):
         parse_sweep(of, "wieght=1")
+
+
+def test_objectives_of_two_texts_are_two(tmp_path):
+    path = tmp_path / "my_loss.py"
+    made = []
+    for word in ("one", "other", "one"):
+        path.write_text(f"# {word}\n" + (OWN / "my_loss.py").read_text())
+        made.append(replace(SMALL, objective=f"{path}:FreeNats"))
+    one, other, same = made
+    assert one == same != other
+    assert hash(one.objective) == hash(same.objective)
+    assert shape_of(one) == shape_of(same) != shape_of(other)
+    assert differences(one, other) == ["my_loss.py has changed"]
 
 
 def test_reserved_names_are_all_options_of_training():

@@ -165,7 +165,7 @@ def _is_of_memory(error: BaseException) -> bool:
 
 def keep(sources: list[Source], folder: Path) -> Iterator[tuple[Path, bytes]]:
     """Where in a folder the text of each source is to be written, for those of which there is no copy yet."""
-    for source in dict.fromkeys(sources):
+    for source in dict.fromkeys(source for source in sources if source.content):
         stem = source.file.removesuffix(".py")
         for name in (source.file, f"{stem}-{source.sha256[:8]}.py"):
             path = folder / name

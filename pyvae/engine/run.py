@@ -334,6 +334,8 @@ class RunDirectory:
                 # without memory, of which a recipe can ask for any amount
                 with torch.device("meta"):
                     wanted = make().state_dict()
+        except SourceError as error:
+            raise RunError(f"{self.path}: {error}") from error
         except (RuntimeError, ValueError, TypeError, OverflowError) as error:
             raise RunError(
                 f"{what} does not fit its recipe, of which no network can be made: {str(error).splitlines()[0]}"

@@ -283,7 +283,7 @@ def _tried(objective: Objective, latents: int, device: torch.device) -> tuple[st
                 tc = z.square().mean()
             outputs = Outputs(recon, kl, z, mu, logvar, _DATASET, tc, control)
             found = objective.terms(outputs, step)
-    _check_terms(source, found, device)
+    _check_terms(source, found, recon.device)
     grads = torch.autograd.grad(found["loss"], (mu, logvar), allow_unused=True, retain_graph=True)
     if all(grad is None for grad in grads):
         raise SourceError(

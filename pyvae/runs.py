@@ -126,7 +126,7 @@ class Run:
             RunError: there are no weights of this step; those that there are are named.
         """
         directory = self._directory()
-        saved = directory.newest_checkpoint() if step is None else self._saved(directory, step)
+        saved = directory.saved(step)
         with usual_torch():
             return model_of(directory, saved)
 
@@ -257,11 +257,12 @@ class Run:
         """
         from pyvae.nets.export import export
 
-        model = self.model(step)
-        recipe = json.dumps(self.recipe.to_json())
-        return export(
-            model.net, model.image_shape, whole_path(Path(path)), part=part, metadata={"recipe": recipe}
-        )
+        directory = self._directory()
+        saved = directory.saved(step)
+        with usual_torch():
+            model = model_of(directory, saved)
+            about = {"recipe": json.dumps(directory.recipe.to_json()), "step": str(saved.step)}
+            return export(model.net, model.image_shape, whole_path(Path(path)), part=part, metadata=about)
 
     def __repr__(self) -> str:
         try:
@@ -293,14 +294,6 @@ class Run:
             directory, self._dataset = open_run(self.path, self._place, self._own)
             return directory, self._dataset
         return self._directory(), self._dataset
-
-    def _saved(self, directory: RunDirectory, step: int) -> checkpoint.Checkpoint:
-        places = (directory.snapshots, directory.checkpoints)
-        known = {checkpoint.step_of(path): path for place in places for path in checkpoint.paths(place)}
-        if step not in known:
-            there = ", ".join(f"{each:,}" for each in sorted(known)) or "none yet"
-            raise RunError(f"{self.path} has no weights of step {step}: there are those of {there}")
-        return checkpoint.load(known[step])
 
 
 def open(

@@ -35,6 +35,8 @@ class Field:
     refuses: tuple = ()
     heavy: tuple = ()
     """What it takes, but cannot be trained in a test: too large, or it diverges."""
+    converts: tuple = ()
+    """What it takes for something else."""
 
 
 WEIGHT = Field((0, 0.5, 1, 1e9), (-1e-9, 1.001e9, HUGE))
@@ -119,7 +121,9 @@ FIELDS = {
     "infowgan-gp": {**INFOGAN, "penalty": WEIGHT},
 }
 RECIPE_FIELDS = {
-    "objective": Field(tuple(kind() for kind in OBJECTIVES.values() if not issubclass(kind, InfoGAN))),
+    "objective": Field(
+        tuple(kind() for kind in OBJECTIVES.values() if not issubclass(kind, InfoGAN)), converts=(VAE,)
+    ),
     "data": Field(("1", "")),
     "image_size": Field((1, 4096), (4097,)),
     "channels": Field((1, 3, None), (2, 3.0)),
@@ -129,7 +133,7 @@ RECIPE_FIELDS = {
     "binarise": named("none", "stochastic"),
     "likelihood": named("bernoulli", "gaussian"),
     "architecture": Field(
-        ("mlp", "rainforth"), ("nothing",), heavy=("burgess", "beta-vae-h", "kim", "kim-256")
+        ("mlp", "rainforth"), ("nothing",), heavy=("burgess", "beta-vae-h", "kim", "kim-256"), converts=(VAE,)
     ),
     "init": named("torch", "kaiming", "normal", "glorot"),
     "code": Field(("encoder",), ("nothing",), heavy=("factors",)),
@@ -165,7 +169,8 @@ def test_every_field_has_a_row():
 @pytest.mark.parametrize(("kind", "name", "field"), CASES, ids=IDS)
 def test_what_cannot_be_is_refused_by_name(kind, name, field):
     taken = (*field.takes, *field.heavy)
-    refused = [*field.refuses, *(value for value in SOME if not any(same(value, t) for t in taken))]
+    known = (*taken, *field.converts)
+    refused = [*field.refuses, *(value for value in SOME if not any(same(value, t) for t in known))]
     for value in refused:
         with pytest.raises(RecipeError) as caught:
             kind(**{name: value})

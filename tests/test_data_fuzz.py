@@ -105,10 +105,10 @@ def spoilt(content, rng):
     return bytes(data)
 
 
-def check(path, tmp_path, **options):
+def check(path, tmp_path, size=8, **options):
     """Loaded, with every image to be had; or refused by one line. Returns which."""
     try:
-        data = load(path, size=8, cache_dir=tmp_path / "cache", progress=False, **options)
+        data = load(path, size=size, cache_dir=tmp_path / "cache", progress=False, **options)
     except DataError as error:
         said = str(error)
         if not said.isprintable() or len(said) > 2000:

@@ -1,5 +1,6 @@
 """A data set as those of torch are used."""
 
+import math
 import os
 import pickle
 import random
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, StackDataset, Subset, TensorDataset, ra
 from pyvae.data import load
 from pyvae.data.binarised import Binarised
 from pyvae.data.dsprites import DSprites
+from pyvae.data.mpi3d import MPI3D
 from pyvae.data.shapes3d import Shapes3D
 from pyvae.errors import DataError
 from test_shapes3d import COUNT, SIZES, labels_of
@@ -40,11 +42,19 @@ def shapes(tmp_path):
     return Shapes3D(tmp_path / "a.h5", factor_sizes=SIZES)
 
 
+def arm(tmp_path):
+    sizes = (2, 2, 2, 1, 3, 2, 2)
+    shape = (math.prod(sizes), 64, 64, 3)
+    np.savez(tmp_path / "a.npz", images=np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+    return MPI3D(tmp_path / "a.npz", factor_sizes=sizes, progress=False)
+
+
 KINDS = {
     "images": images,
     "dsprites": lambda tmp_path: DSprites.generated(progress=False, _grid=GRID),
     "shapes3d": shapes,
     "shapes3d in memory": lambda tmp_path: shapes(tmp_path).to_memory(progress=False),
+    "mpi3d": arm,
     "binarised": lambda tmp_path: Binarised(images(tmp_path)),
     "one of a user's": lambda tmp_path: TinyData(),
 }
@@ -146,7 +156,7 @@ def test_workers_that_are_spawned(tmp_path):
     assert torch.equal(torch.cat([*loader]), data.images(torch.arange(len(data))))
 
 
-@pytest.mark.parametrize("kind", ["images", "dsprites", "binarised"])
+@pytest.mark.parametrize("kind", ["images", "dsprites", "mpi3d", "binarised"])
 def test_pickling_copies_no_pixels(tmp_path, kind):
     data = KINDS[kind](tmp_path)
     every = data.images(torch.arange(len(data)))

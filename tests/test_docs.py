@@ -73,8 +73,11 @@ def test_modules_and_names_that_are_named_exist(page):
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=str)
 def test_python_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for code in blocks(page, "python"):
-        exec(compile(code, str(page), "exec"), {"__name__": "docs"})
+    for number, code in enumerate(blocks(page, "python")):
+        # a file of its own, where the source of what is defined in it can be found
+        file = tmp_path / f"block_{number}.py"
+        file.write_text(code)
+        exec(compile(code, str(file), "exec"), {"__name__": "docs"})
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "sh")], ids=str)

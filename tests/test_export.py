@@ -12,11 +12,18 @@ import torch
 from torch import nn
 
 import pyvae
+from pyvae import cli
+from pyvae.base.source import source_of
+from pyvae.engine.loop import train
+from pyvae.engine.recipe import Recipe
+from pyvae.engine.run import RunDirectory
 from pyvae.errors import ExportError
 from pyvae.nets import ARCHITECTURES, FactorEncoder, build
 from pyvae.nets import export as module
 from pyvae.nets.adversarial import build_pair
 from pyvae.nets.export import TOLERANCE, export
+from pyvae.objectives import BetaVAE, InfoGAN
+from tiny import Corner, TinyData
 
 ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(ONNX), reason=f"pip install 'pyvae[onnx]' ({', '.join(ONNX)} missing)")
@@ -185,6 +192,17 @@ def test_a_network_of_ones_own(tmp_path):
     methods = Methods()
     methods.inner = own(1)
     assert_parts(methods, SHAPE, tmp_path / "model.pt2")
+
+
+def one_tensor(channels, latents, side):
+    """A network whose encoder gives mean and log-variance in one tensor."""
+    pixels = channels * side * side
+    decoder = nn.Sequential(nn.Linear(latents, pixels), nn.Unflatten(1, (channels, side, side)))
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 2 * latents)), decoder
+
+
+def test_a_network_of_ones_own_as_runs_build_it(tmp_path):
+    assert_parts(build(source_of(one_tensor), 1, 3, side=8), SHAPE, tmp_path / "model.pt2")
 
 
 WITHOUT_PYVAE = """
@@ -358,9 +376,13 @@ def test_what_cannot_be_is_one_line(tmp_path, negation, capfd):
     path = tmp_path / "model.pt2"
     assert "ends in .pt2 or .onnx" in refused(tmp_path / "model.pth")
     assert "there is no directory" in refused(tmp_path / "none/model.pt2")
-    assert "autoencoder, encoder, decoder, got 'generator'" in refused(path, part="generator")
+    assert "autoencoder or encoder or decoder, for this network, got 'generator'" in refused(
+        path, part="generator"
+    )
     pair = build_pair(1, continuous=2, categories=0, noise=2)
-    assert "generator, encoder, got 'autoencoder'" in refused(path, pair, part="autoencoder")
+    assert "generator or encoder, for this network, got 'autoencoder'" in refused(
+        path, pair, part="autoencoder"
+    )
     assert "(channels, height, width)" in refused(path, shape=(8, 8))
     assert "images of shape [1, 1, 10, 10]" in refused(path, shape=(1, 10, 10))
     assert "Linear has no encoder" in refused(path, nn.Linear(3, 3))
@@ -390,6 +412,69 @@ def test_a_batch_of_one_size_is_refused(tmp_path):
 def test_onnx_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else object())
     assert refused(tmp_path / "model.onnx") == "model.onnx needs onnxruntime: pip install 'pyvae[onnx]'"
+
+
+def test_a_run_is_exported(tmp_path, monkeypatch, capsys):
+    size = {"architecture": "rainforth", "latents": 2, "batch_size": 4, "steps": 2}
+    recipe = Recipe(objective=BetaVAE(), data="tiny", keep_at=(1,), **size)
+    data = Corner()
+    run = RunDirectory.create_or_resume(tmp_path / "run", recipe)
+    train(run, data, torch.device("cpu"), log_every=1)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pyvae", "export", "run", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, capsys.readouterr().out
+
+    for step, options in ((2, ()), (1, ("--step", "1"))):
+        assert call("model.pt2", *options) == (0, "model.pt2\n")
+        kept = {"step": ""}
+        torch.export.load("model.pt2", extra_files=kept)
+        assert (kept["step"], Recipe.from_json(json.loads(kept["recipe"]))) == (str(step), recipe)
+        right = autoencoding(run.net_of(run.saved(step)))["autoencoder"]
+        assert_computes(tmp_path / "model.pt2", "images", images_of(data.image_shape), right)
+    assert not torch.equal(run.net_of(run.saved(1)).decoder[0].bias, run.net_of(run.saved(2)).decoder[0].bias)
+    status, _ = call("model.pt2", "--step", "3")
+    assert status == "pyvae: error: run has not kept the weights of step 3; kept: 1, 2"
+    status, _ = call("model.pth")
+    assert status == "pyvae: error: model.pth: expected a name that ends in .pt2 or .onnx"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_run_with_a_generator_is_exported(ending, tmp_path):
+    recipe = Recipe(objective=InfoGAN(), data="tiny", architecture="kim", latents=5, batch_size=8, steps=2)
+    run = RunDirectory.create_or_resume(tmp_path / "run", recipe)
+    train(run, TinyData(), torch.device("cpu"), log_every=1)
+    pair, path = run.pair_of(run.saved()), tmp_path / f"model{ending}"
+    run.export(path)
+    inputs = pair.generator[0].in_features
+    assert_computes(
+        *(path, "inputs", lambda rows, g: torch.randn(rows, inputs, generator=g)),
+        lambda x: {"logits": pair.generator(x)},
+    )
+
+
+FULL = """
+import resource, signal, sys
+from pyvae.nets import build
+from pyvae.nets.export import export
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+export(build("rainforth", 1, 3, side=8), (1, 8, 8), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_full_disk_leaves_nothing(ending, tmp_path):
+    command = [sys.executable, "-c", FULL, str(tmp_path / f"model{ending}")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr.rstrip().endswith(f"model{ending} cannot be written: File too large")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_path_of_this_machine_is_in_a_file(tmp_path):

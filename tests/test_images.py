@@ -688,7 +688,7 @@ class TestLoad:
         "options", [{"size": 32}, {"channels": 3}, {"crop": 60}, {"corrupt": "skip"}], ids=str
     )
     def test_published_sets_have_no_options(self, options):
-        with pytest.raises(DataError, match="dSprites are taken as published, 1 x 64 x 64; leave out"):
+        with pytest.raises(DataError, match="images of dSprites are 1 x 64 x 64; leave out"):
             load("dsprites", **options)
 
     @pytest.mark.parametrize(

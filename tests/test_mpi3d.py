@@ -13,6 +13,7 @@ from pyvae.data import load, mpi3d
 from pyvae.data.images import Images
 from pyvae.data.mpi3d import FACTOR_SIZES, MPI3D
 from pyvae.errors import DataError
+from test_data_fuzz import check, rounds, spoilt
 
 SIZES = (3, 2, 2, 3, 2, 2, 4)
 COUNT = math.prod(SIZES)
@@ -116,7 +117,21 @@ def test_pickling_copies_no_pixels(path, tiny):
     data = load(path, progress=False)
     pickled = pickle.dumps(data)
     assert len(pickled) < 6000
-    assert torch.equal(pickle.loads(pickled).images([5, 2]), data.images([5, 2]))
+    copy = pickle.loads(pickled)
+    assert torch.equal(copy.images([5, 2]), data.images([5, 2]))
+    assert torch.equal(copy.pixels, data.pixels)
+
+
+def test_a_file_that_is_written_to_at_this_moment(path, tiny, monkeypatch):
+    read = mpi3d._read
+
+    def slowly(*arguments):
+        read(*arguments)
+        path.write_bytes(path.read_bytes() + b"x")
+
+    monkeypatch.setattr(mpi3d, "_read", slowly)
+    with pytest.raises(DataError, match="was written to while it was read; load it when that is done"):
+        load(path, progress=False)
 
 
 def published(path, count, images, said=None):
@@ -149,19 +164,31 @@ def test_a_published_file_that_ends_early(tmp_path, monkeypatch, images, count, 
 def test_damaged_files(path, images, tiny):
     content = path.read_bytes()
     at = len(content) // 2
-    for spoilt in (
+    for damaged in (
         content[:at],
         content[:-30],
         content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :],
         b"",
     ):
-        path.write_bytes(spoilt)
+        path.write_bytes(damaged)
         with pytest.raises(DataError, match=r"any-name.npz: .*download it again"):
             load(path, progress=False)
     # a pickle is never executed
     np.savez(path, images=np.array([print] * COUNT))
     with pytest.raises(DataError):
         load(path, progress=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_bytes_a_file_holds(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(mpi3d, "FACTOR_SIZES", {4: (1, 1, 1, 1, 1, 2, 2)})
+    path = tmp_path / "a.npz"
+    for number, save in enumerate((np.savez, np.savez_compressed)):
+        save(path, images=images[:4])
+        whole = path.read_bytes()
+        for rng in rounds(300 + number, 30):
+            path.write_bytes(spoilt(whole, rng))
+            check(path, tmp_path, 64)
 
 
 def test_more_than_may_be_unpacked(path, tiny, monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import pyvae.objectives
+from pyvae.base.source import Source
 from pyvae.cli import main
 from pyvae.engine.recipe import Recipe
 from pyvae.errors import RecipeError
@@ -23,12 +24,17 @@ TABLES = {"architecture": ARCHITECTURES, "init": INITIALISATIONS}
 @pytest.mark.parametrize("name", TABLES)
 def test_a_recipe_and_the_command_line_know_what_the_table_holds(name, monkeypatch, capsys):
     table = TABLES[name]
-    assert typing.get_args(typing.get_type_hints(Recipe)[name]) == tuple(table)
+    names = typing.get_type_hints(Recipe)[name]
+    if name == "architecture":
+        names, own = typing.get_args(names)
+        assert own is Source
+    assert typing.get_args(names) == tuple(table)
     for each in table:
         assert getattr(Recipe(**{name: each}), name) == each
     with pytest.raises(RecipeError) as refused:
         Recipe(**{name: "vgg"})
-    assert str(refused.value) == f"{name} must be {' or '.join(map(repr, table))}, got 'vgg'"
+    own = " or code of your own, as my_code.py:name" if name == "architecture" else ""
+    assert str(refused.value) == f"{name} must be {' or '.join(map(repr, table))}{own}, got 'vgg'"
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.setattr("sys.argv", ["pyvae", "train", "vae", "-h"])
     with pytest.raises(SystemExit):

@@ -14,6 +14,7 @@ import pytest
 
 from pyvae import cli
 from pyvae.cli.evaluate import Evaluate
+from pyvae.cli.export import Export
 from pyvae.cli.report import Report
 from pyvae.cli.reproduce import Reproduce
 from pyvae.cli.train import Train
@@ -37,8 +38,8 @@ PATHS = [
     "/dev/null",
     "/proc/self/mem",
 ]
-OF_PATHS = {"data", "out", "run", "held_out"}
-OF_NAMES = {"metrics", "without", "device", "name"}
+OF_PATHS = {"data", "file", "out", "run", "held_out"}
+OF_NAMES = {"metrics", "without", "device", "name", "part"}
 TINY = {
     "data": "images.npy", "architecture": "mlp", "image_size": "8", "batch_size": "4", "steps": "2", "latents": "2",
 }  # fmt: skip
@@ -145,6 +146,14 @@ def cases():
                 else:
                     options = {**given, name: value}
                     yield [command, "trained", *(p for n, v in options.items() for p in (flag(n), v))]
+    for name, kind in options_of(Export):
+        for value in values_of(name, kind):
+            if name == "run":
+                yield ["export", "--", value, "model.pt2"]
+            elif name == "file":
+                yield from (["export", "--", "trained", value + ending] for ending in ("", ".pt2"))
+            else:
+                yield ["export", "trained", "model.pt2", flag(name), value]
     for name, kind in options_of(Evaluate):
         if name in ("samples", "images", "held_out", "seed"):
             for value in values_of(name, kind):

@@ -36,6 +36,9 @@ class Train:
     sweep: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE,..."), tyro.conf.UseAppendAction] = ()
     """Train a run for each value of a setting, as beta=1,2,4,8: OUT/beta-4. Give it again for another setting, and
     --seeds beside it: their product is trained, as OUT/beta-4-lr-0.0001/seed-3."""
+    objective: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE.py:NAME")] = None
+    """Train another objective instead: a published one, with its own defaults, or one of your own as my_loss.py:Mine.
+    Its fields are options of the command. `pyvae new objective my_loss.py` writes one to begin with."""
     device: str = "auto"
     """"cpu", "cuda", "cuda:1", ..., or "auto": a GPU where there is one."""
     log_every: int = 100

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.errors import DataError, printable
@@ -66,10 +67,10 @@ def load(
         "of 3dshapes.h5, of an MPI3D .npz, of the folder of Cars3D or SmallNORB, of a folder of images, "
         "of MNIST's IDX file, or of a .npz or HDF5 with an array of images",
     )
-    if array is None:
-        known = _with_factors(typed, path, published, cache_dir, progress)
-        if known is not None:
-            return known
+    known = None if array is not None else _known(typed, path)
+    if known is not None:
+        published(known.name, known.channels)
+        return known.open(cache_dir, progress)
     if path.is_dir():
         path = training_file(path) or path
     return Images(
@@ -84,24 +85,24 @@ def load(
     )
 
 
-def _with_factors(
-    typed: str,
-    path: Path,
-    published: Callable[[str, int], None],
-    cache_dir: str | os.PathLike[str] | None,
-    progress: bool,
-) -> FactorDataset | None:
-    """The data set whose published files these are, None of others."""
+class _Known(NamedTuple):
+    """A data set whose published files lie at a path."""
+
+    name: str
+    channels: int
+    open: Callable[[str | os.PathLike[str] | None, bool], FactorDataset]
+    """Of the cache's directory, and whether to show progress."""
+
+
+def _known(typed: str, path: Path) -> _Known | None:
     from pyvae.data import cars3d, dsprites, matlab, mpi3d, shapes3d, smallnorb
 
     if smallnorb.is_smallnorb(path):
-        published("SmallNORB", 1)
-        return smallnorb.SmallNORB(typed, cache_dir=cache_dir, progress=progress)
+        return _Known("SmallNORB", 1, lambda at, bar: smallnorb.SmallNORB(typed, cache_dir=at, progress=bar))
     if path.is_dir():
         if not cars3d.is_cars3d(path):
             return None
-        published("Cars3D", 3)
-        return cars3d.Cars3D(path, cache_dir=cache_dir, progress=progress)
+        return _Known("Cars3D", 3, lambda at, bar: cars3d.Cars3D(path, cache_dir=at, progress=bar))
     if matlab.is_matlab(path):
         car = cars3d.is_car(path)
         what = (
@@ -110,28 +111,25 @@ def _with_factors(
         raise DataError(f"{path}: {what}")
     count = shapes3d.images_of_shapes3d(path)
     if count == shapes3d.COUNT:
-        published("3D Shapes", 3)
-        return shapes3d.Shapes3D(path)
+        return _Known("3D Shapes", 3, lambda at, bar: shapes3d.Shapes3D(path))
     if count is not None:
         _warn_of_no_factors(path, "3D Shapes", count, shapes3d.COUNT)
     count = dsprites.images_of_dsprites(path)
     if count == dsprites.COUNT:
-        published("dSprites", 1)
-        return dsprites.DSprites.genuine(path, cache_dir, progress)
+        return _Known("dSprites", 1, lambda at, bar: dsprites.DSprites.genuine(path, at, bar))
     if count is not None:
         _warn_of_no_factors(path, "dSprites", count, dsprites.COUNT)
     count = mpi3d.images_of_mpi3d(path)
-    if count in mpi3d.FACTOR_SIZES:
-        published("MPI3D", 3)
-        logging.getLogger("pyvae").info(
-            "%s: %s images in colour, as MPI3D has, and taken as such; to take them as images without factors, "
-            "name their array: %s:images",
-            printable(path),
-            f"{count:,}",
-            printable(path.name),
-        )
-        return mpi3d.MPI3D(path, cache_dir=cache_dir, progress=progress)
-    return None
+    if count not in mpi3d.FACTOR_SIZES:
+        return None
+    logging.getLogger("pyvae").info(
+        "%s: %s images in colour, as MPI3D has, and taken as such; to take them as images without factors, "
+        "name their array: %s:images",
+        printable(path),
+        f"{count:,}",
+        printable(path.name),
+    )
+    return _Known("MPI3D", 3, lambda at, bar: mpi3d.MPI3D(path, cache_dir=at, progress=bar))
 
 
 def _warn_of_no_factors(path: Path, what: str, count: int, published: int) -> None:

@@ -145,12 +145,9 @@ def _names(folder: Path) -> list[str]:
 
 def _origin(folder: Path, names: Sequence[str], progress: bool) -> Origin:
     try:
-        found = [(name, (folder / name).stat()) for name in names]
-        if os.path.isfile(folder / _LIST):
-            found.append((_LIST, (folder / _LIST).stat()))
+        return Origin(folder, [(name, (folder / name).stat()) for name in names], progress)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be opened ({error.strerror}); check it") from error
-    return Origin(folder, found, progress)
 
 
 def _read(path: Path, pixels: Array) -> None:

@@ -24,7 +24,6 @@ class Recipe(Checked):
     """One training run. Two runs of one recipe on one machine are equal bit for bit."""
 
     objective: Objective = field(default_factory=VAE)
-    """What is minimised; see pyvae.objectives. One of your own is a frozen dataclass with ``terms``."""
     data: str = "dsprites"
     """"dsprites" (generated), or the path of a genuine dSprites .npz or .hdf5, of 3dshapes.h5, of an MPI3D .npz, of
     the folder of Cars3D or SmallNORB, of a folder of images, or of an array of images in an .npz, .npy or HDF5 file; of
@@ -182,6 +181,11 @@ def objective_name(objective: Objective) -> str:
     if objective.source is not None:
         return objective.source.spec
     return next(name for name, kind in OBJECTIVES.items() if kind is type(objective))
+
+
+def objective_label(objective: Objective) -> str:
+    """The name of an objective as a reader is told it: without the folder of a user's own."""
+    return str(objective.source) if objective.source is not None else objective_name(objective)
 
 
 def differences(mine: Recipe, theirs: Recipe) -> list[str]:

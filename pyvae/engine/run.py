@@ -224,6 +224,27 @@ class RunDirectory:
             raise RunError(f"{self.path} has no checkpoint yet: run its `pyvae train` command")
         return newest
 
+    def saved(self, step: int | None = None) -> Checkpoint:
+        """What is kept of a step, in ``snapshots/`` or ``checkpoints/``; by default the newest checkpoint.
+
+        Raises:
+            RunError: as :meth:`newest_checkpoint`, or nothing is kept of that step.
+        """
+        if step is None:
+            return self.newest_checkpoint()
+        kept = {
+            checkpoint.step_of(path): path
+            for directory in (self.checkpoints, self.snapshots)
+            for path in checkpoint.paths(directory)
+        }
+        if step not in kept:
+            steps = ", ".join(f"{each:,}" for each in sorted(kept)) or "none"
+            raise RunError(f"{self.path} has not kept the weights of step {step:,}; kept: {steps}")
+        found = checkpoint.load(kept[step])
+        if "recipe" in found.metadata:
+            self._check_recipe(found)
+        return found
+
     def newest_for(self, dataset: Dataset) -> Checkpoint:
         """The newest checkpoint, for images of this data set.
 

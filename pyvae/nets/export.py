@@ -20,7 +20,7 @@ from torch.nn.utils.parametrize import is_parametrized
 import pyvae
 from pyvae.base.files import replacing
 from pyvae.errors import ExportError, reason
-from pyvae.nets.adversarial import AdversarialPair
+from pyvae.nets.adversarial import AdversarialPair, CodePosterior
 from pyvae.nets.autoencoder import FactorEncoder
 
 ENDINGS = (".pt2", ".onnx")
@@ -31,7 +31,10 @@ _CHECKED = (1, 3)  # images of the batches that a file is checked on
 _PLAIN = ("aten", "prims")  # operators that torch alone has
 _MOST_ONNX = 2**31 - 2**20  # bytes of weights, a file being one message of protobuf
 
-Run = Callable[[Tensor], dict[str, Tensor]]
+Draw = Callable[[int, torch.Generator], Tensor]
+"""Random inputs, as many as asked for."""
+Loaded = Callable[[Tensor], dict[str, Tensor]]
+"""A file, as something to call."""
 _one_at_a_time = threading.Lock()  # torch.export keeps its state in globals
 
 
@@ -103,12 +106,16 @@ class _Piece(NamedTuple):
     module: nn.Module
     input: str
     outputs: tuple[str, ...]
-    draw: Callable[[int, torch.Generator], Tensor]
-    """Random inputs, as many as asked for."""
+    draw: Draw
 
 
 class _Part(nn.Module):
     """A part of a network with the inputs and outputs that its file names."""
+
+    encoder: Callable[[Tensor], tuple[Tensor, Tensor]]
+    decoder: Callable[[Tensor], Tensor]
+    generator: Callable[[Tensor], Tensor]
+    critic: Callable[[Tensor], tuple[Tensor, CodePosterior]]
 
     def __init__(self, net: nn.Module, *names: str) -> None:
         super().__init__()
@@ -183,7 +190,7 @@ def _part_name(net: nn.Module, part: str | None) -> str:
     )
     part = names[0] if part is None else part
     if part not in names:
-        raise ExportError(f"part: {type(net).__name__} has {', '.join(names)}, got {part!r}")
+        raise ExportError(f"part: expected {' or '.join(names)}, for this network, got {part!r}")
     if not isinstance(net, AdversarialPair):
         for name in ("encoder", "decoder"):
             if not callable(getattr(net, name, None)):
@@ -219,16 +226,13 @@ def _compute_weights(module: nn.Module) -> None:
 
 
 def _piece(net: nn.Module, part: str, image_shape: tuple[int, int, int]) -> _Piece:
-    def images(rows: int, g: torch.Generator) -> Tensor:
-        return torch.rand(rows, *image_shape, generator=g, device="cpu", dtype=torch.float32)
-
+    name, draw = "images", _uniform(image_shape)
     if isinstance(net, AdversarialPair):
         if part == "encoder":
-            return _tried(_Piece(_Critic(net, "critic"), "images", ("mu", "logvar"), images))
+            return _tried(_Piece(_Critic(net, "critic"), name, ("mu", "logvar"), draw))
         width = next(layer.in_features for layer in net.generator.modules() if isinstance(layer, nn.Linear))
         return _tried(_Piece(_Generator(net, "generator"), "inputs", ("logits",), _normal((width,))))
     encoder, autoencoder = _Encoder, _Autoencoder
-    name, draw = "images", images
     if isinstance(net.encoder, FactorEncoder):
         encoder, autoencoder = _FactorEncoder, _FactorAutoencoder
         name, draw = "index", _indices(math.prod(net.encoder.sizes.tolist()))
@@ -242,11 +246,15 @@ def _piece(net: nn.Module, part: str, image_shape: tuple[int, int, int]) -> _Pie
     return _tried(_Piece(_Decoder(net, "decoder"), "z", both[:1], _normal(mu.shape[1:])))
 
 
-def _normal(shape: tuple[int, ...]) -> Callable[[int, torch.Generator], Tensor]:
+def _uniform(shape: tuple[int, ...]) -> Draw:
+    return lambda rows, g: torch.rand(rows, *shape, generator=g, device="cpu", dtype=torch.float32)
+
+
+def _normal(shape: tuple[int, ...]) -> Draw:
     return lambda rows, g: torch.randn(rows, *shape, generator=g, device="cpu", dtype=torch.float32)
 
 
-def _indices(count: int) -> Callable[[int, torch.Generator], Tensor]:
+def _indices(count: int) -> Draw:
     return lambda rows, g: torch.randint(count, (rows,), generator=g, device="cpu")
 
 
@@ -287,11 +295,12 @@ def _traced(piece: _Piece) -> torch.export.ExportedProgram:
 def _write_archive(
     program: torch.export.ExportedProgram, piece: _Piece, path: Path, metadata: dict[str, str]
 ) -> None:
-    with open(path, "wb") as file:
-        torch.export.save(program, file, extra_files=metadata)
+    archive = io.BytesIO()  # where the disk is full, torch's writer ends the process
+    torch.export.save(program, archive, extra_files=metadata)
+    path.write_bytes(archive.getbuffer())
 
 
-def _load_archive(path: Path, piece: _Piece) -> Run:
+def _load_archive(path: Path, piece: _Piece) -> Loaded:
     with open(path, "rb") as file:
         return torch.export.load(file).module()
 
@@ -311,6 +320,7 @@ def _write_onnx(
             output_names=list(piece.outputs),
             dynamic_shapes=({0: "batch"},),
         )
+        assert written is not None
         written.model.metadata_props.update(metadata)
         written.save(path, external_data=False)
     except OSError:
@@ -319,11 +329,11 @@ def _write_onnx(
         raise ExportError(f"torch.onnx does not take this network: {_said(error)}") from error
 
 
-def _load_onnx(path: Path, piece: _Piece) -> Run:
+def _load_onnx(path: Path, piece: _Piece) -> Loaded:
     import onnxruntime
 
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ExportError(f"onnxruntime does not take this network: {_said(error)}") from error
     names = [output.name for output in session.get_outputs()]
@@ -335,13 +345,13 @@ def _load_onnx(path: Path, piece: _Piece) -> Run:
     return run
 
 
-_FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path, _Piece], Run]]] = {
+_FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path, _Piece], Loaded]]] = {
     ".pt2": (_write_archive, _load_archive),
     ".onnx": (_write_onnx, _load_onnx),
 }
 
 
-def _check(run: Run, piece: _Piece, name: str) -> None:
+def _check(run: Loaded, piece: _Piece, name: str) -> None:
     """Raise unless a file gives what the network gives."""
     generator = torch.Generator().manual_seed(0)
     for rows in _CHECKED:

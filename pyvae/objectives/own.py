@@ -29,7 +29,7 @@ _DATASET = 1000
 _COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _TAKEN = re.compile(r"step|(discriminator_)?grad_norm|discriminator_loss|(kl|information)_\d+")
 _PLAIN = (bool, int, float, str, NoneType)
-_made: dict[Source, type[Objective]] = {}
+_made: dict[tuple[Source, str], type[Objective]] = {}
 
 RESERVED = frozenset(
     (
@@ -86,14 +86,16 @@ def _unknown(value: object) -> str:
 
 
 def own_class(source: Source) -> type[Objective]:
-    """The class of objectives that a user's dataclass is made into; one for each text of it in a process.
+    """The class of objectives that a user's dataclass is made into; one for each text of it and place in a process.
+    Instances of one text are equal if their fields are.
 
     Raises:
         SourceError: it is no frozen dataclass with terms, or a field cannot be an option; one line says why.
     """
-    if source not in _made:
-        _made[source] = _class_of(source)
-    return _made[source]
+    key = (source, source.spec)
+    if key not in _made:
+        _made[key] = _class_of(source)
+    return _made[key]
 
 
 def _made_of(kind: type[Any]) -> Objective:
@@ -127,6 +129,8 @@ def _class_of(source: Source) -> type[Objective]:
         "__module__": own.__module__,
         "__qualname__": own.__qualname__,
         "__post_init__": _checking(own),
+        "__eq__": _equal,
+        "__hash__": lambda self: hash((source, *_values(self).values())),
         "__reduce__": lambda self: (_again, (source, _values(self))),
         "source": source,
     }
@@ -145,6 +149,12 @@ def _class_of(source: Source) -> type[Objective]:
 
 def _again(source: Source, values: dict[str, Any]) -> Objective:
     return own_class(source)(**values)
+
+
+def _equal(one: Objective, other: object) -> bool:
+    if not isinstance(other, Objective) or other.source != one.source:
+        return False
+    return _values(one) == _values(other)
 
 
 def _values(objective: Any) -> dict[str, Any]:

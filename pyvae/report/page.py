@@ -8,6 +8,7 @@ from typing import Any
 
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine.files import write_atomically
+from pyvae.engine.recipe import objective_label
 from pyvae.engine.run import RunDirectory
 from pyvae.evaluation import read_likelihood, read_scores, write_metrics
 from pyvae.evaluation.averages import Evaluation, evaluate
@@ -128,7 +129,7 @@ def _write(
     pictures: Iterable[str],
 ) -> Path:
     steps = trained.steps
-    title = f"{run.recipe.to_json()['objective']['name']}: {run.path.name}"
+    title = f"{objective_label(run.recipe.objective)}: {run.path.name}"
     body = _BODY.substitute(
         subtitle=html.escape(
             f"{steps:,} steps on {_training_data(trained, dataset)}, seed {run.recipe.seed}"
@@ -232,8 +233,11 @@ def _recipe(run: RunDirectory) -> Iterable[tuple[str, str]]:
     values = run.recipe.to_json()
     objective = values.pop("objective")
     values.pop("format")
+    values.pop("sources", None)
     for name, value in {"objective": objective.pop("name"), **objective, **values}.items():
         yield name.replace("_", " "), str(value)
+    for source in run.recipe.sources:
+        yield f"SHA-256 of {source.file}", source.sha256
 
 
 def _provenance(trained: Trained | TrainedPair) -> Iterable[tuple[str, str]]:

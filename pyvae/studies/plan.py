@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvae.base.files import open_regular
+from pyvae.base.source import is_spec, keep, source_of
 from pyvae.data.cars3d import FACTOR_NAMES as CARS_3D
 from pyvae.data.mpi3d import FACTOR_NAMES as MPI_3D
 from pyvae.data.paths import absolute
@@ -23,6 +24,7 @@ from pyvae.engine.recipe import Recipe
 from pyvae.errors import PlanError, PyvaeError, printable, reason
 from pyvae.metrics import METRICS
 from pyvae.metrics.registry import OF_GRID, defaults
+from pyvae.objectives.own import objective_of
 from pyvae.recipes import RECIPES
 
 if sys.version_info >= (3, 11):
@@ -42,11 +44,13 @@ _FEWEST_IMAGES = 100
 _TABLES = ("title", "notes", "shared", "axes", "scores", "methods")
 _AXES = ("seeds", "data")
 _SCORES = ("metrics", "without", "images")
-_OF_METHOD = ("recipe", "name", "set", "sweep", "follow")
+_OF_METHOD = ("recipe", "name", "objective", "set", "sweep", "follow")
 _RECIPE_FIELDS = tuple(f.name for f in fields(Recipe) if f.name != "objective")
 _ELSEWHERE = {"seed": "axes.seeds", "data": "axes.data"}
 """Fields of a recipe that are axes of a study, and no hyperparameters."""
-RESERVED = ("figures", "report.html", "results.csv", "results.json", "udr.json", SOURCE)
+CODE = "source"
+"""Folder of copies of code of a user's own, there."""
+RESERVED = ("figures", "report.html", "results.csv", "results.json", "udr.json", SOURCE, CODE)
 """What lies beside the methods' directories."""
 _FOLLOWS = re.compile(r"(?:(?P<factor>[0-9.eE+-]+) *\* *)?(?P<name>[A-Za-z_]\w*)", re.ASCII)
 
@@ -97,19 +101,22 @@ def read_plan(path: Path) -> StudyPlan:
             raise PlanError("no TOML: it is nested too deeply") from None
         except ValueError as error:  # of the syntax, or an integer of thousands of digits
             raise PlanError(f"no TOML: {reason(error)}") from None
-        return _plan(values, text, path.stem)
+        return _plan(values, text, path)
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
 
 
 def keep_source(plan: StudyPlan, out: Path) -> None:
-    """Write the text that a plan was read from to ``out/study.toml``, and say which models it leaves alone that were
-    of the study before.
+    """Write the text that a plan was read from to ``out/study.toml``, with copies of a user's own code beside it, and
+    say which models it leaves alone that were of the study before.
 
     Raises:
         RunError: it cannot be written.
     """
     path = out / SOURCE
+    for copy, text in keep([source for model in plan.models for source in model.recipe.sources], out / CODE):
+        make_directory(copy.parent)
+        write_atomically(copy, text)
     left: list[str] = []
     try:
         before = read_plan(path)
@@ -148,15 +155,15 @@ def _read(path: Path) -> str:
         raise PlanError(f"{path}: byte {error.start} is not of UTF-8 text; save it as UTF-8") from None
 
 
-def _plan(values: dict[str, Any], text: str, stem: str) -> StudyPlan:
+def _plan(values: dict[str, Any], text: str, path: Path) -> StudyPlan:
     _known(values, _TABLES, "")
     axes = _table(values, "axes", _AXES)
-    shared = _shared(_table(values, "shared"))
+    shared = _shared(_table(values, "shared"), path.parent)
     if "data" in axes and "data" in shared:
         raise PlanError("shared.data: axes.data says the data already; leave one of them out")
     seeds, data = _seeds(axes.get("seeds", "0")), _data(axes)
     methods = _methods(values)
-    each = [_Method(at, method, shared) for at, method in enumerate(methods, start=1)]
+    each = [_Method(at, method, shared, path.parent) for at, method in enumerate(methods, start=1)]
     labels = [method.label for method in each]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise PlanError(f'methods: two are called {twice[0]!r}; give each a name = "..." of its own')
@@ -168,7 +175,7 @@ def _plan(values: dict[str, Any], text: str, stem: str) -> StudyPlan:
     scores = _table(values, "scores", _SCORES)
     metrics = _metrics(scores)
     return StudyPlan(
-        title=_text(values.get("title", stem), "title"),
+        title=_text(values.get("title", path.stem), "title"),
         models=models,
         metrics=metrics,
         without=_without(scores, metrics, {model.recipe.data for model in models}),
@@ -181,7 +188,7 @@ def _plan(values: dict[str, Any], text: str, stem: str) -> StudyPlan:
 class _Method:
     """An entry of ``[[methods]]``."""
 
-    def __init__(self, at: int, values: Any, shared: Mapping[str, Any]) -> None:
+    def __init__(self, at: int, values: Any, shared: Mapping[str, Any], folder: Path) -> None:
         where = f"methods[{at}]"
         if not isinstance(values, dict):
             raise PlanError(f"{where}: must be a table, as [[methods]] makes it")
@@ -196,9 +203,13 @@ class _Method:
             )
         self.label = _label(values.get("name", name), f"{where}.name")
         where = f"{where} ({self.label})"
-        fixed = {k: _value(v, f"{where}.set.{k}") for k, v in _table(values, "set", where=where).items()}
+        fixed = {
+            k: _code(k, _value(v, f"{where}.set.{k}"), folder, f"{where}.set")
+            for k, v in _table(values, "set", where=where).items()
+        }
         self._sweep = {
-            k: _axis(v, f"{where}.sweep.{k}") for k, v in _table(values, "sweep", where=where).items()
+            k: [_code(k, each, folder, f"{where}.sweep") for each in _axis(v, f"{where}.sweep.{k}")]
+            for k, v in _table(values, "sweep", where=where).items()
         }
         follow = _table(values, "follow", where=where)
         self._follow = {k: _follows(v, self._sweep, f"{where}.follow.{k}") for k, v in follow.items()}
@@ -218,6 +229,8 @@ class _Method:
         # a method's own word stands above what all share
         given = {**{k: v for k, v in shared.items() if k not in seen}, **fixed}
         self._recipe, self._fixed = RECIPES[name][1], given
+        if "objective" in values:
+            self._recipe = _with_objective(self._recipe, values["objective"], folder, f"{where}.objective")
         for key in seen:
             self._check_takes(key, seen[key])
 
@@ -266,6 +279,34 @@ class _Method:
         return {key: getattr(objective if key in own else recipe, key) for key in settings}, recipe
 
 
+def _with_objective(recipe: Recipe, value: Any, folder: Path, where: str) -> Recipe:
+    text = _text(value, where)
+    try:
+        named = source_of(_found(text, folder)) if is_spec(text) else text
+        return replace(recipe, objective=objective_of(named))
+    except PyvaeError as error:
+        raise PlanError(f"{where}: {error}") from None
+
+
+def _code(key: str, value: Any, folder: Path, where: str) -> Any:
+    """The value; the source, where it names a network of a user's own."""
+    if key != "architecture" or not isinstance(value, str) or not is_spec(value):
+        return value
+    try:
+        return source_of(_found(value, folder))
+    except PyvaeError as error:
+        raise PlanError(f"{where}.{key}: {error}") from None
+
+
+def _found(spec: str, folder: Path) -> str:
+    """A spec whose file lies where a study's file says, or in the copies beside a copy of that."""
+    where, _, name = spec.rpartition(":")
+    if not where.endswith(".py"):
+        return spec
+    path, copy = folder / Path(where).expanduser(), folder / CODE / Path(where).name
+    return f"{copy if not path.exists() and copy.exists() else path}:{name}"
+
+
 def _methods(values: Mapping[str, Any]) -> list[Any]:
     methods = values.get("methods", [])
     if not isinstance(methods, list):
@@ -275,7 +316,7 @@ def _methods(values: Mapping[str, Any]) -> list[Any]:
     return methods
 
 
-def _shared(values: Mapping[str, Any]) -> dict[str, Any]:
+def _shared(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for key in values:
         if key == "seed":
             raise PlanError("shared.seed: an axis of the study; give it as axes.seeds")
@@ -285,7 +326,9 @@ def _shared(values: Mapping[str, Any]) -> dict[str, Any]:
                 f"shared.{key}: not a field of every recipe"
                 + (near or "; a hyperparameter of an objective goes into the methods' set or sweep")
             )
-    found = {key: _value(value, f"shared.{key}") for key, value in values.items()}
+    found = {
+        key: _code(key, _value(value, f"shared.{key}"), folder, "shared") for key, value in values.items()
+    }
     if "data" in found:
         found["data"] = absolute(_text(found["data"], "shared.data"))
     for key, value in found.items():

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from train_own import recipe as own_recipe
 
 from gpu_stages.cases import Cases
 from pyvae.data import load
@@ -17,7 +18,7 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 def captured(case: Cases) -> None:
-    """dSprites in every precision, then every objective on small data, then streamed steps."""
+    """dSprites in every precision, then every objective on small data, code of one's own, then streamed steps."""
     data = packed_data()
     sprites = data if case.dry else load("dsprites", progress=False)
     for precision in PRECISIONS:
@@ -25,6 +26,9 @@ def captured(case: Cases) -> None:
         case(f"beta-vae on dSprites, {precision}", lambda recipe=recipe: _same(case, recipe, sprites))
     for name, objective in OBJECTIVES.items():
         case(f"{name}, resident, fp32", lambda o=objective: _same(case, recipe_of(o), data))
+    # with dropout, batch normalisation and noise, which torch's own generator gives
+    own = own_recipe(64)
+    case("network and loss of one's own, resident, fp32", lambda: _same(case, own, data))
     case("factor-vae, streamed, fp32", lambda: _same(case, recipe_of(OBJECTIVES["factor-vae"]), TinyData()))
 
 

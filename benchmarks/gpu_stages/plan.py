@@ -25,7 +25,7 @@ STEP = (
     ),
 )
 SMALL_DATA = ("tests/tiny.py",)
-STEPS_OF_TESTS = (*STEP, "tests/test_trainer.py", *SMALL_DATA)
+STEPS_OF_TESTS = (*STEP, *_files("tests", "test_trainer train_own"), "examples/own/*.py", *SMALL_DATA)
 RATES = _files("benchmarks", "bench_train step_rate")
 TRAINING = (*STEP, *RATES, "pyvae/recipes.py")
 FUSED = (

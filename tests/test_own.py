@@ -724,3 +724,52 @@ class Mine:
     with pytest.raises(SourceError, match=r"my_loss.py, line 9 in training: KeyError: 'late'"):
         trained(tmp_path / "run", of)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_cannot_be_captured_is_one_line(monkeypatch):
+    """As on a GPU, where a value that is read ends the capture, and another error follows from that."""
+    from pyvae.engine import stepper
+
+    class Capture:
+        def __init__(self, step, count):
+            try:
+                step()
+            finally:
+                raise RuntimeError("capture was invalidated\nmore of it")
+
+    @dataclass(frozen=True)
+    class Reads:
+        def terms(self, outputs, step):
+            if outputs.kl.sum().item() > 1e9 or step == 16:
+                raise RuntimeError("a value was read")
+            return {"loss": outputs.recon + outputs.kl.sum()}
+
+    monkeypatch.setattr(stepper, "Capture", Capture)
+    trainer = Trainer(recipe(32, objective=Reads, architecture="rainforth"), Corner(), CPU)
+    trainer.advance(16)
+    trainer._capturable = True
+    with pytest.raises(
+        SourceError, match=r"^Reads.py, line \d+: steps cannot be one CUDA graph \(capture was in.*d\): no"
+    ):
+        trainer.advance(16)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compiled_is_one_line():
+    class Branches(nn.Module):
+        def __init__(self, pixels, latents):
+            super().__init__()
+            self.layer = nn.Linear(pixels, 2 * latents)
+
+        def forward(self, images):
+            both = self.layer(images.flatten(1))
+            return -both if both.sum().item() > 0 else both
+
+    def branching(channels, latents, side):
+        return Branches(channels * side * side, latents), plain(channels, latents, side)[1]
+
+    trainer = Trainer(recipe(2, architecture=branching), Corner(), CPU, compile=True)
+    with pytest.raises(
+        SourceError, match=r"torch.compile cannot take the network whole .*: leave --compile out"
+    ):
+        trainer.advance()

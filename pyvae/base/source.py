@@ -153,7 +153,7 @@ def told(*sources: Source, doing: str = "", anywhere: bool = True) -> Iterator[N
     except (PyvaeError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
-        place = _place(sources, error)
+        place = place_of(sources, error)
         if _is_of_memory(error) or (place is None and not anywhere):
             raise
         raise SourceError(f"{place or sources[0]}{doing and f' {doing}'}: {_words(error)}") from error
@@ -178,13 +178,15 @@ def keep(sources: list[Source], folder: Path) -> Iterator[tuple[Path, bytes]]:
                 break
 
 
-def _place(sources: Sequence[Source], error: BaseException) -> str | None:
-    """The deepest line in a user's file that an error went through."""
+def place_of(sources: Sequence[Source], error: BaseException) -> str | None:
+    """The deepest line in a user's file that an error went through, or another that it was raised after."""
     files = {source.path: source.file for source in sources}
     if isinstance(error, SyntaxError) and error.filename in files:
         return f"{files[error.filename]}, line {error.lineno}"
     through = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
-    return f"{files[through[-1].filename]}, line {through[-1].lineno}" if through else None
+    if through:
+        return f"{files[through[-1].filename]}, line {through[-1].lineno}"
+    return None if error.__context__ is None else place_of(sources, error.__context__)
 
 
 def _words(error: BaseException) -> str:

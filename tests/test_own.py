@@ -239,6 +239,44 @@ def test_what_has_no_file_is_given_again(tmp_path, monkeypatch):
             RunDirectory.open(run.path, own=[flat, Local]).load_net()
 
 
+@pytest.mark.slow
+def test_what_a_script_has_trained_is_read_without_it(tmp_path):
+    write(
+        tmp_path / "train.py",
+        f"""
+def build(channels, latents, side):
+    pixels = channels * side * side
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 2 * latents)), nn.Sequential(
+        nn.Linear(latents, pixels), nn.Unflatten(1, (channels, side, side))
+    )
+
+@dataclass(frozen=True)
+class Mine:
+    weight: float = 2.0
+
+    def terms(self, outputs, step):
+        return {{"loss": outputs.recon + self.weight * outputs.kl.sum()}}
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, {str(SCRIPT.parent)!r})
+    from train_own import recipe
+    from test_own import trained
+    trained(Path("run"), recipe(int(sys.argv[1]), objective=Mine, architecture=build))
+""",
+    )
+    command = [sys.executable, "train.py"]
+    subprocess.run([*command, "2"], cwd=tmp_path, check=True, stderr=subprocess.DEVNULL)
+    # other lines may change, and it goes on
+    (tmp_path / "train.py").write_text((tmp_path / "train.py").read_text() + "    print('done')\n")
+    subprocess.run([*command, "4"], cwd=tmp_path, check=True, stderr=subprocess.DEVNULL)
+    (tmp_path / "train.py").unlink()
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.load_net()[1] == 4
+    assert run.recipe.objective.weight == 2
+
+
 def test_a_decoder_of_the_true_factors(tmp_path):
     run = trained(tmp_path / "run", replace(recipe(2), code="factors"))
     assert run.load_net()[0].reads_factors

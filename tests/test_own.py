@@ -445,6 +445,14 @@ def test_an_objective_is_a_value():
         parse_sweep(of, "wieght=1")
 
 
+@pytest.mark.parametrize("net", ["my_nets.py:build", {"file": "x", "content": "y"}, ["a"], None])
+def test_a_recipe_file_names_no_code_without_its_hash(net):
+    with pytest.raises(RecipeError, match="architecture must be one of burgess, "):
+        Recipe.from_json({**SMALL.to_json(), "architecture": net})
+    with pytest.raises(RecipeError, match=r"unknown objective 'my_loss.py:Mine'"):
+        Recipe.from_json({**SMALL.to_json(), "objective": {"name": "my_loss.py:Mine"}})
+
+
 def test_objectives_of_two_texts_are_two(tmp_path):
     path = tmp_path / "my_loss.py"
     made = []

@@ -23,6 +23,7 @@ from pyvae.nets import export as module
 from pyvae.nets.adversarial import build_pair
 from pyvae.nets.export import TOLERANCE, export
 from pyvae.objectives import BetaVAE, InfoGAN
+from pyvae.runs import Run
 from tiny import Corner, TinyData
 
 ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
@@ -449,7 +450,7 @@ def test_a_run_with_a_generator_is_exported(ending, tmp_path):
     run = RunDirectory.create_or_resume(tmp_path / "run", recipe)
     train(run, TinyData(), torch.device("cpu"), log_every=1)
     pair, path = run.pair_of(run.saved()), tmp_path / f"model{ending}"
-    run.export(path)
+    Run(run.path).export(path)
     inputs = pair.generator[0].in_features
     assert_computes(
         *(path, "inputs", lambda rows, g: torch.randn(rows, inputs, generator=g)),

@@ -349,10 +349,11 @@ def test_every_error_of_ours_is_one_of_the_users():
                 and value.__module__.startswith("pyvae")
             ):
                 own.add(value.__name__)
-    users = {cls.__name__ for cls in (PyvaeError, *PyvaeError.__subclasses__())}
+    kinds = (*PyvaeError.__subclasses__(), *RecipeError.__subclasses__())
+    users = {cls.__name__ for cls in (PyvaeError, *kinds)}
     assert users == {
         *("PyvaeError", "DataError", "RunError", "RecipeError", "BackendError", "SeedError"),
-        *("PlanError", "OutOfRoomError", "ExportError"),
+        *("PlanError", "OutOfRoomError", "ExportError", "SourceError"),
     }
     assert own - users == {
         "UnusableError",

@@ -239,6 +239,44 @@ def test_what_has_no_file_is_given_again(tmp_path, monkeypatch):
             RunDirectory.open(run.path, own=[flat, Local]).load_net()
 
 
+@pytest.mark.slow
+def test_what_a_script_has_trained_is_read_without_it(tmp_path):
+    write(
+        tmp_path / "train.py",
+        f"""
+def build(channels, latents, side):
+    pixels = channels * side * side
+    return nn.Sequential(nn.Flatten(), nn.Linear(pixels, 2 * latents)), nn.Sequential(
+        nn.Linear(latents, pixels), nn.Unflatten(1, (channels, side, side))
+    )
+
+@dataclass(frozen=True)
+class Mine:
+    weight: float = 2.0
+
+    def terms(self, outputs, step):
+        return {{"loss": outputs.recon + self.weight * outputs.kl.sum()}}
+
+if __name__ == "__main__":
+    import sys
+    from pathlib import Path
+    sys.path.insert(0, {str(SCRIPT.parent)!r})
+    from train_own import recipe
+    from test_own import trained
+    trained(Path("run"), recipe(int(sys.argv[1]), objective=Mine, architecture=build))
+""",
+    )
+    command = [sys.executable, "train.py"]
+    subprocess.run([*command, "2"], cwd=tmp_path, check=True, stderr=subprocess.DEVNULL)
+    # other lines may change, and it goes on
+    (tmp_path / "train.py").write_text((tmp_path / "train.py").read_text() + "    print('done')\n")
+    subprocess.run([*command, "4"], cwd=tmp_path, check=True, stderr=subprocess.DEVNULL)
+    (tmp_path / "train.py").unlink()
+    run = RunDirectory.open(tmp_path / "run")
+    assert run.load_net()[1] == 4
+    assert run.recipe.objective.weight == 2
+
+
 def test_a_decoder_of_the_true_factors(tmp_path):
     run = trained(tmp_path / "run", replace(recipe(2), code="factors"))
     assert run.load_net()[0].reads_factors
@@ -405,6 +443,14 @@ def test_an_objective_is_a_value():
         replace(made, share=1.5)
     with pytest.raises(RecipeError, match=r"Weighed has no setting 'wieght' \(did you mean weight\?\)"):
         parse_sweep(of, "wieght=1")
+
+
+@pytest.mark.parametrize("net", ["my_nets.py:build", {"file": "x", "content": "y"}, ["a"], None])
+def test_a_recipe_file_names_no_code_without_its_hash(net):
+    with pytest.raises(RecipeError, match="architecture must be one of burgess, "):
+        Recipe.from_json({**SMALL.to_json(), "architecture": net})
+    with pytest.raises(RecipeError, match=r"unknown objective 'my_loss.py:Mine'"):
+        Recipe.from_json({**SMALL.to_json(), "objective": {"name": "my_loss.py:Mine"}})
 
 
 def test_objectives_of_two_texts_are_two(tmp_path):
@@ -724,3 +770,52 @@ class Mine:
     with pytest.raises(SourceError, match=r"my_loss.py, line 9 in training: KeyError: 'late'"):
         trained(tmp_path / "run", of)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_cannot_be_captured_is_one_line(monkeypatch):
+    """As on a GPU, where a value that is read ends the capture, and another error follows from that."""
+    from pyvae.engine import stepper
+
+    class Capture:
+        def __init__(self, step, count):
+            try:
+                step()
+            finally:
+                raise RuntimeError("capture was invalidated\nmore of it")
+
+    @dataclass(frozen=True)
+    class Reads:
+        def terms(self, outputs, step):
+            if outputs.kl.sum().item() > 1e9 or step == 16:
+                raise RuntimeError("a value was read")
+            return {"loss": outputs.recon + outputs.kl.sum()}
+
+    monkeypatch.setattr(stepper, "Capture", Capture)
+    trainer = Trainer(recipe(32, objective=Reads, architecture="rainforth"), Corner(), CPU)
+    trainer.advance(16)
+    trainer._capturable = True
+    with pytest.raises(
+        SourceError, match=r"^Reads.py, line \d+: steps cannot be one CUDA graph \(capture was in.*d\): no"
+    ):
+        trainer.advance(16)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_compiled_is_one_line():
+    class Branches(nn.Module):
+        def __init__(self, pixels, latents):
+            super().__init__()
+            self.layer = nn.Linear(pixels, 2 * latents)
+
+        def forward(self, images):
+            both = self.layer(images.flatten(1))
+            return -both if both.sum().item() > 0 else both
+
+    def branching(channels, latents, side):
+        return Branches(channels * side * side, latents), plain(channels, latents, side)[1]
+
+    trainer = Trainer(recipe(2, architecture=branching), Corner(), CPU, compile=True)
+    with pytest.raises(
+        SourceError, match=r"torch.compile cannot take the network whole .*: leave --compile out"
+    ):
+        trainer.advance()

@@ -2,14 +2,16 @@
 
 import hashlib
 import linecache
+import math
 import pickle
+import subprocess
 import sys
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from typing import get_type_hints
 
 import pytest
 
-from pyvae.base.source import Source, is_spec, keep, loading, recorded, short, source_of
+from pyvae.base.source import is_spec, keep, loading, recorded, short, source_of
 from pyvae.errors import SourceError
 
 CODE = """
@@ -131,9 +133,41 @@ def test_an_object_of_a_notebook_is_known_by_its_own_text(monkeypatch):
     assert (source.alone, source.spec, str(source)) == (True, "__main__:build", "build.py:build")
     assert recorded(source.spec, source.sha256, None).object is space["build"]
     # in another process it has to be given again
-    elsewhere = Source("build.py", "build", "0" * 64, "__main__:build", b"", "runs/x/source/build.py")
+    elsewhere = replace(
+        source, sha256=hashlib.sha256(b"").hexdigest(), content=b"", path="runs/x/source/build.py"
+    )
     with pytest.raises(SourceError, match=r"runs/x/source/build.py: give it again, as pyvae.open\("):
         _ = elsewhere.object
+
+
+def test_an_object_of_the_script_that_runs_is_known_by_its_text_and_kept_with_the_script(
+    tmp_path, monkeypatch
+):
+    script = tmp_path / "train.py"
+    script.write_text(
+        "from math import pi\n"
+        "def build():\n    return pi\n"
+        "if __name__ == '__main__':\n"
+        "    from pyvae.base.source import source_of\n"
+        "    import pickle, sys\n"
+        "    sys.stdout.buffer.write(pickle.dumps(source_of(build)))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True)
+    source = pickle.loads(done.stdout)
+    assert (source.spec, source.file, source.content) == ("__main__:build", "build.py", script.read_bytes())
+    assert source.sha256 == hashlib.sha256(b"def build():\n    return pi\n").hexdigest()
+    assert source.object() == math.pi
+    # other lines of it may change, its own may not
+    kept = tmp_path / "source"
+    kept.mkdir()
+    copy = kept / "build.py"
+    copy.write_text(script.read_text() + "print(1)\n")
+    assert recorded(source.spec, source.sha256, kept) == source
+    assert recorded(source.spec, source.sha256, kept).content == copy.read_bytes()
+    copy.write_text(script.read_text().replace("return pi", "return -pi"))
+    monkeypatch.setattr("pyvae.base.source._objects", {})
+    with pytest.raises(SourceError, match="__main__:build is not what it was any more"):
+        recorded(source.spec, source.sha256, kept)
 
 
 def test_a_local_class_is_known_by_its_own_text():

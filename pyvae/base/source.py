@@ -43,7 +43,7 @@ class Source:
     name: str
     """Of the function or class in it."""
     sha256: str
-    """Of the file's bytes; of the text of the object alone where it was given from a notebook or a script."""
+    """Of the file's bytes; of the text of the object alone where a notebook or the script that runs has it."""
     spec: str = field(compare=False, repr=False)
     """As a recipe keeps it: with the whole path of the file."""
     content: bytes = field(compare=False, repr=False)
@@ -55,7 +55,8 @@ class Source:
 
     @property
     def alone(self) -> bool:
-        """Whether the content is of the object alone, which does not load by itself."""
+        """Whether it is known by the text of the object alone: in a script or a notebook, other lines may change. The
+        content is the script, or where there is none that text, which does not load by itself."""
         return self.spec.startswith(f"{_MAIN}:")
 
     @property
@@ -67,7 +68,7 @@ class Source:
         """
         key = (self.file, self.name, self.sha256)
         if key not in _objects:
-            if self.alone:
+            if self.alone and self.sha256 == _hash(self.content):
                 raise SourceError(
                     f"{self.name} was given in Python, and its own text, which does not load by itself, is in "
                     f"{self.path}: give it again, as pyvae.open(..., objective={self.name}), or architecture="
@@ -121,7 +122,7 @@ def recorded(spec: str, sha256: str, kept: Path | None) -> Source:
     for path in _places(where, kept):
         with contextlib.suppress(OSError, ValueError):
             content = _read(path)
-            if hashlib.sha256(content).hexdigest() == sha256:
+            if sha256 in (_hash(content), where == _MAIN and _hash_in(content, name)):
                 return Source(file, name, sha256, spec, content, str(path))
     if where == _MAIN and (file, name, sha256) in _objects:
         return Source(file, name, sha256, spec, b"", "")
@@ -153,7 +154,7 @@ def told(*sources: Source, doing: str = "", anywhere: bool = True) -> Iterator[N
     except (PyvaeError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
-        place = _place(sources, error)
+        place = place_of(sources, error)
         if _is_of_memory(error) or (place is None and not anywhere):
             raise
         raise SourceError(f"{place or sources[0]}{doing and f' {doing}'}: {_words(error)}") from error
@@ -170,21 +171,23 @@ def keep(sources: list[Source], folder: Path) -> Iterator[tuple[Path, bytes]]:
         for name in (source.file, f"{stem}-{source.sha256[:8]}.py"):
             path = folder / name
             try:
-                held = hashlib.sha256(_read(path)).hexdigest()
+                held = _read(path)
             except (OSError, ValueError):
                 yield path, source.content
                 break
-            if held == source.sha256:
+            if held == source.content:
                 break
 
 
-def _place(sources: Sequence[Source], error: BaseException) -> str | None:
-    """The deepest line in a user's file that an error went through."""
+def place_of(sources: Sequence[Source], error: BaseException) -> str | None:
+    """The deepest line in a user's file that an error went through, or another that it was raised after."""
     files = {source.path: source.file for source in sources}
     if isinstance(error, SyntaxError) and error.filename in files:
         return f"{files[error.filename]}, line {error.lineno}"
     through = [f for f in traceback.extract_tb(error.__traceback__) if f.filename in files]
-    return f"{files[through[-1].filename]}, line {through[-1].lineno}" if through else None
+    if through:
+        return f"{files[through[-1].filename]}, line {through[-1].lineno}"
+    return None if error.__context__ is None else place_of(sources, error.__context__)
 
 
 def _words(error: BaseException) -> str:
@@ -255,11 +258,10 @@ def _of_object(value: Any) -> Source:
         source = Source(_file_name(path), name, _hash(content), spec, content, path)
     else:
         name = value.__name__
-        text = _text_of(value)
-        content = text.encode()
-        source = Source(
-            f"{name}.py", name, _hash(content), f"{_MAIN}:{name}", content, _code_of(value).co_filename
-        )
+        text, script = _text_of(value)
+        content = text.encode() if script is None else script
+        file = _code_of(value).co_filename
+        source = Source(f"{name}.py", name, _hash(text.encode()), f"{_MAIN}:{name}", content, file)
     # the object itself, however often its text is met again; and the text as it was, whatever becomes of its file
     _objects.setdefault((source.file, source.name, source.sha256), value)
     _given[value] = source
@@ -277,26 +279,46 @@ def _code_of(value: Any) -> CodeType:
     raise SourceError(f"{value.__name__} has no method of its own, by which its source could be found")
 
 
-def _text_of(value: Any) -> str:
-    """The text of a function or class, from the file or the cell that it was written in."""
+def _text_of(value: Any) -> tuple[str, bytes | None]:
+    """The text of a function or class, from the file or the cell that it was written in; and that file, where it stands
+    at the top of one."""
     code = _code_of(value)
     lines = linecache.getlines(code.co_filename)
-    with contextlib.suppress(SyntaxError):
-        kind = ast.ClassDef if isinstance(value, type) else (ast.FunctionDef, ast.AsyncFunctionDef)
-        found = [
-            node
-            for node in ast.walk(ast.parse("".join(lines)))
-            if isinstance(node, kind)
-            and node.name == value.__name__
-            and _first_line(node) <= code.co_firstlineno <= (node.end_lineno or 0)
-        ]
-        if found:
-            node = max(found, key=_first_line)
-            return textwrap.dedent("".join(lines[_first_line(node) - 1 : node.end_lineno]))
+    kind = (ast.ClassDef,) if isinstance(value, type) else (ast.FunctionDef, ast.AsyncFunctionDef)
+    for text in _texts("".join(lines), value.__name__, kind, code.co_firstlineno):
+        script = None
+        with contextlib.suppress(OSError, ValueError):
+            content = _read(code.co_filename)
+            script = content if _hash_in(content, value.__name__) == _hash(text.encode()) else None
+        return text, script
     raise SourceError(
         f"the source of {value.__name__} cannot be found, as of what is typed at a prompt: write it into a file, and "
         f"give it as FILE.py:{value.__name__}"
     )
+
+
+def _hash_in(content: bytes, name: str) -> str | None:
+    """Of the text of what has this name at the top of a file."""
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = _texts(content.decode(errors="replace"), name, kinds)
+    return next((_hash(text.encode()) for text in texts), None)
+
+
+def _texts(text: str, name: str, kinds: tuple[type[Any], ...], line: int | None = None) -> Iterator[str]:
+    """Texts of what has a name, the innermost of those around a line first; without a line, what stands at the top."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return
+    found = [
+        (_first_line(node), node.end_lineno or 0)
+        for node in (tree.body if line is None else ast.walk(tree))
+        if isinstance(node, kinds) and node.name == name  # type: ignore[attr-defined]
+    ]
+    lines = text.splitlines(keepends=True)
+    for first, last in sorted(found, reverse=True):
+        if line is None or first <= line <= last:
+            yield textwrap.dedent("".join(lines[first - 1 : last]))
 
 
 def _first_line(node: Any) -> int:

@@ -5,7 +5,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pyvae.base.source import Source, is_spec, recorded, short
+from pyvae.base.source import Source, recorded, short
 from pyvae.bounds import Checked, Rate, Seed, Steps, Within, refusal, show
 from pyvae.engine.plain import checked, checked_fields
 from pyvae.errors import RecipeError, SourceError
@@ -157,12 +157,11 @@ class Recipe(Checked):
                 raise RecipeError("written by another version of pyvae")
             hashes = checked(values.pop("sources", {}), dict[str, str], "sources")
             found = {spec: recorded(spec, sha256, kept) for spec, sha256 in hashes.items()}
-            architecture = values.get("architecture")
             own: dict[str, Any] = {}
-            if isinstance(architecture, str) and architecture in found:
-                own["architecture"] = found[values.pop("architecture")]
-            elif isinstance(architecture, str) and is_spec(architecture):
-                raise RecipeError(f"architecture {architecture!r} has no hash in sources")
+            if "architecture" in values:
+                net = values.pop("architecture")
+                mine = isinstance(net, str) and net in found
+                own["architecture"] = found[net] if mine else checked(net, ArchitectureName, "architecture")
             objective = checked(values.pop("objective", None), dict[str, Any], "objective")
             name = checked(objective.pop("name", None), str, "objective.name")
             kind = own_class(found[name]) if name in found else OBJECTIVES.get(name)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyvae.base.checks import value_checks
-from pyvae.base.source import told
+from pyvae.base.source import place_of, told
 from pyvae.control import Control
 from pyvae.engine.capture import Capture
 from pyvae.engine.ledger import Ledger
@@ -127,10 +127,13 @@ class Stepper(ABC):
             if not self.recipe.sources:
                 raise
             raise SourceError(
-                f"{' and '.join(map(str, self.recipe.sources))}: its steps cannot be one CUDA graph ({reason(error)}): "
-                "nothing in it may read a value of the device, as .item(), .tolist(), print and if do; or give "
-                "--no-capture"
+                f"{self._place_of(error)}: steps cannot be one CUDA graph ({reason(error)}): nothing in them may read "
+                "a value of the device, as .item(), .tolist(), print and if do; or give --no-capture"
             ) from error
+
+    def _place_of(self, error: BaseException) -> str:
+        sources = self.recipe.sources
+        return place_of(sources, error) or " and ".join(map(str, sources))
 
     @contextmanager
     def _own_code(self) -> Iterator[None]:
@@ -138,8 +141,14 @@ class Stepper(ABC):
         if self._own is None:
             yield
             return
-        with told(*self.recipe.sources, doing="in training", anywhere=False), self._own.running():
-            yield
+        try:
+            with told(*self.recipe.sources, doing="in training", anywhere=False), self._own.running():
+                yield
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise SourceError(
+                f"{self._place_of(error)}: torch.compile cannot take the network whole ({reason(error)}): leave "
+                "--compile out"
+            ) from error
 
     def _own_tensors(self) -> dict[str, Tensor]:
         return {} if self._own is None else self._own.tensors()

@@ -388,7 +388,7 @@ def test_a_model_of_another_step(run):
     weights = "net.encoder.head.weight"
     assert not torch.equal(newest.state_dict()[weights], kept.state_dict()[weights])
     assert torch.equal(newest.state_dict()[weights], run.model(step=4).state_dict()[weights])
-    with pytest.raises(RunError, match=r"has no weights of step 3: there are those of 2, 4$"):
+    with pytest.raises(RunError, match=r"has not kept the weights of step 3; kept: 2, 4$"):
         run.model(step=3)
 
 

@@ -1,12 +1,10 @@
 """Runs in Python: train them, open them, use what they have learnt. The command line is made of the same."""
 
-import itertools
 import json
 import logging
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -17,22 +15,17 @@ import torch
 from torch import Tensor
 
 from pyvae.base.usual import usual_torch
-from pyvae.bounds import admitted
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.engine import checkpoint
-from pyvae.engine.adversarial import check_compile
-from pyvae.engine.course import Outcome
 from pyvae.engine.device import device_named
 from pyvae.engine.files import check_writable, whole_path
-from pyvae.engine.grid import check_seeds, expand, parse_seeds
-from pyvae.engine.loop import train as train_one
-from pyvae.engine.loop import train_together
+from pyvae.engine.grid import check_seeds, parse_seeds
 from pyvae.engine.models import GeneratorModel, Model, model_of
 from pyvae.engine.opening import open_data, open_run
+from pyvae.engine.prepare import prepare
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import RunDirectory
 from pyvae.engine.signals import awaited, raise_again
-from pyvae.engine.trainer import check_data
 from pyvae.errors import PyvaeError, RunError, printable
 from pyvae.evaluation.ask import QUICK_METRICS, Told, ask
 from pyvae.evaluation.scores import encode_run
@@ -416,7 +409,7 @@ def train(
         wanted,
         Path(out),
         seeds=_seeds_of(seeds),
-        sweeps=None if sweep is None else [(name, list(values)) for name, values in sweep.items()],
+        sweeps=None if sweep is None else _sweeps_of(sweep),
         device=str(device),
         log_every=log_every,
         checkpoint_seconds=checkpoint_seconds,
@@ -444,110 +437,6 @@ def train(
     return runs if training.many else runs[0]
 
 
-@dataclass(frozen=True)
-class Training:
-    """Runs that may be trained: all that can be refused before the first step has been."""
-
-    runs: list[RunDirectory]
-    many: bool
-    """Whether they are of ``seeds`` or ``sweep``, even if it is one."""
-    dataset: Dataset
-    device: torch.device
-    options: Mapping[str, Any]
-
-    def train(self) -> list[Outcome]:
-        """Train them all; how each stands then.
-
-        Raises:
-            RunError, RecipeError: as :func:`pyvae.engine.loop.train` and :func:`pyvae.engine.loop.train_together`.
-        """
-        for line in dict.fromkeys(line for run in self.runs for line in _cut_short(run.recipe)):
-            _LOG.warning(line)
-        if self.many:
-            return train_together(self.runs, self.dataset, self.device, **self.options)
-        return [train_one(self.runs[0], self.dataset, self.device, **self.options)]
-
-
-def prepare(
-    recipe: Recipe,
-    out: Path,
-    *,
-    seeds: Sequence[int] | None = None,
-    sweeps: Sequence[tuple[str, Sequence[Any]]] | None = None,
-    device: str = "auto",
-    log_every: int = 100,
-    checkpoint_seconds: float = 60.0,
-    in_memory: bool = True,
-    capture: bool = True,
-    compile: bool = False,
-) -> Training:
-    """What :func:`train` and ``pyvae train`` train, with its data; options as there.
-
-    Raises:
-        PyvaeError: it cannot be trained, or not into ``out``.
-    """
-    if log_every < 1:
-        raise PyvaeError(f"--log-every must be at least 1, got {log_every}")
-    if not 0 <= checkpoint_seconds < math.inf:
-        raise PyvaeError(f"--checkpoint-seconds must not be negative, got {checkpoint_seconds}")
-    where = device_named(device)
-    many = seeds is not None or sweeps is not None
-    runs = _runs_of(recipe, whole_path(out), sweeps or (), seeds, many)
-    dataset = open_data(recipe, in_memory=in_memory)
-    for run in runs:
-        check_data(run.recipe, dataset)
-        check_compile(run.recipe, compile)
-    options = {
-        "log_every": log_every,
-        "checkpoint_seconds": checkpoint_seconds,
-        "capture": capture,
-        "compile": compile,
-    }
-    return Training(runs, many, dataset, where, options)
-
-
-def _runs_of(
-    recipe: Recipe,
-    out: Path,
-    sweeps: Sequence[tuple[str, Sequence[Any]]],
-    seeds: Sequence[int] | None,
-    many: bool,
-) -> list[RunDirectory]:
-    if not many:
-        return [RunDirectory.create_or_resume(out, recipe)]
-    if seeds is not None and recipe.seed:
-        raise PyvaeError(f"--seed {recipe.seed} and --seeds {_shown(seeds)}: give one of them")
-    found = expand(recipe, sweeps, seeds)
-    above = dict.fromkeys(path for each in found for path in (out, *_between(out, out / each.name)))
-    for path in above:
-        if os.path.lexists(path / "recipe.json"):
-            where = f"--out {out} holds a run" if path == out else f"{path}, in --out, is a run"
-            raise RunError(f"{where}: name another directory for the runs of --seeds and --sweep")
-    return [RunDirectory.create_or_resume(out / each.name, each.recipe) for each in found]
-
-
-def _shown(seeds: Sequence[int]) -> str:
-    first, last = seeds[0], seeds[-1]
-    if len(seeds) > 1 and list(seeds) == list(range(first, last + 1)):
-        return f"{first}-{last}"
-    return ",".join(map(str, seeds))
-
-
-def _between(top: Path, path: Path) -> Iterator[Path]:
-    """The directories that ``path`` lies in, below ``top``."""
-    return itertools.takewhile(lambda each: each != top, path.parents)
-
-
-def _cut_short(recipe: Recipe) -> Iterator[str]:
-    """A line for each schedule that goes on after the last step."""
-    for name in ("annealing_steps", "capacity_steps"):
-        length, option = getattr(recipe.objective, name, 0), name.replace("_", "-")
-        if length > recipe.steps:
-            yield (
-                f"the run ends after {recipe.steps:,} steps of a schedule of {length:,}: --{option} sets it"
-            )
-
-
 _OPTIONS = (
     *("out", "seeds", "sweep", "device", "log_every", "checkpoint_seconds", "in_memory", "capture"),
     "compile",
@@ -571,7 +460,7 @@ def _recipe_of(recipe: str | Recipe, settings: Mapping[str, Any]) -> Recipe:
             near = _nearest(name, (*known, *_OPTIONS))
             there = ", ".join(sorted({*known, *_OPTIONS}))
             raise PyvaeError(f"{type(objective).__name__} has no setting {name!r}{near}: there are {there}")
-    of_objective = {k: admitted(type(objective), k, v) for k, v in settings.items() if k in own}
+    of_objective = {k: v for k, v in settings.items() if k in own}
     of_recipe = {k: v for k, v in settings.items() if k not in own and k != "objective"}
     if isinstance(of_recipe.get("data"), os.PathLike):
         of_recipe["data"] = os.fspath(of_recipe["data"])
@@ -592,6 +481,13 @@ def _seeds_of(seeds: str | Iterable[int] | None) -> Sequence[int] | None:
     if not isinstance(seeds, Iterable):
         raise PyvaeError(f'seeds: give some as "0-7" or [0, 1], or one as seed={seeds}')
     return check_seeds(list(seeds))
+
+
+def _sweeps_of(sweep: Mapping[str, Iterable[Any]]) -> list[tuple[str, list[Any]]]:
+    for name, values in sweep.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise PyvaeError(f'sweep {name}: give its values in a list, as {{"{name}": [1, 4]}}')
+    return [(name, list(values)) for name, values in sweep.items()]
 
 
 def _warn_missing(reasons: Mapping[str, str]) -> None:

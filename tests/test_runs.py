@@ -127,6 +127,7 @@ def test_it_goes_on(small):
         ("vae", {"seeds": 3}, r'give some as "0-7" or \[0, 1\], or one as seed=3'),
         ("vae", {"seeds": "3-1"}, "3-1 runs backwards"),
         ("vae", {"sweep": {"lr": []}}, "sweep lr: it names no value"),
+        ("vae", {"sweep": {"lr": 0.1}}, r'sweep lr: give its values in a list, as \{"lr": \[1, 4\]\}'),
         ("vae", {"seeds": [0], "seed": 1}, "--seed 1 and --seeds 0: give one of them"),
         (Recipe(), {"out": None}, "out: name a directory"),
         (3, {}, "give a name or a Recipe, got int"),
@@ -172,15 +173,18 @@ def test_torch_is_left_as_it_was(small, monkeypatch):
     plain = pyvae.train("vae", out="plain", steps=2, log_every=1, **small)
     before = switches()
     try:
-        for n, (matmul, tf32, dtype, device) in enumerate(
-            [("medium", True, torch.float64, "meta"), ("highest", False, torch.float32, "cpu")]
+        for n, (matmul, tf32, dtype, device, gradless) in enumerate(
+            [
+                ("medium", True, torch.float64, "meta", torch.no_grad),
+                ("highest", False, torch.float32, "cpu", torch.inference_mode),
+            ]
         ):
             torch.set_float32_matmul_precision(matmul)
             backends.cudnn.allow_tf32 = tf32
             backends.cudnn.benchmark = True
             torch.set_default_dtype(dtype)
             generator = torch.get_rng_state()
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), torch.device(device):
+            with gradless(), torch.autocast("cpu", torch.bfloat16), torch.device(device):
                 mine = switches()
                 run = pyvae.train("vae", out=f"x{n}", steps=2, log_every=1, **small)
                 run.evaluate("unsupervised")

@@ -11,8 +11,7 @@ def usual_torch() -> Iterator[None]:
     """Gradients are recorded, new tensors are float32 on the CPU, and nothing is cast: whatever surrounds the call in
     somebody's program. All is put back."""
     with ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.inference_mode(False))  # which ends no_grad too
         if (before := torch.get_default_dtype()) != torch.float32:
             torch.set_default_dtype(torch.float32)
             stack.callback(torch.set_default_dtype, before)

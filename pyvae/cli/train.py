@@ -1,6 +1,5 @@
 """``pyvae train``: a run of a recipe, or many."""
 
-import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -18,8 +17,6 @@ from pyvae.errors import PyvaeError, printable
 if TYPE_CHECKING:
     from pyvae.engine.course import Outcome
     from pyvae.engine.run import RunDirectory
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Train:
     def __call__(self) -> int:
         from pyvae.engine.files import check_writable
         from pyvae.engine.grid import parse_seeds, parse_sweep
-        from pyvae.runs import prepare
+        from pyvae.engine.prepare import prepare
 
         many = self.seeds is not None or bool(self.sweep)
         if many and self.profile:

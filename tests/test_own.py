@@ -15,7 +15,6 @@ from typing import Literal
 import pytest
 import torch
 from torch import nn
-from train_own import OWN, recipe
 
 from pyvae.bounds import Share
 from pyvae.engine import checkpoint
@@ -33,6 +32,7 @@ from pyvae.objectives.own import RESERVED, objective_of, term_names
 from pyvae.report import report
 from test_resume import assert_same
 from tiny import Corner, GreyData, TinyData
+from train_own import OWN, recipe
 
 CPU = torch.device("cpu")
 SCRIPT = Path(__file__).with_name("train_own.py")

@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from train_own import OWN
 
 from pyvae.cli import main
 from pyvae.cli.new import template
@@ -13,6 +12,7 @@ from pyvae.engine.run import RunDirectory
 from pyvae.errors import PlanError
 from pyvae.objectives import BetaVAE
 from pyvae.studies.plan import keep_source, read_plan
+from train_own import OWN
 
 TINY = ("--image-size", "8", "--latents", "2", "--batch-size", "4", "--steps", "2", "--log-every", "1")
 

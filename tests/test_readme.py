@@ -20,7 +20,8 @@ def test_tables_are_those_of_the_result_files():
 
 
 @pytest.mark.parametrize("number", range(len(re.findall(r"```python\n", README))))
-def test_python_examples_run(number):
+def test_python_examples_run(number, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[number]
     exec(compile(code, f"README example {number + 1}", "exec"), {})
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from train_own import recipe as own_recipe
 
 from gpu_stages.cases import Cases
 from pyvae.data import load
@@ -13,6 +12,7 @@ from pyvae.engine.training import training
 from pyvae.objectives import BetaVAE, InfoGAN
 from test_trainer import OBJECTIVES, recipe_of
 from tiny import TinyData, packed_data
+from train_own import recipe as own_recipe
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 

@@ -102,7 +102,7 @@ def test_auto_is_torch_where_nothing_has_been_measured(data, triton_backend, mon
 
 
 def test_the_doctor_names_the_precisions_that_auto_takes(monkeypatch):
-    monkeypatch.setattr(doctor, "lacks", lambda device: None)
+    monkeypatch.setattr(module, "lacks", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
     gpu = torch.device("cuda")
     assert "for precision fp16 alone: nothing has been measured on a card" in doctor._engine(gpu)

@@ -313,7 +313,7 @@ def _texts(text: str, name: str, kinds: tuple[type[Any], ...], line: int | None 
     found = [
         (_first_line(node), node.end_lineno or 0)
         for node in (tree.body if line is None else ast.walk(tree))
-        if isinstance(node, kinds) and node.name == name  # type: ignore[attr-defined]
+        if isinstance(node, kinds) and node.name == name
     ]
     lines = text.splitlines(keepends=True)
     for first, last in sorted(found, reverse=True):

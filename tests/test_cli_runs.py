@@ -365,7 +365,6 @@ def test_every_error_of_ours_is_one_of_the_users():
         "GoneError",
         "HeldError",
         "NoCodesError",
-        "SourceError",
     }  # caught
 
 

@@ -13,7 +13,6 @@ from pyvae.backend import choose, wanted_backend
 from pyvae.base import processor
 from pyvae.cli.invocation import say
 from pyvae.data import cache
-from pyvae.engine.fused.supports import lacks, proven_on
 from pyvae.errors import BackendError
 from pyvae.nets.convolutions import arithmetic
 
@@ -134,6 +133,9 @@ def _fused() -> list[str]:
 
 
 def _engine(device: torch.device) -> str:
+    # which no other command needs at once
+    from pyvae.engine.fused.supports import lacks, proven_on
+
     try:
         lacking = lacks(device)
     except BackendError:

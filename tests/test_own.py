@@ -819,3 +819,19 @@ def test_what_cannot_be_compiled_is_one_line():
         SourceError, match=r"torch.compile cannot take the network whole .*: leave --compile out"
     ):
         trainer.advance()
+
+
+@pytest.mark.gpu
+def test_captured_steps_draw_what_single_ones_do_and_resume(tmp_path):
+    """Dropout, batch normalisation and noise in the loss, on a GPU."""
+    device, rows = torch.device("cuda"), {"log_every": 3}
+    torch.manual_seed(11)
+    expected = torch.rand(3, device=device)
+    torch.manual_seed(11)
+    for name, lengths, capture in (("whole", [80], True), ("single", [80], False), ("parts", [37, 80], True)):
+        for steps in lengths:
+            run = RunDirectory.create_or_resume(tmp_path / name, recipe(steps))
+            train(run, Corner(), device, capture=capture, **rows)
+    assert torch.equal(torch.rand(3, device=device), expected)
+    assert_same(tmp_path / "whole", tmp_path / "single")
+    assert_same(tmp_path / "whole", tmp_path / "parts")

@@ -125,7 +125,8 @@ def _cut_short(recipe: Recipe) -> Iterator[str]:
     """A line for each schedule that goes on after the last step."""
     for name in ("annealing_steps", "capacity_steps"):
         length, option = getattr(recipe.objective, name, 0), name.replace("_", "-")
-        if length > recipe.steps:
+        # of an objective of a user's own it may be anything
+        if isinstance(length, int) and length > recipe.steps:
             yield (
                 f"the run ends after {recipe.steps:,} steps of a schedule of {length:,}: --{option} sets it"
             )

@@ -169,19 +169,20 @@ class Run:
         if held_out is not None:
             recipe = replace(directory.recipe, data=os.fspath(held_out))
             other = lambda: open_data(recipe)  # noqa: E731
-        return ask(
-            directory,
-            dataset,
-            (metrics,) if isinstance(metrics, str) else tuple(metrics),
-            device=device_named(str(device)),
-            without=without,
-            seed=seed,
-            samples=samples,
-            images=images,
-            held_out=other,
-            found=found,
-            missing=_warn_missing if missing is None else missing,
-        )
+        with usual_torch():
+            return ask(
+                directory,
+                dataset,
+                (metrics,) if isinstance(metrics, str) else tuple(metrics),
+                device=device_named(str(device)),
+                without=without,
+                seed=seed,
+                samples=samples,
+                images=images,
+                held_out=other,
+                found=found,
+                missing=_warn_missing if missing is None else missing,
+            )
 
     def codes(self, *, device: str | torch.device = "auto", progress: bool = True) -> Codes:
         """Encode its whole data set with its newest weights, for metrics of your own.
@@ -196,7 +197,8 @@ class Run:
         directory, dataset = self._opened()
         if directory.recipe.code == "factors":
             raise RunError(f"the code of {self.path} is its true factors: there is no encoder")
-        table = encode_run(directory, dataset, device=device_named(str(device)), progress=progress)[0]
+        with usual_torch():
+            table = encode_run(directory, dataset, device=device_named(str(device)), progress=progress)[0]
         factors = None
         if isinstance(dataset, FactorDataset):
             factors = dataset.factor_classes(np.arange(len(dataset)))
@@ -215,7 +217,8 @@ class Run:
 
         directory, dataset = self._opened()
         check_writable(directory.figures)
-        return report.report(directory, dataset, span=span)
+        with usual_torch():
+            return report.report(directory, dataset, span=span)
 
     def traverse(
         self, *, span: float = 2.0, columns: int = 11, seeds: Sequence[int] | None = None
@@ -234,7 +237,9 @@ class Run:
 
         directory, dataset = self._opened()
         check_writable(directory.figures)
-        return report.traverse(directory, dataset, span=span, columns=columns, seeds=seeds)
+        with usual_torch():
+            starts = None if seeds is None else tuple(seeds)
+            return report.traverse(directory, dataset, span=span, columns=columns, seeds=starts)
 
     def export(self, path: StrPath, *, part: str | None = None, step: int | None = None) -> Path:
         """Write what it has learnt to a file that needs no pyvae; see :func:`pyvae.nets.export.export`.
@@ -484,6 +489,8 @@ def _seeds_of(seeds: str | Iterable[int] | None) -> Sequence[int] | None:
 
 
 def _sweeps_of(sweep: Mapping[str, Iterable[Any]]) -> list[tuple[str, list[Any]]]:
+    if not isinstance(sweep, Mapping) or not all(isinstance(name, str) for name in sweep):
+        raise PyvaeError('sweep: give the values of each setting by its name, as {"beta": [1, 4]}')
     for name, values in sweep.items():
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise PyvaeError(f'sweep {name}: give its values in a list, as {{"{name}": [1, 4]}}')

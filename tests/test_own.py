@@ -21,6 +21,7 @@ from pyvae.engine import checkpoint
 from pyvae.engine.fused.supports import supports
 from pyvae.engine.grid import expand, parse_sweep
 from pyvae.engine.loop import train
+from pyvae.engine.prepare import Training
 from pyvae.engine.recipe import Recipe, differences
 from pyvae.engine.run import RunDirectory
 from pyvae.engine.together import shape_of
@@ -36,7 +37,7 @@ from train_own import OWN, recipe
 
 CPU = torch.device("cpu")
 SCRIPT = Path(__file__).with_name("train_own.py")
-START = "from dataclasses import dataclass\nimport torch\nfrom torch import nn\n"
+START = "from dataclasses import InitVar, dataclass\nimport torch\nfrom torch import nn\n"
 
 
 def trained(path, of, data=None, **options):
@@ -472,6 +473,13 @@ def test_reserved_names_are_all_options_of_training():
     assert {f.name for f in fields(Train)} <= RESERVED | {f.name for f in fields(Recipe)}
 
 
+TERMS_THEN = """@dataclass(frozen=True)
+class Mine:
+    def terms(self, outputs, step):
+        terms = {{"loss": outputs.recon + outputs.kl.sum()}}
+        {}
+        return terms
+"""
 GOOD = "@dataclass(frozen=True)\nclass Mine:\n    def terms(self, outputs, step):\n        return {}\n"
 
 
@@ -494,6 +502,8 @@ GOOD = "@dataclass(frozen=True)\nclass Mine:\n    def terms(self, outputs, step)
             GOOD + "    sizes: list[int] = None",
             "field sizes is a list[int], which no option can be: take int, float",
         ),
+        (GOOD + "    x: InitVar[int] = 1", "x is an InitVar, which no run could keep: make it a field"),
+        (GOOD + "    objective: int = 1", "field objective: an option of training has this name"),
         (GOOD + "    seeds: int = 1", "field seeds: an option of training has this name: call it otherwise"),
         (GOOD + "    lr: float = 1.0", "field lr is one of every recipe: call it otherwise"),
         (GOOD + "    x: float = 'a'", "x must be a number, got 'a'"),
@@ -684,6 +694,15 @@ def test_the_fused_engine_leaves_them_to_torch(monkeypatch):
 RETURN = "def build(channels, latents, side):\n    return "
 
 
+COUNTING = (
+    "class E(nn.Linear):\n    def __init__(self):\n        super().__init__(144, 6)\n"
+    "        self.register_buffer('n', torch.zeros(1), persistent={1})\n    def forward(self, x):\n"
+    "        self.n = {0}\n        return super().forward(x.flatten(1))\n"
+    + RETURN
+    + "E(), nn.Sequential(nn.Linear(3, 144), nn.Unflatten(1, (1, 12, 12)))"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -734,6 +753,29 @@ RETURN = "def build(channels, latents, side):\n    return "
             "gave int64, and should give floating-point numbers",
         ),
         (
+            "class E(nn.Linear):\n    def forward(self, x):\n"
+            "        return super().forward(x.flatten(1))[self.training :]\n"
+            + RETURN
+            + "E(144, 6), nn.Sequential(nn.Linear(3, 144), nn.Unflatten(1, (1, 12, 12)))",
+            "its encoder, of images [2, 1, 12, 12], in training, gave [1, 6]",
+        ),
+        (
+            RETURN + "nn.Sequential(nn.Flatten(), nn.LazyLinear(6)), nn.Linear(3, 144)",
+            "encoder.1.weight has no shape yet: give lazy modules their sizes",
+        ),
+        (
+            RETURN + "nn.Sequential(nn.Flatten(), nn.Linear(144, 6)).half(), nn.Linear(3, 144)",
+            "encoder.1.weight is float16, and weights are float32 here",
+        ),
+        (COUNTING.format("self.n.new_zeros(2)", "True"), "the buffer encoder.n is of another shape once"),
+        (COUNTING.format("self.n + 1", "False"), "the buffer encoder.n changes while the network runs"),
+        (
+            "class Both(nn.Module):\n    @property\n    def encoder(self):\n        raise ValueError('none')\n"
+            + RETURN
+            + "Both()",
+            "asked for its encoder and decoder: ",
+        ),
+        (
             "class Both(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
             "        self.encoder, self.decoder, self.third = nn.Flatten(), nn.Flatten(), nn.Linear(2, 2)\n"
             + RETURN
@@ -770,6 +812,39 @@ class Mine:
     with pytest.raises(SourceError, match=r"my_loss.py, line 9 in training: KeyError: 'late'"):
         trained(tmp_path / "run", of)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("if step == 2: terms['late'] = outputs.recon", "the term late is not there in every step"),
+        ("if step < 2: terms['early'] = outputs.recon", "the term early is not there in every step"),
+        ("if step == 2: terms['loss'] = outputs.recon.detach()", "the loss has no gradient"),
+        ("if step == 2: terms['loss'] = outputs.kl", "the term loss has the shape"),
+    ],
+)
+def test_terms_stay_what_they_were_when_tried(tmp_path, line, message):
+    write(tmp_path / "my_loss.py", TERMS_THEN.format(line))
+    with pytest.raises(SourceError, match=message):
+        trained(tmp_path / "run", recipe(5, objective=f"{tmp_path}/my_loss.py:Mine"))
+
+
+def test_any_name_and_type_of_a_term_is_a_column(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYVAE_INSIST", "1")
+    text = (
+        "terms |= {'KL_free': outputs.kl.half().sum(), '_a.b-c': (outputs.z @ outputs.z.T).bfloat16().sum()}"
+    )
+    write(tmp_path / "my_loss.py", TERMS_THEN.format(text))
+    run = trained(tmp_path / "run", recipe(4, objective=f"{tmp_path}/my_loss.py:Mine", precision="bf16"))
+    assert {"KL_free", "_a.b-c"} <= run.trace().keys()
+
+
+def test_a_schedule_of_a_users_own_need_not_be_a_number(tmp_path):
+    text = TERMS_THEN.replace("Mine:\n", "Mine:\n    capacity_steps: int | None = None\n")
+    write(tmp_path / "my_loss.py", text.format("pass"))
+    of = recipe(1, objective=f"{tmp_path}/my_loss.py:Mine")
+    training = Training([RunDirectory(tmp_path / "run", of)], False, Corner(), CPU, {})
+    assert training.train()[0].step == 1
 
 
 def test_what_cannot_be_captured_is_one_line(monkeypatch):

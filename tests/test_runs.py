@@ -123,6 +123,14 @@ def test_it_goes_on(small):
         ("vae", {"steps": 0}, "steps must be at least 1, got 0"),
         ("beta-vae", {"beta": "four"}, "beta must be a number, got 'four'"),
         ("vae", {"log_every": 0}, "log-every must be at least 1"),
+        ("vae", {"log_every": 2.5}, "log-every must be an integer, got 2.5"),
+        ("vae", {"checkpoint_seconds": "1"}, "checkpoint-seconds must be a number, got '1'"),
+        (
+            "vae",
+            {"sweep": "lr"},
+            r'sweep: give the values of each setting by its name, as \{"beta": \[1, 4\]\}',
+        ),
+        ("vae", {"sweep": {1: [1]}}, "sweep: give the values of each setting by its name"),
         ("vae", {"device": "tpu"}, "device tpu cannot be used here"),
         ("vae", {"seeds": 3}, r'give some as "0-7" or \[0, 1\], or one as seed=3'),
         ("vae", {"seeds": "3-1"}, "3-1 runs backwards"),
@@ -394,6 +402,21 @@ def test_a_model_of_another_step(run):
     assert torch.equal(newest.state_dict()[weights], run.model(step=4).state_dict()[weights])
     with pytest.raises(RunError, match=r"has not kept the weights of step 3; kept: 2, 4$"):
         run.model(step=3)
+
+
+def test_a_run_is_used_whatever_torch_is_set_to(run):
+    drawn = run.traverse(seeds=(seed for seed in (0, 1)))
+    assert drawn == run.traverse(seeds=[0, 1])
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert run.model().sample(2).dtype == torch.float32
+        assert run.codes(progress=False).mu.dtype == torch.float32
+        assert run.evaluate("unsupervised")
+        assert run.traverse(seeds=[0, 1]) == drawn
+        assert run.report().exists()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_codes_are_those_of_the_metrics(run):

@@ -3,6 +3,7 @@
 import hashlib
 import linecache
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -119,6 +120,46 @@ def test_a_module_of_a_package(tmp_path, monkeypatch):
     old = was.replace(b"return WORD", b"return WORD.upper()")
     (kept / "nets.py").write_bytes(old)
     assert recorded(source.spec, hashlib.sha256(old).hexdigest(), kept).object() == "INSIDE"
+
+
+def test_files_of_two_folders_have_their_own_neighbours(tmp_path):
+    for word in ("one", "two"):
+        (tmp_path / word / "around").mkdir(parents=True)
+        (tmp_path / word / "around" / "__init__.py").write_text("")
+        (tmp_path / word / "around" / "words.py").write_text(f"WORD = {word!r}\n")
+        (tmp_path / word / "code.py").write_text(
+            f"# {word}\nfrom around.words import WORD\ndef build(): return WORD"
+        )
+    found = [source_of(f"{tmp_path}/{word}/code.py:build").object() for word in ("one", "two")]
+    assert found == ["one", "two"]
+
+
+def test_a_file_that_goes_elsewhere_leaves_the_process_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "code.py").write_text("import os\nos.chdir('/')\ndef build(): pass\n")
+    source_of("code.py:build")
+    assert os.getcwd() == str(tmp_path)
+
+
+def test_what_a_text_does_not_say_is_refused():
+    def made(width):
+        def build():
+            return width
+
+        class Mine:
+            def terms(self):
+                return width
+
+        def other():
+            return math.pi, is_dataclass
+
+        return build, Mine, other
+
+    *refused, taken = made(3)
+    for each in refused:
+        with pytest.raises(SourceError, match="uses width of the function around it"):
+            source_of(each)
+    assert source_of(taken).object is taken
 
 
 def test_an_object_of_a_notebook_is_known_by_its_own_text(monkeypatch):

@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import linecache
 import os
 import sys
@@ -29,6 +30,8 @@ _loading = ContextVar[str | None]("_loading", default=None)
 _modules: dict[tuple[str, str], ModuleType] = {}
 _objects: dict[tuple[str, str, str], Any] = {}
 _given: WeakKeyDictionary[Any, "Source"] = WeakKeyDictionary()
+# modules that files of users have imported from their own folders, and those
+_neighbours: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -250,6 +253,11 @@ def _of_object(value: Any) -> Source:
         )
     if value in _given:
         return _given[value]
+    if taken := _taken(value):
+        raise SourceError(
+            f"{name} uses {taken} of the function around it, which its text does not say, so that no run could keep "
+            "it: write it out, or make it a field of an objective"
+        )
     module = sys.modules.get(value.__module__)
     path = getattr(module, "__file__", None)
     if value.__module__ != _MAIN and path is not None and path.endswith(".py") and "<locals>" not in name:
@@ -266,6 +274,20 @@ def _of_object(value: Any) -> Source:
     _objects.setdefault((source.file, source.name, source.sha256), value)
     _given[value] = source
     return source
+
+
+def _taken(value: Any) -> str | None:
+    """A value of the function around it that code uses; modules, functions and classes are found again by name."""
+    parts = [value] if isinstance(value, FunctionType) else vars(value).values()
+    for part in parts:
+        function = inspect.unwrap(getattr(part, "__func__", None) or getattr(part, "fget", None) or part)
+        if not isinstance(function, FunctionType) or function.__closure__ is None:
+            continue
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__, strict=True):
+            with contextlib.suppress(ValueError):  # empty: it is bound later
+                if not isinstance(cell.cell_contents, ModuleType | FunctionType | type):
+                    return name
+    return None
 
 
 def _code_of(value: Any) -> CodeType:
@@ -358,22 +380,40 @@ def _executed(source: Source, where: str) -> ModuleType:
     sys.modules[name] = module
     folders = [os.path.dirname(source.path), os.path.dirname(where)] if _is_path(where) else []
     try:
+        here = os.getcwd()
+    except OSError:  # it was removed
+        here = None
+    try:
         with told(source), _beside(folders), _while_loading(source.file):
             exec(compile(source.content, source.path, "exec"), vars(module))
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        if here is not None:  # what a user has named is looked for from there
+            os.chdir(here)
     return module
 
 
 @contextlib.contextmanager
 def _beside(folders: list[str]) -> Iterator[None]:
-    """Neighbours of a file can be imported."""
+    """Neighbours of a file can be imported: its own, where another file has had some of the same names."""
     added = [folder for folder in folders if folder not in sys.path]
+    for name in [name for name, folder in _neighbours.items() if folder not in folders]:
+        if any(os.path.exists(os.path.join(each, name + end)) for each in folders for end in (".py", "")):
+            for each in [each for each in sys.modules if f"{each}.".startswith(f"{name}.")]:
+                del sys.modules[each]
+            del _neighbours[name]
+    before = set(sys.modules)
     sys.path[:0] = added
     try:
         yield
     finally:
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None) or ""
+            folder = os.path.dirname(file.removesuffix(f"{os.sep}__init__.py"))
+            if "." not in name and folder in added:
+                _neighbours[name] = folder
         for folder in added:
             with contextlib.suppress(ValueError):
                 sys.path.remove(folder)

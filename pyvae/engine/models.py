@@ -137,7 +137,7 @@ class GeneratorModel(nn.Module):
         if z.ndim != 2 or z.shape[1] != objective.codes:
             raise ValueError(f"z: expected shape [B, {objective.codes}], got {list(z.shape)}")
         if noise is None:
-            noise = torch.randn(len(z), objective.noise, device=z.device)
+            noise = torch.randn(len(z), objective.noise, dtype=torch.float32, device=z.device)
         if noise.shape != (len(z), objective.noise):
             raise ValueError(f"noise: expected shape {[len(z), objective.noise]}, got {list(noise.shape)}")
         last = objective.categories - 1
@@ -203,7 +203,7 @@ def _as_images(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 def _normal(rows: int, columns: int, seed: int | None) -> Tensor:
     if seed is None:
-        return torch.randn(rows, columns)
+        return torch.randn(rows, columns, dtype=torch.float32)
     return normal(make_key(seed), rows, columns, Stream.NOISE)
 
 

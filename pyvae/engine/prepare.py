@@ -6,11 +6,13 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pyvae.bounds import show
 from pyvae.data.dataset import Dataset
 from pyvae.engine.adversarial import check_compile
 from pyvae.engine.course import Outcome
@@ -69,6 +71,10 @@ def prepare(
     Raises:
         PyvaeError: it cannot be trained, or not into ``out``.
     """
+    if not isinstance(log_every, Integral):
+        raise PyvaeError(f"--log-every must be an integer, got {show(log_every)}")
+    if not isinstance(checkpoint_seconds, Real):
+        raise PyvaeError(f"--checkpoint-seconds must be a number, got {show(checkpoint_seconds)}")
     if log_every < 1:
         raise PyvaeError(f"--log-every must be at least 1, got {log_every}")
     if not 0 <= checkpoint_seconds < math.inf:
@@ -81,7 +87,7 @@ def prepare(
         check_data(run.recipe, dataset)
         check_compile(run.recipe, compile)
     options = {
-        "log_every": log_every,
+        "log_every": int(log_every),
         "checkpoint_seconds": checkpoint_seconds,
         "capture": capture,
         "compile": compile,
@@ -125,7 +131,8 @@ def _cut_short(recipe: Recipe) -> Iterator[str]:
     """A line for each schedule that goes on after the last step."""
     for name in ("annealing_steps", "capacity_steps"):
         length, option = getattr(recipe.objective, name, 0), name.replace("_", "-")
-        if length > recipe.steps:
+        # of an objective of a user's own it may be anything
+        if isinstance(length, int) and length > recipe.steps:
             yield (
                 f"the run ends after {recipe.steps:,} steps of a schedule of {length:,}: --{option} sets it"
             )

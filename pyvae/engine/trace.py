@@ -23,7 +23,7 @@ _LOG = logging.getLogger(__name__)
 _MOST_BYTES = 4 << 30
 # a row of a thousand latents is a tenth of it
 _LONGEST_LINE = 1 << 18
-_HEADER = re.compile(rb"step(,[a-z][a-z0-9_]*)*\r?\n")
+_HEADER = re.compile(rb"step(,[A-Za-z_][A-Za-z0-9_.-]*)*\r?\n")
 _LARGEST = float(np.finfo(np.float32).max)
 # exact as float64
 _STEP = re.compile(rb"\d{1,15}")

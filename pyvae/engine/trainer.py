@@ -24,7 +24,7 @@ from pyvae.nets import SIDE, Autoencoder, build, takes_any_side
 from pyvae.nets.trial import check_own
 from pyvae.objectives import TCVAE, ControlVAE, FactorVAE, ImportanceWeighted, InfoGAN, Outputs
 from pyvae.objectives.likelihood import image_nll
-from pyvae.objectives.own import term_names
+from pyvae.objectives.own import check_names, term_names
 from pyvae.random import Stream
 from pyvae.schedules import staged
 
@@ -147,6 +147,7 @@ class Trainer(Stepper):
                 control = self._controlled(kl, step)
                 outputs = Outputs(recon, kl, z, mu, logvar, self._size, tc, control)
                 terms = self._objective.terms(outputs, step)
+        check_names(self._objective, terms, self._names)
         with named("backward"):
             norm = self._trained.backward(terms["loss"])
         values = [*(terms[name].detach() for name in self._names), norm]

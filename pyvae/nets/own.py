@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from pyvae.base.source import Source, told
 from pyvae.errors import SourceError
@@ -18,7 +20,8 @@ def own_network(source: Source, channels: int, latents: int, side: int) -> Autoe
     with told(source, doing=f"called as {source.name}({channels}, {latents}, {side})"):
         made = source.object(channels, latents, side)
     if isinstance(made, nn.Module):
-        parts: list[Any] = [getattr(made, name, None) for name in ("encoder", "decoder")]
+        with told(source, doing="asked for its encoder and decoder"):
+            parts: list[Any] = [getattr(made, name, None) for name in ("encoder", "decoder")]
         missing = [n for n, part in zip(("encoder", "decoder"), parts, strict=True) if part is None]
         if missing:
             raise SourceError(
@@ -35,6 +38,17 @@ def own_network(source: Source, channels: int, latents: int, side: int) -> Autoe
         if not isinstance(part, nn.Module):
             raise SourceError(f"{source}: its {name} is {kind_of(part)}, and should be a torch.nn.Module")
     net = Autoencoder(OwnEncoder(parts[0], latents), parts[1])
+    for name, parameter in net.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise SourceError(
+                f"{source}: {name_of(name)} has no shape yet: give lazy modules their sizes, as nn.Linear for "
+                "nn.LazyLinear"
+            )
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise SourceError(
+                f"{source}: {name_of(name)} is {str(parameter.dtype).removeprefix('torch.')}, and weights are "
+                "float32 here: --precision bf16 casts them where they are used"
+            )
     held = {id(tensor) for tensor in (*net.parameters(), *net.buffers())}
     if isinstance(made, nn.Module):
         for name, tensor in (*made.named_parameters(), *made.named_buffers()):
@@ -44,6 +58,11 @@ def own_network(source: Source, channels: int, latents: int, side: int) -> Autoe
                     "them"
                 )
     return net
+
+
+def name_of(name: str) -> str:
+    """Of a parameter or buffer, as its owner knows it."""
+    return name.replace("encoder.own.", "encoder.", 1)
 
 
 def kind_of(found: Any) -> str:

@@ -4,7 +4,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, InitVar, dataclass, fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType
@@ -33,7 +33,17 @@ _made: dict[tuple[Source, str], type[Objective]] = {}
 
 RESERVED = frozenset(
     (
-        *("name", "format", "sources", "source", "extra_terms", "compares", "term_names"),
+        *(
+            "name",
+            "format",
+            "sources",
+            "source",
+            "extra_terms",
+            "compares",
+            "term_names",
+            "objective",
+            "help",
+        ),
         # options of training, beside those of a recipe
         *(
             "recipe",
@@ -166,6 +176,9 @@ def _check_fields(source: Source, own: type[Any]) -> None:
         hints = get_type_hints(own)
     except Exception as error:
         raise SourceError(f"{source}: the types of its fields cannot be read: {reason(error)}") from error
+    for name, hint in hints.items():
+        if isinstance(hint, InitVar):
+            raise SourceError(f"{source}: {name} is an InitVar, which no run could keep: make it a field")
     known: Mapping[str, Any] = {name: kind.types for name, kind in kinds(own).items()}  # type: ignore[arg-type]
     for each in fields(own):
         what, shown = f"{source}: field {each.name}", _shown(hints[each.name])
@@ -216,6 +229,7 @@ def _checking(own: type[Any]) -> Callable[[Any], None]:
 
 def _completing(source: Source, terms: Callable[..., Any]) -> Callable[..., dict[str, Tensor]]:
     def complete(self: Any, outputs: Outputs, step: Tensor) -> dict[str, Tensor]:
+        recorded = torch.is_grad_enabled()
         found = terms(self, outputs, step)
         if not isinstance(found, dict):
             raise SourceError(
@@ -227,9 +241,12 @@ def _completing(source: Source, terms: Callable[..., Any]) -> Callable[..., dict
             )
         kl = outputs.kl.sum(-1)
         known = {"recon": outputs.recon, "kl": kl, "beta": 0.0, "capacity": 0.0, **found}
-        return {
+        made = {
             n: x if isinstance(x, Tensor) else constant(_number(source, n, x), kl) for n, x in known.items()
         }
+        _check_terms(source, made, kl.device, recorded)
+        # sums of bfloat16 products are of that type, which is none of a trace
+        return {n: x.float() for n, x in made.items()}
 
     return complete
 
@@ -283,7 +300,7 @@ def _tried(objective: Objective, latents: int, device: torch.device) -> tuple[st
                 tc = z.square().mean()
             outputs = Outputs(recon, kl, z, mu, logvar, _DATASET, tc, control)
             found = objective.terms(outputs, step)
-    _check_terms(source, found, recon.device)
+    _check_terms(source, found, recon.device, True)
     grads = torch.autograd.grad(found["loss"], (mu, logvar), allow_unused=True, retain_graph=True)
     if all(grad is None for grad in grads):
         raise SourceError(
@@ -292,7 +309,22 @@ def _tried(objective: Objective, latents: int, device: torch.device) -> tuple[st
     return (*TERMS, *(name for name in found if name not in TERMS))
 
 
-def _check_terms(source: Source, found: dict[str, Tensor], device: torch.device) -> None:
+def check_names(objective: Objective, found: dict[str, Tensor], names: tuple[str, ...]) -> None:
+    """Refuse terms that are others than :func:`term_names` found.
+
+    Raises:
+        SourceError: one that is missing, or new, is named.
+    """
+    if objective.source is None:
+        return
+    for name in sorted({*names} ^ {*found}):
+        raise SourceError(
+            f"{objective.source}: the term {name} is not there in every step: give the same terms always, as with "
+            "torch.where, or 0.0 where there is none"
+        )
+
+
+def _check_terms(source: Source, found: dict[str, Tensor], device: torch.device, gradient: bool) -> None:
     for name, value in found.items():
         term = f"{source}: the term {name}"
         if not isinstance(name, str) or not _COLUMN.fullmatch(name):
@@ -314,7 +346,7 @@ def _check_terms(source: Source, found: dict[str, Tensor], device: torch.device)
                 f"{term} is on {value.device}, and the model on {device}: make it of what is given, as by "
                 "outputs.kl.new_zeros(())"
             )
-    if not found["loss"].requires_grad:
+    if gradient and not found["loss"].requires_grad:
         raise SourceError(
             f"{source}: the loss has no gradient: make it of outputs.recon and outputs.kl, undetached"
         )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from pyvae.base.source import Source, told
 from pyvae.errors import SourceError
@@ -35,6 +36,12 @@ def own_network(source: Source, channels: int, latents: int, side: int) -> Autoe
         if not isinstance(part, nn.Module):
             raise SourceError(f"{source}: its {name} is {kind_of(part)}, and should be a torch.nn.Module")
     net = Autoencoder(OwnEncoder(parts[0], latents), parts[1])
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if is_lazy(tensor):
+            raise SourceError(
+                f"{source}: {name.replace('encoder.own.', 'encoder.')} is of a lazy layer, whose size is not known "
+                "before it runs: name its size, as in nn.Linear(128, 10)"
+            )
     held = {id(tensor) for tensor in (*net.parameters(), *net.buffers())}
     if isinstance(made, nn.Module):
         for name, tensor in (*made.named_parameters(), *made.named_buffers()):

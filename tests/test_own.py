@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyvae.base.source import source_of
 from pyvae.bounds import Share
 from pyvae.engine import checkpoint
 from pyvae.engine.fused.supports import supports
@@ -769,6 +770,39 @@ def test_a_sigmoid_at_the_end_of_a_decoder_is_told(tmp_path, caplog):
         "squashed.py:build: all logits that its decoder gave lie between 0 and 1. Has it a sigmoid at its end? It "
         "should have none: pixels are the sigmoid of what it gives"
     ]
+
+
+def test_what_a_function_makes_is_one_for_each_of_its_values():
+    def wide(width):
+        def build(channels, latents, side):
+            pixels = channels * side * side
+            encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, width), nn.Linear(width, 2 * latents))
+            return encoder, nn.Sequential(nn.Linear(latents, pixels), nn.Unflatten(1, (channels, side, side)))
+
+        return build
+
+    def scaled(scale):
+        @dataclass(frozen=True)
+        class Scaled:
+            weight: float = scale
+
+            def terms(self, outputs, step):
+                return {"loss": outputs.recon + self.weight * scale * outputs.kl.sum()}
+
+        return Scaled
+
+    nets = [source_of(wide(width)) for width in (4, 8, 4)]
+    assert [source.object(1, 2, 6)[0][1].out_features for source in nets] == [4, 8, 4]
+    assert nets[0] == nets[2] != nets[1]
+    assert [objective_of(scaled(scale)).weight for scale in (1.0, 2.0)] == [1.0, 2.0]
+    with pytest.raises(
+        SourceError, match=r"build takes width from the function around it, .* of type object: make"
+    ):
+        source_of(wide(object()))
+    with pytest.raises(
+        SourceError, match=r"a Linear that is made already cannot .*: give the class or function"
+    ):
+        source_of(nn.Linear(2, 2))
 
 
 def test_an_objective_sees_the_images_and_what_was_made_of_them(tmp_path):

@@ -512,7 +512,7 @@ def test_a_generator(place):
     assert model.reconstruct(images).shape == images.shape
     assert run.codes(progress=False).mu.shape == (120, 5)
     run.report()
-    assert run._repr_html_().count("data:image/png") > 1
+    assert run._repr_html_().count("data:image/") > 1
 
 
 def test_a_decoder_of_factors():

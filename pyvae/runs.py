@@ -135,7 +135,7 @@ class Run:
         self,
         metrics: Sequence[str] | str = QUICK_METRICS,
         *,
-        without: Sequence[str] = (),
+        without: Sequence[str] | str = (),
         samples: int = 5000,
         images: int = 1000,
         held_out: StrPath | None = None,
@@ -175,7 +175,7 @@ class Run:
                 dataset,
                 (metrics,) if isinstance(metrics, str) else tuple(metrics),
                 device=device_named(str(device)),
-                without=without,
+                without=(without,) if isinstance(without, str) else without,
                 seed=seed,
                 samples=samples,
                 images=images,
@@ -221,7 +221,7 @@ class Run:
             return report.report(directory, dataset, span=span)
 
     def traverse(
-        self, *, span: float = 2.0, columns: int = 11, seeds: Sequence[int] | None = None
+        self, *, span: float = 2.0, columns: int = 11, seeds: Sequence[int] | int | None = None
     ) -> list[Path]:
         """Draw latent traversals into ``figures/``; returns the paths of PNGs and GIFs.
 
@@ -237,8 +237,8 @@ class Run:
 
         directory, dataset = self._opened()
         check_writable(directory.figures)
+        starts = (seeds,) if isinstance(seeds, int) else None if seeds is None else tuple(seeds)
         with usual_torch():
-            starts = None if seeds is None else tuple(seeds)
             return report.traverse(directory, dataset, span=span, columns=columns, seeds=starts)
 
     def export(self, path: StrPath, *, part: str | None = None, step: int | None = None) -> Path:
@@ -467,8 +467,14 @@ def _recipe_of(recipe: str | Recipe, settings: Mapping[str, Any]) -> Recipe:
             raise PyvaeError(f"{type(objective).__name__} has no setting {name!r}{near}: there are {there}")
     of_objective = {k: v for k, v in settings.items() if k in own}
     of_recipe = {k: v for k, v in settings.items() if k not in own and k != "objective"}
-    if isinstance(of_recipe.get("data"), os.PathLike):
-        of_recipe["data"] = os.fspath(of_recipe["data"])
+    data = of_recipe.get("data")
+    if isinstance(data, os.PathLike):
+        of_recipe["data"] = os.fspath(data)
+    elif data is not None and not isinstance(data, str):
+        raise PyvaeError(
+            f"data: give a path, which a run can find again, got {type(data).__name__}: "
+            'np.save("images.npy", images) writes an array'
+        )
     # all at once: one value may allow another
     return replace(recipe, objective=replace(objective, **of_objective), **of_recipe)
 

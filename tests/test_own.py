@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from pyvae.base.source import source_of
 from pyvae.bounds import Share
 from pyvae.engine import checkpoint
 from pyvae.engine.fused.supports import supports
@@ -761,7 +762,7 @@ COUNTING = (
         ),
         (
             RETURN + "nn.Sequential(nn.Flatten(), nn.LazyLinear(6)), nn.Linear(3, 144)",
-            "encoder.1.weight has no shape yet: give lazy modules their sizes",
+            "encoder.1.weight is of a lazy layer, whose size is not known before it runs: name its size",
         ),
         (
             RETURN + "nn.Sequential(nn.Flatten(), nn.Linear(144, 6)).half(), nn.Linear(3, 144)",
@@ -793,6 +794,75 @@ def test_what_is_wrong_with_a_network_is_one_line(tmp_path, text, message):
     assert str(caught.value).startswith("my_nets.py")
     assert str(caught.value).isprintable()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_sigmoid_at_the_end_of_a_decoder_is_told(tmp_path, caplog):
+    pixels = "nn.Linear(3, 144), nn.Unflatten(1, (1, 12, 12))"
+    for name, end in ("plain", ""), ("squashed", ", nn.Sigmoid()"):
+        write(
+            tmp_path / f"{name}.py",
+            f"{RETURN}nn.Sequential(nn.Flatten(), nn.Linear(144, 6)), nn.Sequential({pixels}{end})\n",
+        )
+        check_data(replace(SMALL, architecture=f"{tmp_path}/{name}.py:build"), Corner())
+    assert [record.getMessage() for record in caplog.records] == [
+        "squashed.py:build: all logits that its decoder gave lie between 0 and 1. Has it a sigmoid at its end? It "
+        "should have none: pixels are the sigmoid of what it gives"
+    ]
+
+
+def test_what_a_function_makes_is_one_for_each_of_its_values():
+    def wide(width):
+        def build(channels, latents, side):
+            pixels = channels * side * side
+            encoder = nn.Sequential(nn.Flatten(), nn.Linear(pixels, width), nn.Linear(width, 2 * latents))
+            return encoder, nn.Sequential(nn.Linear(latents, pixels), nn.Unflatten(1, (channels, side, side)))
+
+        return build
+
+    def scaled(scale):
+        @dataclass(frozen=True)
+        class Scaled:
+            weight: float = scale
+
+            def terms(self, outputs, step):
+                return {"loss": outputs.recon + self.weight * scale * outputs.kl.sum()}
+
+        return Scaled
+
+    nets = [source_of(wide(width)) for width in (4, 8, 4)]
+    assert [source.object(1, 2, 6)[0][1].out_features for source in nets] == [4, 8, 4]
+    assert nets[0] == nets[2] != nets[1]
+    assert [objective_of(scaled(scale)).weight for scale in (1.0, 2.0)] == [1.0, 2.0]
+    with pytest.raises(
+        SourceError, match=r"build takes width from the function around it, .* of type object: make"
+    ):
+        source_of(wide(object()))
+    with pytest.raises(
+        SourceError, match=r"a Linear that is made already cannot .*: give the class or function"
+    ):
+        source_of(nn.Linear(2, 2))
+
+
+def test_an_objective_sees_the_images_and_what_was_made_of_them(tmp_path):
+    write(
+        tmp_path / "my_loss.py",
+        """
+@dataclass(frozen=True)
+class Pixels:
+    def terms(self, outputs, step):
+        nll = nn.functional.binary_cross_entropy_with_logits(outputs.logits, outputs.images, reduction="sum")
+        nll = nll / len(outputs.images)
+        return {"loss": nll + outputs.kl.sum(), "difference": (nll - outputs.recon).abs()}
+""",
+    )
+    rows = {}
+    for name in (f"{tmp_path}/my_loss.py:Pixels", "vae"):
+        trainer = Trainer(replace(SMALL, objective=name), GreyData(), CPU)
+        trainer.advance(3)
+        rows[name] = dict(zip(trainer.fields, trainer.ledger.row.tolist(), strict=True))
+    own, published = rows.values()
+    assert own["difference"] < 1e-4 * published["recon"]
+    assert own["loss"] == pytest.approx(published["loss"], rel=1e-5)
 
 
 def test_what_goes_wrong_in_training_is_one_line(tmp_path):

@@ -240,6 +240,7 @@ def test_an_objectives_own_terms_have_panels(tmp_path):
     objective = FactorVAE(discriminator_layers=1, discriminator_width=8)
     trace = make_run(tmp_path / "run", objective=objective).trace()
     assert titles(trace)[3:] == ["tc, nats", "discriminator loss, nats"]
+    assert titles(trace | {"largest_mean": trace["tc"]})[-1] == "largest mean"  # whose unit nobody knows
 
 
 def lines(trace, title):

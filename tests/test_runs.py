@@ -389,6 +389,29 @@ def test_a_model_gives_what_evaluation_uses(run):
         model.encode(images.double())
     with pytest.raises(ValueError, match=r"z: expected shape \[B, 3\]"):
         model.decode(torch.zeros(2, 4))
+    with pytest.raises(
+        TypeError, match=r"images: expected a tensor, got numpy.ndarray: write torch.as_tensor"
+    ):
+        model.encode(images.numpy())
+    with pytest.raises(TypeError, match=r"z: expected a tensor, got list"):
+        model.decode([[0.0, 0.0, 0.0]])
+    with pytest.raises(TypeError, match=r"z: expected float32, got torch.int64"):
+        model.decode(torch.zeros(2, 3, dtype=torch.int64))
+    for count in (-1, 2.0):
+        with pytest.raises(ValueError, match=f"n: expected a whole number from 0 on, got {count}"):
+            model.sample(count)
+
+
+def test_a_model_of_another_precision(run):
+    images = run.dataset.images(range(3))
+    model, double = run.model(), run.model().double()
+    for given in images, images.double():
+        mu, logvar = double.encode(given)
+        assert (mu.dtype, logvar.dtype) == (torch.float64, torch.float64)
+        torch.testing.assert_close(mu.float(), model.encode(images)[0])
+    torch.testing.assert_close(double.sample(2, seed=0).float(), model.sample(2, seed=0))
+    half = run.model().bfloat16()
+    assert half.reconstruct(images.bfloat16()).dtype == half.sample(2).dtype == torch.bfloat16
 
 
 def test_a_model_of_another_step(run):
@@ -457,7 +480,8 @@ def test_a_run_shows_itself(run):
     assert [path.suffix for path in run.traverse(seeds=[3])] == [".png", ".gif"]
     shown = run._repr_html_()
     assert f"{score:.3f}" in shown
-    assert shown.count("data:image/png;base64,") > 2
+    assert shown.count("data:image/jpeg;base64,") > 2
+    assert len(shown) < 500_000  # of pictures that are larger on disk, which a notebook would keep
     assert "run.report()" not in shown
     assert "http" not in shown
     (run.path / "recipe.json").write_text("<b>")
@@ -511,7 +535,7 @@ def test_a_generator(place):
     assert model.reconstruct(images).shape == images.shape
     assert run.codes(progress=False).mu.shape == (120, 5)
     run.report()
-    assert run._repr_html_().count("data:image/png") > 1
+    assert run._repr_html_().count("data:image/") > 1
 
 
 def test_a_decoder_of_factors():

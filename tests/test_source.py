@@ -141,7 +141,7 @@ def test_a_file_that_goes_elsewhere_leaves_the_process_where_it_was(tmp_path, mo
     assert os.getcwd() == str(tmp_path)
 
 
-def test_what_a_text_does_not_say_is_refused():
+def test_what_a_text_does_not_say_is_kept_or_refused():
     def made(width):
         def build():
             return width
@@ -155,11 +155,15 @@ def test_what_a_text_does_not_say_is_refused():
 
         return build, Mine, other
 
-    *refused, taken = made(3)
-    for each in refused:
-        with pytest.raises(SourceError, match="uses width of the function around it"):
-            source_of(each)
-    assert source_of(taken).object is taken
+    for three, four, again, other in zip(made(3), made(4), made(3), made(object()), strict=True):
+        kept = source_of(three)
+        assert kept.object is three
+        if three.__name__ == "other":
+            assert source_of(other) == kept
+            continue
+        assert kept == source_of(again) != source_of(four)
+        with pytest.raises(SourceError, match=r"takes width from the function around it, .* of type object"):
+            source_of(other)
 
 
 def test_an_object_of_a_notebook_is_known_by_its_own_text(monkeypatch):

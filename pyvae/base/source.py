@@ -8,16 +8,19 @@ import importlib.util
 import inspect
 import linecache
 import os
+import re
 import sys
 import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
+
+from torch import nn
 
 from pyvae.base.files import open_regular
 from pyvae.errors import PyvaeError, SourceError, reason
@@ -243,6 +246,12 @@ def _of_module(where: str, name: str) -> Source:
 
 def _of_object(value: Any) -> Source:
     name = getattr(value, "__qualname__", None)
+    if isinstance(value, nn.Module):
+        made = type(value).__name__
+        raise SourceError(
+            f"a {made} that is made already cannot be seeded, nor made again: give the class or function that makes "
+            f"it, called as {made}(channels, latents, side)"
+        )
     if not isinstance(value, type | FunctionType) or name is None:
         raise SourceError(
             f"{_shown(value)} is no function or class of which the source could be kept: write it with def or class"
@@ -253,11 +262,6 @@ def _of_object(value: Any) -> Source:
         )
     if value in _given:
         return _given[value]
-    if taken := _taken(value):
-        raise SourceError(
-            f"{name} uses {taken} of the function around it, which its text does not say, so that no run could keep "
-            "it: write it out, or make it a field of an objective"
-        )
     module = sys.modules.get(value.__module__)
     path = getattr(module, "__file__", None)
     if value.__module__ != _MAIN and path is not None and path.endswith(".py") and "<locals>" not in name:
@@ -267,6 +271,8 @@ def _of_object(value: Any) -> Source:
     else:
         name = value.__name__
         text, script = _text_of(value)
+        if script is None:
+            text += _seen_by(value, text)
         content = text.encode() if script is None else script
         file = _code_of(value).co_filename
         source = Source(f"{name}.py", name, _hash(text.encode()), f"{_MAIN}:{name}", content, file)
@@ -274,20 +280,6 @@ def _of_object(value: Any) -> Source:
     _objects.setdefault((source.file, source.name, source.sha256), value)
     _given[value] = source
     return source
-
-
-def _taken(value: Any) -> str | None:
-    """A value of the function around it that code uses; modules, functions and classes are found again by name."""
-    parts = [value] if isinstance(value, FunctionType) else vars(value).values()
-    for part in parts:
-        function = inspect.unwrap(getattr(part, "__func__", None) or getattr(part, "fget", None) or part)
-        if not isinstance(function, FunctionType) or function.__closure__ is None:
-            continue
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__, strict=True):
-            with contextlib.suppress(ValueError):  # empty: it is bound later
-                if not isinstance(cell.cell_contents, ModuleType | FunctionType | type):
-                    return name
-    return None
 
 
 def _code_of(value: Any) -> CodeType:
@@ -299,6 +291,55 @@ def _code_of(value: Any) -> CodeType:
             if isinstance(function, FunctionType) and not function.__code__.co_filename.startswith("<string"):
                 return function.__code__
     raise SourceError(f"{value.__name__} has no method of its own, by which its source could be found")
+
+
+def _seen_by(value: Any, text: str) -> str:
+    """Comments that say what a function or class took from around it when it was made, which its text does not: so two
+    of one text, as a function that makes them gives, are two."""
+    seen: dict[str, str] = {}
+    for part in [value] if isinstance(value, FunctionType) else vars(value).values():
+        function = inspect.unwrap(getattr(part, "__func__", None) or getattr(part, "fget", None) or part)
+        if not isinstance(function, FunctionType) or function.__code__.co_filename.startswith("<string"):
+            continue
+        names = function.__code__.co_varnames[: function.__code__.co_argcount]
+        defaults = function.__defaults__ or ()
+        given = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
+        given |= function.__kwdefaults__ or {}
+        seen |= {name: shown for name, default in given.items() if (shown := _plain(default))}
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                found = cell.cell_contents
+            except ValueError:  # which has no value yet
+                continue
+            if name != "__class__":
+                seen[name] = _taken(value, name, found)
+    if is_dataclass(value):
+        seen |= {f.name: shown for f in fields(value) if (shown := _plain(f.default))}
+    return "".join(
+        f"# {name} = {shown}\n"
+        for name, shown in sorted(seen.items())
+        if not re.search(rf"\b{name}\b(\s*:[^=\n]*)?\s*=\s*{re.escape(shown)}(?!\w)", text)
+    )
+
+
+def _taken(value: Any, name: str, found: Any) -> str:
+    if shown := _plain(found):
+        return shown
+    raise SourceError(
+        f"{value.__name__} takes {name} from the function around it, which a run cannot keep, as it is of type "
+        f"{type(found).__name__}: make {name} in {value.__name__}, or write both at the top of a file"
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, type | FunctionType | ModuleType):
+        return value.__name__
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    with contextlib.suppress(ValueError, SyntaxError, RecursionError):
+        if ast.literal_eval(repr(value)) == value:
+            return repr(value)
+    return ""
 
 
 def _text_of(value: Any) -> tuple[str, bytes | None]:

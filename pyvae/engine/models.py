@@ -1,5 +1,7 @@
 """What was trained, as modules to use: encode, decode, reconstruct, sample."""
 
+from numbers import Integral
+
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,8 @@ from pyvae.random import Stream, make_key, normal
 class Model(nn.Module):
     """An encoder and a decoder, in eval mode and without gradients of their weights (``requires_grad_()`` for those).
 
-    Images are float32 ``[B, C, H, W]`` in [0, 1], or uint8 ``[B, C, H, W]`` of 0 to 255; codes ``[B, D]``.
+    Images are float32 ``[B, C, H, W]`` in [0, 1], or uint8 ``[B, C, H, W]`` of 0 to 255; codes ``[B, D]``. After
+    ``half()`` or the like, images and codes may be of that type too, and what comes back is of it.
 
     Args:
         net: encoder and decoder.
@@ -34,9 +37,9 @@ class Model(nn.Module):
 
         Raises:
             ValueError: the images are of another shape.
-            TypeError: they are neither float32 nor uint8.
+            TypeError: they are neither float32 nor uint8, or no tensor.
         """
-        found: tuple[Tensor, Tensor] = self.net.encoder(_as_images(images, self.image_shape))
+        found: tuple[Tensor, Tensor] = self.net.encoder(_as_images(images, self.image_shape, _dtype(self)))
         return found
 
     def decode(self, z: Tensor) -> Tensor:
@@ -44,10 +47,9 @@ class Model(nn.Module):
 
         Raises:
             ValueError: the codes are of another shape.
+            TypeError: they are not of floating point, or no tensor.
         """
-        if z.ndim != 2 or z.shape[1] != self.latents:
-            raise ValueError(f"z: expected shape [B, {self.latents}], got {list(z.shape)}")
-        logits: Tensor = self.net.decoder(z)
+        logits: Tensor = self.net.decoder(_as_codes(z, self.latents, _dtype(self)))
         return logits
 
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -64,7 +66,11 @@ class Model(nn.Module):
         Args:
             n: how many.
             seed: of the codes; by default torch's generator gives them.
+
+        Raises:
+            ValueError: n is no whole number from 0 on.
         """
+        _check_count(n)
         return torch.sigmoid(self.decode(_normal(n, self.latents, seed).to(_device(self))))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -83,6 +89,7 @@ class FactorModel(Model):
             ValueError: the indices are of another shape, or out of range.
             TypeError: they are no integers.
         """
+        _check_tensor("index", images)
         if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
             raise TypeError(f"this run encodes factors: expected int64 indices of images, got {images.dtype}")
         if images.ndim != 1:
@@ -119,9 +126,9 @@ class GeneratorModel(nn.Module):
 
         Raises:
             ValueError: the images are of another shape.
-            TypeError: they are neither float32 nor uint8.
+            TypeError: they are neither float32 nor uint8, or no tensor.
         """
-        return self.net.encoder(_as_images(images, self.image_shape))
+        return self.net.encoder(_as_images(images, self.image_shape, _dtype(self)))
 
     def decode(self, z: Tensor, noise: Tensor | None = None) -> Tensor:
         """Logits ``[B, C, 64, 64]`` of codes ``[B, D]``, a class being the nearest one.
@@ -132,10 +139,10 @@ class GeneratorModel(nn.Module):
 
         Raises:
             ValueError: codes or noise of another shape.
+            TypeError: codes that are not of floating point, or no tensor.
         """
         objective = self.objective
-        if z.ndim != 2 or z.shape[1] != objective.codes:
-            raise ValueError(f"z: expected shape [B, {objective.codes}], got {list(z.shape)}")
+        z = _as_codes(z, objective.codes, torch.float32)
         if noise is None:
             noise = torch.randn(len(z), objective.noise, dtype=torch.float32, device=z.device)
         if noise.shape != (len(z), objective.noise):
@@ -145,7 +152,7 @@ class GeneratorModel(nn.Module):
         if objective.categories:
             category = ((z[:, -1] + 1) / 2 * last).round().clamp(0, last).long()
         codes = Codes(noise, z[:, : objective.continuous], category)
-        logits: Tensor = self.net.generator(objective.generator_input(codes))
+        logits: Tensor = self.net.generator(objective.generator_input(codes).to(_dtype(self)))
         return logits
 
     def reconstruct(self, images: Tensor) -> Tensor:
@@ -162,10 +169,14 @@ class GeneratorModel(nn.Module):
         Args:
             n: how many.
             seed: of noise and codes; by default torch's generator gives one.
+
+        Raises:
+            ValueError: n is no whole number from 0 on.
         """
+        _check_count(n)
         seed = int(torch.randint(2**62, ())) if seed is None else seed
         codes = self.objective.draw(make_key(seed), n)
-        inputs = self.objective.generator_input(codes).to(_device(self))
+        inputs = self.objective.generator_input(codes).to(_device(self), _dtype(self))
         return self.net.generator.images(inputs)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -188,17 +199,38 @@ def model_of(run: RunDirectory, saved: Checkpoint) -> Model | GeneratorModel:
     return FactorModel(net, shape) if net.reads_factors else Model(net, shape)
 
 
-def _as_images(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def _as_images(images: Tensor, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    _check_tensor("images", images)
     if images.ndim != 4 or tuple(images.shape[1:]) != shape:
         wanted = ", ".join(map(str, shape))
         hint = ": images[None] is a batch of one" if tuple(images.shape) == shape else ""
         raise ValueError(f"images: expected shape [B, {wanted}], got {list(images.shape)}{hint}")
     if images.dtype == torch.uint8:
         images = images.float() / 255
-    if images.dtype != torch.float32:
+    if images.dtype not in (torch.float32, dtype):
         raise TypeError(f"images: expected float32 in [0, 1] or uint8, got {images.dtype}")
     # as evaluation has them, whose codes these are to the last bit
-    return images.contiguous(memory_format=torch.channels_last)
+    return images.to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _as_codes(z: Tensor, latents: int, dtype: torch.dtype) -> Tensor:
+    _check_tensor("z", z)
+    if z.ndim != 2 or z.shape[1] != latents:
+        raise ValueError(f"z: expected shape [B, {latents}], got {list(z.shape)}")
+    if not z.is_floating_point():
+        raise TypeError(f"z: expected float32, got {z.dtype}")
+    return z.to(dtype)
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        kind = f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
+        raise TypeError(f"{name}: expected a tensor, got {kind}: write torch.as_tensor({name})")
+
+
+def _check_count(n: int) -> None:
+    if not isinstance(n, Integral) or n < 0:
+        raise ValueError(f"n: expected a whole number from 0 on, got {n!r}")
 
 
 def _normal(rows: int, columns: int, seed: int | None) -> Tensor:
@@ -209,3 +241,7 @@ def _normal(rows: int, columns: int, seed: int | None) -> Tensor:
 
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype

@@ -202,14 +202,15 @@ def differences(mine: Recipe, theirs: Recipe) -> list[str]:
 
 
 def changed_sources(mine: Recipe, hashes: Mapping[str, str]) -> list[str]:
-    """Files of code of a user's own that are not what they were, by their names.
+    """Files of code of a user's own that are not what they were, by their names; of a script or a notebook what it has
+    given, since that is in no file of its own.
 
     Args:
         mine: a recipe.
         hashes: of the other one, by where its code lay.
     """
     theirs = {short(spec): sha256 for spec, sha256 in hashes.items()}
-    return [s.file for s in mine.sources if theirs.get(str(s), s.sha256) != s.sha256]
+    return [s.name if s.alone else s.file for s in mine.sources if theirs.get(str(s), s.sha256) != s.sha256]
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

@@ -239,7 +239,8 @@ class RunDirectory:
         }
         if step not in kept:
             steps = ", ".join(f"{each:,}" for each in sorted(kept)) or "none"
-            raise RunError(f"{self.path} has not kept the weights of step {step:,}; kept: {steps}")
+            wanted = f"{step:,}" if isinstance(step, int) else repr(step)
+            raise RunError(f"{self.path} has not kept the weights of step {wanted}; kept: {steps}")
         found = checkpoint.load(kept[step])
         if "recipe" in found.metadata:
             self._check_recipe(found)

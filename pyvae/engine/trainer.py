@@ -73,7 +73,7 @@ class Trainer(Stepper):
         self._size = len(dataset)
         source = ImageSource(dataset, device)
         self._batches = batches_of(recipe, source, dataset, device)
-        self._names = term_names(recipe.objective, recipe.latents, device)
+        self._names = term_names(recipe.objective, recipe.latents, device, dataset.image_shape)
         self._adversary: Adversary | None = None
         if isinstance(recipe.objective, FactorVAE):
             self._second = batches_of(recipe, source, dataset, device, second=True)
@@ -145,7 +145,7 @@ class Trainer(Stepper):
                     target_max=batch.target_max,
                 )
                 control = self._controlled(kl, step)
-                outputs = Outputs(recon, kl, z, mu, logvar, self._size, tc, control)
+                outputs = Outputs(recon, kl, z, mu, logvar, self._size, tc, control, batch.images, logits)
                 terms = self._objective.terms(outputs, step)
         check_names(self._objective, terms, self._names)
         with named("backward"):
@@ -241,7 +241,7 @@ def check_data(recipe: Recipe, dataset: Dataset) -> None:
         recipe.objective.check_batch(recipe.batch_size, len(dataset))
     if isinstance(recipe.architecture, Source):
         check_own(recipe.architecture, channels, recipe.latents, height)
-    term_names(recipe.objective, recipe.latents, torch.device("cpu"))
+    term_names(recipe.objective, recipe.latents, torch.device("cpu"), dataset.image_shape)
     if recipe.code == "encoder":
         return
     if not isinstance(dataset, FactorDataset):

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 
 from pyvae.base.source import Source, told
 from pyvae.errors import SourceError
@@ -38,12 +38,13 @@ def own_network(source: Source, channels: int, latents: int, side: int) -> Autoe
         if not isinstance(part, nn.Module):
             raise SourceError(f"{source}: its {name} is {kind_of(part)}, and should be a torch.nn.Module")
     net = Autoencoder(OwnEncoder(parts[0], latents), parts[1])
-    for name, parameter in net.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if is_lazy(tensor):
             raise SourceError(
-                f"{source}: {name_of(name)} has no shape yet: give lazy modules their sizes, as nn.Linear for "
-                "nn.LazyLinear"
+                f"{source}: {name_of(name)} is of a lazy layer, whose size is not known before it runs: name its "
+                "size, as in nn.Linear(128, 10)"
             )
+    for name, parameter in net.named_parameters():
         if parameter.requires_grad and parameter.dtype != torch.float32:
             raise SourceError(
                 f"{source}: {name_of(name)} is {str(parameter.dtype).removeprefix('torch.')}, and weights are "

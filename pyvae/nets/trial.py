@@ -1,5 +1,6 @@
 """A network of a user's own, tried before it is trained."""
 
+import logging
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +13,7 @@ from pyvae.nets.build import build
 from pyvae.nets.own import kind_of, name_of
 
 _IMAGES = 2
+_LOG = logging.getLogger(__name__)
 
 
 def check_own(source: Source, channels: int, latents: int, side: int) -> None:
@@ -60,6 +62,12 @@ def _wrong(source: Source, channels: int, latents: int, side: int) -> tuple[str,
                 logits = net.decoder(z.clone())
         if wrong := _of_tensor(logits, list(images.shape), wanted):
             return (f"{source}: its decoder, of codes {list(z.shape)}{mode} {wrong}",)
+    if 0 <= float(logits.min()) <= float(logits.max()) <= 1:
+        _LOG.warning(
+            "%s: all logits that its decoder gave lie between 0 and 1. Has it a sigmoid at its end? It should have "
+            "none: pixels are the sigmoid of what it gives",
+            source,
+        )
     return _of_buffers(source, net, before, others)
 
 

@@ -30,6 +30,10 @@ class Outputs(NamedTuple):
     """Estimate ``[...]`` of an adversary in nats, where the objective has one."""
     control: Control | None = None
     """State of the controller after this step's KL, where the objective has one."""
+    images: Tensor | None = None
+    """The batch, float32 ``[B, C, H, W]`` in [0, 1], binarised if the recipe says so: for objectives of one's own."""
+    logits: Tensor | None = None
+    """What the decoder made of ``z``, ``[B, C, H, W]``, bfloat16 with ``--precision bf16``; for them too."""
 
 
 TERMS = ("loss", "recon", "kl", "beta", "capacity")

@@ -259,20 +259,25 @@ def _number(source: Source, name: Any, value: Any) -> float:
     )
 
 
-def term_names(objective: Objective, latents: int, device: torch.device) -> tuple[str, ...]:
+def term_names(
+    objective: Objective, latents: int, device: torch.device, image_shape: tuple[int, ...] = (1, 64, 64)
+) -> tuple[str, ...]:
     """Names of all terms of an objective: ``TERMS``, and those it has beside them. One of a user's own is tried on
-    random outputs of a model, which also finds what is wrong with it; torch's generators are left as they were.
+    random outputs of a model of such images, ``[C, H, W]``, which also finds what is wrong with it; torch's generators
+    are left as they were.
 
     Raises:
         SourceError: it cannot be trained; one line says why.
     """
     if objective.source is None or isinstance(objective, InfoGAN):
         return (*TERMS, *objective.extra_terms)
-    return _tried(objective, latents, device)
+    return _tried(objective, latents, device, tuple(image_shape))
 
 
 @lru_cache(maxsize=64)
-def _tried(objective: Objective, latents: int, device: torch.device) -> tuple[str, ...]:
+def _tried(
+    objective: Objective, latents: int, device: torch.device, image_shape: tuple[int, ...]
+) -> tuple[str, ...]:
     source = objective.source
     assert source is not None
     numbers = torch.Generator().manual_seed(0)
@@ -298,7 +303,10 @@ def _tried(objective: Objective, latents: int, device: torch.device) -> tuple[st
                 control = objective.control(objective.initial_control(device), kl.detach().sum(-1), step)
             if isinstance(objective, FactorVAE):
                 tc = z.square().mean()
-            outputs = Outputs(recon, kl, z, mu, logvar, _DATASET, tc, control)
+            images = torch.rand(_IMAGES, *image_shape, generator=numbers).to(device)
+            weight = torch.randn(latents, images[0].numel(), generator=numbers).to(device)
+            logits = (z @ weight).unflatten(-1, image_shape)
+            outputs = Outputs(recon, kl, z, mu, logvar, _DATASET, tc, control, images, logits)
             found = objective.terms(outputs, step)
     _check_terms(source, found, recon.device, True)
     grads = torch.autograd.grad(found["loss"], (mu, logvar), allow_unused=True, retain_graph=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyvae.engine.files import make_directory, write_atomically
-from pyvae.objectives import TERMS
+from pyvae.objectives import OBJECTIVES, TERMS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,7 +22,12 @@ Trace = dict[str, np.ndarray]
 _SMOOTHED_ROWS = 60
 _MARKED_ROWS = 5  # fewer are drawn as points too: one alone would not be seen
 _LEGEND_ROWS = 12
-_OWN = {"ess": "effective sample size"}
+_TITLES = {name: f"{name}, nats" for kind in OBJECTIVES.values() for name in kind.extra_terms} | {
+    "ess": "effective sample size",
+    "discriminator_loss": "discriminator loss, nats",
+}
+"""Of what a trace has beside the terms of all objectives, where it is a published one's; of others nobody knows the
+unit."""
 DPI = 120
 
 
@@ -105,8 +110,7 @@ def _panels(trace: Trace) -> list[tuple[str, Callable[[Any], None]]]:
         and not name.startswith("kl_")
     ]
     panels += [
-        (_OWN.get(name, f"{name.replace('_', ' ')}, nats"), partial(_line, trace=trace, name=name))
-        for name in own
+        (_TITLES.get(name, name.replace("_", " ")), partial(_line, trace=trace, name=name)) for name in own
     ]
     return panels
 

@@ -43,11 +43,11 @@ def figure(path: Path, caption: str) -> str:
 
 
 def picture(form: str, content: bytes, caption: str) -> str:
-    """An image with its caption, from the content of a file in the format "png" or "gif"."""
+    """An image with its caption, from the content of a file in the format "png", "jpeg" or "gif"."""
     encoded = base64.b64encode(content).decode()
     text = html.escape(caption)
     source = f"data:image/{form};base64,{encoded}"
-    kind = "scroll wide" if form == "png" else "scroll"
+    kind = "scroll" if form == "gif" else "scroll wide"
     return (
         f'<figure><div class="{kind}"><img alt="{text}" src="{source}"></div>'
         f"<figcaption>{text}</figcaption></figure>\n"

@@ -3,16 +3,21 @@
 import html
 import io
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from PIL import Image
 
 from pyvae.engine import checkpoint
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.evaluation.metrics_file import kept_metrics
 from pyvae.report.figures import DPI, Trace, draw_trace, trace_caption
-from pyvae.report.markup import figure, picture, row
+from pyvae.report.markup import picture, row
 
 _PICTURES = ("reconstructions", "samples", "traversal-*", "codes-*", "snapshot-*")
 _MOST = 4
+_WIDEST = 900
+"""Pixels: notebooks keep every picture that they show, and a report has them in full."""
 
 
 def summary(run: RunDirectory) -> str:
@@ -35,7 +40,7 @@ def summary(run: RunDirectory) -> str:
     if trace is not None:
         parts.append(_curves(trace))
     drawn = [path for name in _PICTURES for path in sorted(run.figures.glob(f"{name}.png"))]
-    parts += [figure(path, path.stem) for path in drawn[:_MOST]]
+    parts += [picture("jpeg", _small(path), path.stem) for path in drawn[:_MOST]]
     if not drawn and steps:
         parts.append("<p><code>run.report()</code> draws reconstructions and what each latent does.</p>")
     return "\n".join(parts)
@@ -58,7 +63,7 @@ def _trace_of(run: RunDirectory) -> Trace | None:
 def _terms(trace: Trace) -> Iterator[tuple[str, str]]:
     for name, values in trace.items():
         if not name.startswith(("kl_", "information_")) and not name.endswith("grad_norm"):
-            yield name, f"{values[-1]:,.0f}" if name == "step" else f"{values[-1]:,.3f}"
+            yield ("of step", f"{values[-1]:,.0f}") if name == "step" else (name, f"{values[-1]:,.3f}")
 
 
 def _scores(run: RunDirectory, steps: int, data: str) -> Iterable[tuple[str, str]]:
@@ -68,6 +73,15 @@ def _scores(run: RunDirectory, steps: int, data: str) -> Iterable[tuple[str, str
             yield name, f"{score:.3f}"
     if "marginal_likelihood" in kept:
         yield "log p(x)", f"{kept['marginal_likelihood']['log_p']:.2f}"
+
+
+def _small(path: Path) -> bytes:
+    content = io.BytesIO()
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((_WIDEST, _WIDEST))
+    small.save(content, format="jpeg", quality=90)
+    return content.getvalue()
 
 
 def _curves(trace: Trace) -> str:

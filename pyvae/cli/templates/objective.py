@@ -24,6 +24,7 @@ class Mine:
             outputs.recon   []      negative log-likelihood in nats, summed over pixels, averaged over the batch
             outputs.kl      [D]     KL of each latent in nats, averaged over the batch
             outputs.z       [B, D]  samples; outputs.mu and outputs.logvar are those of the posteriors
+            outputs.images  [B, C, side, side] in [0, 1]; outputs.logits are what the decoder made of z
             step            []      int64, counted from 0, on the same device
 
         Return a dict of scalars. "loss" is minimised; all others become columns of trace.csv. "recon" and "kl" are

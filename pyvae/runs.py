@@ -234,7 +234,7 @@ class Run:
 
         directory, dataset = self._opened()
         check_writable(directory.figures)
-        seeds = (seeds,) if isinstance(seeds, int) else seeds
+        seeds = (int(seeds),) if isinstance(seeds, int | np.integer) else seeds
         return report.traverse(directory, dataset, span=span, columns=columns, seeds=seeds)
 
     def export(self, path: StrPath, *, part: str | None = None, step: int | None = None) -> Path:
@@ -491,6 +491,10 @@ def _seeds_of(seeds: str | Iterable[int] | None) -> Sequence[int] | None:
 
 
 def _sweeps_of(sweep: Mapping[str, Iterable[Any]]) -> list[tuple[str, list[Any]]]:
+    if not isinstance(sweep, Mapping):
+        raise PyvaeError(
+            f'sweep: give settings and their values as {{"beta": [1, 4]}}, got {type(sweep).__name__}'
+        )
     for name, values in sweep.items():
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise PyvaeError(f'sweep {name}: give its values in a list, as {{"{name}": [1, 4]}}')

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,12 @@ def prepare(
     Raises:
         PyvaeError: it cannot be trained, or not into ``out``.
     """
+    if not isinstance(log_every, Integral):
+        raise PyvaeError(f"--log-every must be an integer, got {log_every!r}")
     if log_every < 1:
         raise PyvaeError(f"--log-every must be at least 1, got {log_every}")
+    if not isinstance(checkpoint_seconds, Real):
+        raise PyvaeError(f"--checkpoint-seconds must be a number, got {checkpoint_seconds!r}")
     if not 0 <= checkpoint_seconds < math.inf:
         raise PyvaeError(f"--checkpoint-seconds must not be negative, got {checkpoint_seconds}")
     where = device_named(device)

@@ -237,7 +237,9 @@ class Run:
 
         directory, dataset = self._opened()
         check_writable(directory.figures)
-        starts = (seeds,) if isinstance(seeds, int) else None if seeds is None else tuple(seeds)
+        if isinstance(seeds, int | np.integer):
+            seeds = (int(seeds),)
+        starts = None if seeds is None else tuple(seeds)
         with usual_torch():
             return report.traverse(directory, dataset, span=span, columns=columns, seeds=starts)
 

@@ -135,6 +135,9 @@ def test_it_goes_on(small):
         ("vae", {"seeds": 3}, r'give some as "0-7" or \[0, 1\], or one as seed=3'),
         ("vae", {"seeds": "3-1"}, "3-1 runs backwards"),
         ("vae", {"sweep": {"lr": []}}, "sweep lr: it names no value"),
+        ("vae", {"data": torch.zeros(2, 64, 64)}, r"data: give a path, .* got Tensor: np.save\("),
+        ("vae", {"log_every": "x"}, "--log-every must be an integer, got 'x'"),
+        ("vae", {"checkpoint_seconds": "x"}, "--checkpoint-seconds must be a number, got 'x'"),
         ("vae", {"sweep": {"lr": 0.1}}, r'sweep lr: give its values in a list, as \{"lr": \[1, 4\]\}'),
         ("vae", {"seeds": [0], "seed": 1}, "--seed 1 and --seeds 0: give one of them"),
         (Recipe(), {"out": None}, "out: name a directory"),
@@ -423,8 +426,9 @@ def test_a_model_of_another_step(run):
     weights = "net.encoder.head.weight"
     assert not torch.equal(newest.state_dict()[weights], kept.state_dict()[weights])
     assert torch.equal(newest.state_dict()[weights], run.model(step=4).state_dict()[weights])
-    with pytest.raises(RunError, match=r"has not kept the weights of step 3; kept: 2, 4$"):
-        run.model(step=3)
+    for step in (3, "x"):
+        with pytest.raises(RunError, match=rf"has not kept the weights of step {step!r}; kept: 2, 4$"):
+            run.model(step=step)
 
 
 def test_a_run_is_used_whatever_torch_is_set_to(run):
@@ -477,7 +481,7 @@ def test_a_run_shows_itself(run):
     score = run.evaluate("mig")["mig"]["score"]
     page = run.report()
     assert page == run.path / "report.html"
-    assert [path.suffix for path in run.traverse(seeds=[3])] == [".png", ".gif"]
+    assert [path.suffix for path in run.traverse(seeds=3)] == [".png", ".gif"]
     shown = run._repr_html_()
     assert f"{score:.3f}" in shown
     assert shown.count("data:image/jpeg;base64,") > 2

@@ -12,7 +12,7 @@ from pyvae.objectives.objective import TERMS, Objective, Outputs
 from pyvae.objectives.tc_vae import TCVAE
 from pyvae.objectives.vae import VAE
 
-OBJECTIVES: dict[str, type] = {
+OBJECTIVES: dict[str, type[Objective]] = {
     "vae": VAE,
     "beta-vae": BetaVAE,
     "capacity-vae": CapacityVAE,

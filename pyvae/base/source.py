@@ -1,32 +1,25 @@
 """Code of a user's own: a function or a class that a file, a package or a notebook holds, by name and by text."""
 
-import ast
 import contextlib
 import hashlib
 import importlib
 import importlib.util
-import inspect
-import linecache
 import os
-import re
 import sys
-import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from pyvae.base.files import open_regular
+from pyvae.base.source_text import code_of, read_source, seen_by, text_at_top, text_of
 from pyvae.errors import PyvaeError, SourceError, reason
 
-MOST_BYTES = 16 << 20
-"""Of a source file."""
 _MAIN = "__main__"
 _loading = ContextVar[str | None]("_loading", default=None)
 # one object for each text in a process, so that a class that is loaded twice is one class
@@ -127,8 +120,9 @@ def recorded(spec: str, sha256: str, kept: Path | None) -> Source:
     file = _file_of(where, name)
     for path in _places(where, kept):
         with contextlib.suppress(OSError, ValueError):
-            content = _read(path)
-            if sha256 in (_hash(content), where == _MAIN and _hash_in(content, name)):
+            content = read_source(path)
+            text = text_at_top(content, name) if where == _MAIN else None
+            if sha256 in (_hash(content), text is not None and _hash(text.encode())):
                 return Source(file, name, sha256, spec, content, str(path))
     if where == _MAIN and (file, name, sha256) in _objects:
         return Source(file, name, sha256, spec, b"", "")
@@ -177,7 +171,7 @@ def keep(sources: list[Source], folder: Path) -> Iterator[tuple[Path, bytes]]:
         for name in (source.file, f"{stem}-{source.sha256[:8]}.py"):
             path = folder / name
             try:
-                held = _read(path)
+                held = read_source(path)
             except (OSError, ValueError):
                 yield path, source.content
                 break
@@ -211,7 +205,7 @@ def _of_spec(spec: str, base: Path | None) -> Source:
     given = os.path.expanduser(where)
     path = os.path.abspath(given if base is None else base / given)
     try:
-        content = _read(path)
+        content = read_source(path)
     except OSError as error:
         raise SourceError(
             f"{where} cannot be read ({error.strerror or error}); give the path of a Python file"
@@ -238,7 +232,7 @@ def _of_module(where: str, name: str) -> Source:
     path = getattr(module, "__file__", None)
     if path is None or not path.endswith(".py"):
         raise SourceError(f"{where}:{name}: this module has no Python file that could be kept beside a run")
-    content = _read(path)
+    content = read_source(path)
     source = Source(_file_name(path), name, _hash(content), f"{where}:{name}", content, path)
     _modules.setdefault((source.file, source.sha256), module)
     return _checked(source)
@@ -265,127 +259,21 @@ def _of_object(value: Any) -> Source:
     module = sys.modules.get(value.__module__)
     path = getattr(module, "__file__", None)
     if value.__module__ != _MAIN and path is not None and path.endswith(".py") and "<locals>" not in name:
-        content = _read(path)
+        content = read_source(path)
         spec = f"{os.path.abspath(path)}:{name}"
         source = Source(_file_name(path), name, _hash(content), spec, content, path)
     else:
         name = value.__name__
-        text, script = _text_of(value)
+        text, script = text_of(value)
         if script is None:
-            text += _seen_by(value, text)
+            text += seen_by(value, text)
         content = text.encode() if script is None else script
-        file = _code_of(value).co_filename
+        file = code_of(value).co_filename
         source = Source(f"{name}.py", name, _hash(text.encode()), f"{_MAIN}:{name}", content, file)
     # the object itself, however often its text is met again; and the text as it was, whatever becomes of its file
     _objects.setdefault((source.file, source.name, source.sha256), value)
     _given[value] = source
     return source
-
-
-def _code_of(value: Any) -> CodeType:
-    if isinstance(value, FunctionType):
-        return value.__code__
-    # what @dataclass writes has no file
-    for part in vars(value).values():
-        for function in (part, getattr(part, "__func__", None), getattr(part, "fget", None)):
-            if isinstance(function, FunctionType) and not function.__code__.co_filename.startswith("<string"):
-                return function.__code__
-    raise SourceError(f"{value.__name__} has no method of its own, by which its source could be found")
-
-
-def _seen_by(value: Any, text: str) -> str:
-    """Comments that say what a function or class took from around it when it was made, which its text does not: so two
-    of one text, as a function that makes them gives, are two."""
-    seen: dict[str, str] = {}
-    for part in [value] if isinstance(value, FunctionType) else vars(value).values():
-        function = inspect.unwrap(getattr(part, "__func__", None) or getattr(part, "fget", None) or part)
-        if not isinstance(function, FunctionType) or function.__code__.co_filename.startswith("<string"):
-            continue
-        names = function.__code__.co_varnames[: function.__code__.co_argcount]
-        defaults = function.__defaults__ or ()
-        given = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
-        given |= function.__kwdefaults__ or {}
-        seen |= {name: shown for name, default in given.items() if (shown := _plain(default))}
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            try:
-                found = cell.cell_contents
-            except ValueError:  # which has no value yet
-                continue
-            if name != "__class__":
-                seen[name] = _taken(value, name, found)
-    if is_dataclass(value):
-        seen |= {f.name: shown for f in fields(value) if (shown := _plain(f.default))}
-    return "".join(
-        f"# {name} = {shown}\n"
-        for name, shown in sorted(seen.items())
-        if not re.search(rf"\b{name}\b(\s*:[^=\n]*)?\s*=\s*{re.escape(shown)}(?!\w)", text)
-    )
-
-
-def _taken(value: Any, name: str, found: Any) -> str:
-    if shown := _plain(found):
-        return shown
-    raise SourceError(
-        f"{value.__name__} takes {name} from the function around it, which a run cannot keep, as it is of type "
-        f"{type(found).__name__}: make {name} in {value.__name__}, or write both at the top of a file"
-    )
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, type | FunctionType | ModuleType):
-        return value.__name__
-    if value is None or isinstance(value, bool | int | float | str):
-        return repr(value)
-    with contextlib.suppress(ValueError, SyntaxError, RecursionError):
-        if ast.literal_eval(repr(value)) == value:
-            return repr(value)
-    return ""
-
-
-def _text_of(value: Any) -> tuple[str, bytes | None]:
-    """The text of a function or class, from the file or the cell that it was written in; and that file, where it stands
-    at the top of one."""
-    code = _code_of(value)
-    lines = linecache.getlines(code.co_filename)
-    kind = (ast.ClassDef,) if isinstance(value, type) else (ast.FunctionDef, ast.AsyncFunctionDef)
-    for text in _texts("".join(lines), value.__name__, kind, code.co_firstlineno):
-        script = None
-        with contextlib.suppress(OSError, ValueError):
-            content = _read(code.co_filename)
-            script = content if _hash_in(content, value.__name__) == _hash(text.encode()) else None
-        return text, script
-    raise SourceError(
-        f"the source of {value.__name__} cannot be found, as of what is typed at a prompt: write it into a file, and "
-        f"give it as FILE.py:{value.__name__}"
-    )
-
-
-def _hash_in(content: bytes, name: str) -> str | None:
-    """Of the text of what has this name at the top of a file."""
-    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = _texts(content.decode(errors="replace"), name, kinds)
-    return next((_hash(text.encode()) for text in texts), None)
-
-
-def _texts(text: str, name: str, kinds: tuple[type[Any], ...], line: int | None = None) -> Iterator[str]:
-    """Texts of what has a name, the innermost of those around a line first; without a line, what stands at the top."""
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError):
-        return
-    found = [
-        (_first_line(node), node.end_lineno or 0)
-        for node in (tree.body if line is None else ast.walk(tree))
-        if isinstance(node, kinds) and node.name == name
-    ]
-    lines = text.splitlines(keepends=True)
-    for first, last in sorted(found, reverse=True):
-        if line is None or first <= line <= last:
-            yield textwrap.dedent("".join(lines[first - 1 : last]))
-
-
-def _first_line(node: Any) -> int:
-    return int(min([node.lineno, *(each.lineno for each in node.decorator_list)]))
 
 
 def _module_of(source: Source) -> ModuleType:
@@ -404,7 +292,7 @@ def _imported(where: str, source: Source) -> ModuleType | None:
     """A module of a package, if it is what the source was."""
     with contextlib.suppress(ImportError, OSError, ValueError), told(source), _while_loading(where):
         module = importlib.import_module(where)
-        if module.__file__ is not None and _hash(_read(module.__file__)) == source.sha256:
+        if module.__file__ is not None and _hash(read_source(module.__file__)) == source.sha256:
             return module
     return None
 
@@ -519,14 +407,6 @@ def _file_of(where: str, name: str) -> str:
 
 def _file_name(where: str) -> str:
     return os.path.basename(where) if _is_path(where) else f"{where.rpartition('.')[2]}.py"
-
-
-def _read(path: str | os.PathLike[str]) -> bytes:
-    with open_regular(path) as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB, which no source file is")
-    return content
 
 
 def _hash(content: bytes) -> str:

@@ -170,7 +170,9 @@ def test_a_folder_of_images(pyvae, tmp_path):
     assert done.stdout.startswith("unsupervised gaussian_")
 
 
-@pytest.mark.parametrize("recipe", ["iwae", "miwae", "piwae", "ciwae"])
+@pytest.mark.parametrize(
+    "recipe", ["ciwae", *(pytest.param(name, marks=pytest.mark.slow) for name in ("iwae", "miwae", "piwae"))]
+)
 def test_importance_weighted_recipes(pyvae, tmp_path, recipe):
     """On grey images of their own size, binarised in every step, with the likelihood of other images."""
     generator = np.random.default_rng(0)
@@ -220,7 +222,11 @@ def test_importance_weighted_recipes(pyvae, tmp_path, recipe):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "codes"), [("infogan", ()), ("infowgan-gp", ("--continuous", 5, "--categories", 0))]
+    ("recipe", "codes"),
+    [
+        pytest.param("infogan", (), marks=pytest.mark.slow),
+        ("infowgan-gp", ("--continuous", 5, "--categories", 0)),
+    ],
 )
 def test_adversarial_recipes(pyvae, tmp_path, recipe, codes):
     images = np.random.default_rng(0).integers(0, 256, (12, 64, 64), dtype=np.uint8)
@@ -366,6 +372,7 @@ def test_a_toy_that_is_stopped_says_how_to_go_on(tmp_path, number):
     assert stdout == f"interrupted and saved; go on with: pyvae {' '.join(command)}\n"
 
 
+@pytest.mark.slow
 def test_reproduce_on_mnists_files(pyvae, tmp_path):
     from test_idx import write
 

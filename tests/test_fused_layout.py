@@ -9,7 +9,8 @@ from torch import nn
 from fused import ARCHITECTURES
 from pyvae.engine.fused.layout import ALIGNMENT, Layout, padded, z_width
 from pyvae.engine.fused.network import UnknownNetworkError, network_of
-from pyvae.nets import Layers, build
+from pyvae.nets import build
+from pyvae.nets.layers import Layers
 
 
 def layout_of(architecture: str, channels: int = 1, latents: int = 10) -> Layout:

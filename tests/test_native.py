@@ -339,7 +339,7 @@ def test_ops_run_without_the_library(tmp_path):
     """As on a machine where nothing was built."""
     script = (
         "import torch, warnings; warnings.simplefilter('ignore')\n"
-        "from pyvae import native\n"
+        "from pyvae.base import native\n"
         "native.EXTENSION_SUFFIXES = ['.absent']\n"
         "from pyvae.ops.permute_dims import tc_batch\n"
         "from pyvae.ops.code_histogram import code_histogram\n"

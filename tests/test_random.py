@@ -93,6 +93,7 @@ def test_every_seed_of_64_bits_trains():
     for seed in (2**64 - 1, 2**63, 2**63 - 1, 0):
         order = BatchOrder(seed, 1000, 8, cpu)
         assert Ledger(["loss"], seed, rows=1, log_every=1, device=cpu).key.tolist() == make_key(seed).tolist()
+        order.prepare(3)
         batches.append(order.index(torch.tensor(3)).tolist())
         with seeded(seed):
             assert torch.initial_seed() % 2**64 == seed

@@ -104,6 +104,8 @@ class Study:
         return status
 
     def _check(self) -> None:
+        from pyvae.engine.prepare import check_intervals
+
         if self.plan and self.report:
             raise PyvaeError("--plan and --report: give one of them")
         if self.rate is not None and not 0 < self.rate < math.inf:
@@ -122,10 +124,7 @@ class Study:
                 raise PyvaeError(f"{name} is of Ray: give --ray local, or --ray ADDRESS")
             if not 0 <= value < math.inf:
                 raise PyvaeError(f"{name} must not be negative, got {value}")
-        if self.log_every < 1:
-            raise PyvaeError(f"--log-every must be at least 1, got {self.log_every}")
-        if not 0 <= self.checkpoint_seconds < math.inf:
-            raise PyvaeError(f"--checkpoint-seconds must not be negative, got {self.checkpoint_seconds}")
+        check_intervals(self.log_every, self.checkpoint_seconds)
         if not 0 <= self.seed < 2**64:
             raise PyvaeError(f"--seed must be from 0 to 2^64 - 1, got {self.seed}")
 

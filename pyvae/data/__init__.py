@@ -27,15 +27,14 @@ def load(
     """Open a dataset.
 
     ``name`` is ``"dsprites"`` for the generated images of dSprites, or the path of published files, which gives a
-    `FactorDataset`: dSprites as ``.npz`` or ``.hdf5``, 3D Shapes as ``.h5``, MPI3D as ``.npz``, the folder ``cars`` of
-    Cars3D, the folder of SmallNORB or one of its ``-dat.mat`` files; or the path of a folder of images, of MNIST's IDX
-    file or its folder, or of any ``.npz``, ``.npy`` or HDF5 file with an array of images, which gives a `Dataset`
-    without factors. Which of them it is, its content tells. Of several arrays in a file one is named after a colon,
-    ``file.npz:x_train`` or ``file.h5:train/images``; so named, it is of images without factors. ``size``,
-    ``channels``, ``crop`` and
-    ``corrupt`` say how such images are packed (`pyvae.data.images.Images`). Packed images are kept in ``cache_dir``
-    (else ``$PYVAE_CACHE``, ``$XDG_CACHE_HOME/pyvae``, ``~/.cache/pyvae``). A file may unpack to 16 GB, or to four times
-    its size, or to ``$PYVAE_LIMIT`` gigabytes.
+    `FactorDataset`: dSprites as ``.npz`` or ``.hdf5``, 3D Shapes as ``.h5``, MPI3D as ``.npz``, the folder ``cars``
+    of Cars3D, the folder of SmallNORB or one of its ``-dat.mat`` files; or the path of a folder of images, of
+    MNIST's IDX file or its folder, or of any ``.npz``, ``.npy`` or HDF5 file with an array of images, which gives a
+    `Dataset` without factors. Which of them it is, its content tells. Of several arrays in a file one is named
+    after a colon, ``file.npz:x_train`` or ``file.h5:train/images``; so named, it is of images without factors.
+    ``size``, ``channels``, ``crop`` and ``corrupt`` say how such images are packed (`pyvae.data.images.Images`).
+    Packed images are kept in ``cache_dir`` (else ``$PYVAE_CACHE``, ``$XDG_CACHE_HOME/pyvae``, ``~/.cache/pyvae``).
+    A file may unpack to 16 GB, or to four times its size, or to ``$PYVAE_LIMIT`` gigabytes.
 
     Raises `DataError`, in one line, for an unknown name, for a file that is missing, damaged or of another make, and
     for options that do not go with the data.

@@ -84,7 +84,7 @@ class Cars3D(PixelGrid):
                 for name, size in zip(FACTOR_NAMES, sizes, strict=True)
             },
             version="v1",
-            found=lambda: _origin(folder, names, progress),
+            found=lambda: Origin.of_files(folder, names, progress),
             pack=pack,
             cache_dir=cache_dir,
         )
@@ -141,13 +141,6 @@ def _names(folder: Path) -> list[str]:
     if len(set(names)) != len(names):
         raise DataError(f"{folder / _LIST}: it names a car twice; {_AGAIN}")
     return names
-
-
-def _origin(folder: Path, names: Sequence[str], progress: bool) -> Origin:
-    try:
-        return Origin(folder, [(name, (folder / name).stat()) for name in names], progress)
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be opened ({error.strerror}); check it") from error
 
 
 def _read(path: Path, pixels: Array) -> None:

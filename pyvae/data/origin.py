@@ -53,6 +53,14 @@ class Origin:
         except OSError as error:
             raise DataError(f"{path}: cannot be opened ({error.strerror}); check the path") from error
 
+    @classmethod
+    def of_files(cls, folder: Path, names: Sequence[str], progress: bool = True) -> Origin:
+        """Of files in a folder; `DataError` when one cannot be found."""
+        try:
+            return cls(folder, [(name, (folder / name).stat()) for name in names], progress)
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be opened ({error.strerror}); check it") from error
+
     @cached_property
     def content(self) -> str:
         """A checksum of the names and bytes of all files, each of which is read."""

@@ -101,7 +101,7 @@ class SmallNORB(PixelGrid):
             channels=1,
             factors=dict(zip(FACTOR_NAMES, values, strict=True)),
             version="v1",
-            found=lambda: _origin(files, progress),
+            found=lambda: Origin.of_files(files[0].parent, [file.name for file in files], progress),
             pack=pack,
             cache_dir=cache_dir,
         )
@@ -158,13 +158,6 @@ def _beside(dat: Path, stem: str, kind: str) -> Path:
     if file is None:
         raise DataError(f"{dat}: {stem}-{kind}.mat is not beside it, gzipped or not; {_AGAIN}")
     return file
-
-
-def _origin(files: Sequence[Path], progress: bool) -> Origin:
-    try:
-        return Origin(files[0].parent, [(file.name, file.stat()) for file in files], progress)
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be opened ({error.strerror}); check it") from error
 
 
 @contextlib.contextmanager

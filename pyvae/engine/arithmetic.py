@@ -15,6 +15,7 @@ from pyvae.engine.recipe import Recipe
 from pyvae.errors import RecipeError, RunError
 
 _INSIST = "PYVAE_INSIST"
+_IN_TF32 = ("tf32", "fp16")
 
 
 def settle_arithmetic(precision: str) -> None:
@@ -24,7 +25,7 @@ def settle_arithmetic(precision: str) -> None:
     """
     backends.cudnn.benchmark = False
     backends.cudnn.deterministic = True
-    tf32 = precision in ("tf32", "fp16")
+    tf32 = precision in _IN_TF32
     # old switches and new: where they differ, torch raises an error when anybody asks for an old one
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     backends.cudnn.allow_tf32 = tf32
@@ -54,7 +55,7 @@ def computing(precision: str) -> Iterator[None]:
     Raises:
         RunError: another thread computes, and with products of another precision.
     """
-    tf32 = precision in ("tf32", "fp16")
+    tf32 = precision in _IN_TF32
     with _NOW.lock:
         if _NOW.users and _NOW.tf32 != tf32 and torch.cuda.is_available():
             raise RunError(

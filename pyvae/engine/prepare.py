@@ -71,14 +71,7 @@ def prepare(
     Raises:
         PyvaeError: it cannot be trained, or not into ``out``.
     """
-    if not isinstance(log_every, Integral):
-        raise PyvaeError(f"--log-every must be an integer, got {show(log_every)}")
-    if not isinstance(checkpoint_seconds, Real):
-        raise PyvaeError(f"--checkpoint-seconds must be a number, got {show(checkpoint_seconds)}")
-    if log_every < 1:
-        raise PyvaeError(f"--log-every must be at least 1, got {log_every}")
-    if not 0 <= checkpoint_seconds < math.inf:
-        raise PyvaeError(f"--checkpoint-seconds must not be negative, got {checkpoint_seconds}")
+    check_intervals(log_every, checkpoint_seconds)
     where = device_named(device)
     many = seeds is not None or sweeps is not None
     runs = _runs_of(recipe, whole_path(out), sweeps or (), seeds, many)
@@ -93,6 +86,18 @@ def prepare(
         "compile": compile,
     }
     return Training(runs, many, dataset, where, options)
+
+
+def check_intervals(log_every: int, checkpoint_seconds: float) -> None:
+    """Raise PyvaeError unless they are steps between rows of a trace, and seconds between checkpoints."""
+    if not isinstance(log_every, Integral):
+        raise PyvaeError(f"--log-every must be an integer, got {show(log_every)}")
+    if not isinstance(checkpoint_seconds, Real):
+        raise PyvaeError(f"--checkpoint-seconds must be a number, got {show(checkpoint_seconds)}")
+    if log_every < 1:
+        raise PyvaeError(f"--log-every must be at least 1, got {log_every}")
+    if not 0 <= checkpoint_seconds < math.inf:
+        raise PyvaeError(f"--checkpoint-seconds must not be negative, got {checkpoint_seconds}")
 
 
 def _runs_of(

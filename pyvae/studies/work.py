@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pyvae.data import load
 from pyvae.data.dataset import Dataset, FactorDataset
 from pyvae.data.paths import absolute
-from pyvae.data.shapes3d import Shapes3D
 from pyvae.engine import checkpoint
 from pyvae.engine.checkpoint import engine_of
 from pyvae.engine.loop import train_together
+from pyvae.engine.opening import open_data
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import HeldError, RunDirectory
 from pyvae.engine.trainer import check_data
@@ -124,13 +123,9 @@ def dataset_of(recipe: Recipe, settings: Settings) -> Dataset:
 
 # one data set, and the images that are held out
 @lru_cache(maxsize=2)
-def _dataset(
-    data: str, size: int, channels: int | None, crop: int | None, corrupt: str, in_memory: bool
-) -> Dataset:
-    dataset = load(data, size=size, channels=channels, crop=crop, corrupt=corrupt)
-    if in_memory and isinstance(dataset, Shapes3D):
-        dataset.to_memory()
-    return dataset
+def _dataset(data: str, size: int, channels: Any, crop: int | None, corrupt: Any, in_memory: bool) -> Dataset:
+    named = Recipe(data=data, image_size=size, channels=channels, crop=crop, corrupt=corrupt)
+    return open_data(named, in_memory=in_memory)
 
 
 def train_group(

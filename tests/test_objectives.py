@@ -155,6 +155,7 @@ ALL = [
     AnnealedVAE("cyclical", 80_000),
     TCVAE(),
     TCVAE(weighting="mss"),
+    TCVAE(annealing_from=15.0, annealing_steps=80_000),
     DIPVAE(),
     DIPVAE(variant="ii"),
 ]
@@ -228,6 +229,14 @@ class TestTCVAE:
         terms = TCVAE(alpha=2.0, beta=6.0, gamma=0.5).terms(outputs(), torch.tensor(0))
         expected = 100 + 2 * terms["mi"] + 6 * terms["tc"] + 0.5 * terms["dwkl"]
         torch.testing.assert_close(terms["loss"], expected)
+
+    @pytest.mark.parametrize(("step", "multiple"), [(0, 16.0), (25, 8.0), (50, 4.0), (100, 1.0), (1000, 1.0)])
+    def test_annealed_weights_halve_in_equal_times(self, step, multiple):
+        objective = TCVAE(alpha=2.0, beta=6.0, gamma=0.5, annealing_from=16.0, annealing_steps=100)
+        terms = objective.terms(outputs(), torch.tensor(step))
+        penalty = 2 * terms["mi"] + 6 * terms["tc"] + 0.5 * terms["dwkl"]
+        torch.testing.assert_close(terms["loss"], 100 + multiple * penalty)
+        torch.testing.assert_close(float(terms["beta"]), multiple * 6)
 
     def test_the_parts_are_those_of_the_estimator(self):
         out = outputs()

@@ -110,6 +110,7 @@ def main() -> None:
     )
     parser.add_argument("--recipe", default="demo", choices=RECIPES)
     parser.add_argument("--seeds", type=int, default=10, help="this many, from 0 on")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each of one thread")
     parser.add_argument(
         "--runs", type=Path, help="folder where the runs are kept; a temporary one by default"
     )

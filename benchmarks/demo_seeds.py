@@ -25,7 +25,7 @@ import pyvae
 from machine import save
 from pyvae.data.subset import subset
 from pyvae.evaluation.averages import correlation_ratio
-from pyvae.metrics import encode, mig
+from pyvae.metrics import CodeTable, mig
 from pyvae.recipes import RECIPES
 
 FACTORS = ("scale", "posX", "posY")
@@ -82,14 +82,23 @@ def _standard_ranks(values: Tensor) -> Tensor:
     return torch.stack(columns, -1)
 
 
+@torch.inference_mode()
+def codes_of(run: Any) -> CodeTable:
+    """Codes of a fixed random part of a run's data."""
+    dataset, model = run.dataset, run.model()
+    index = subset(dataset, IMAGES)
+    parts = zip(*(model.encode(dataset.images(chunk)) for chunk in index.split(500)), strict=True)
+    mu, logvar = (torch.cat(part) for part in parts)
+    return CodeTable(mu, logvar, dataset.factor_names, dataset.factor_sizes, dataset.factor_classes(index))
+
+
 def measure(recipe: str, seed: int, out: Path) -> dict[str, Any]:
     """Train a seed, or go on with it, and score what it has learnt; ``cpu_seconds`` are those of this call's steps."""
     torch.set_num_threads(1)
     start = time.process_time()
     run = pyvae.train(recipe, out=out, seed=seed, device="cpu")
     spent = time.process_time() - start
-    dataset, model = run.dataset, run.model()
-    table = encode(model, dataset, device="cpu", index=subset(dataset, IMAGES), progress=False)
+    table = codes_of(run)
     trace = run.trace()
     return {
         "seed": seed,

@@ -112,6 +112,7 @@ FIELDS = {
         "alpha": SIGNED,
         "gamma": WEIGHT,
         "weighting": named("mws", "mss"),
+        "kl_estimate": named("sampled", "exact"),
         "annealing_from": Field((1e-3, 0.5, 1, 1e3), (0.0, 1.001e3)),
         "annealing_steps": STEPS,
     },

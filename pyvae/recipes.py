@@ -46,14 +46,7 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
     "demo": (
         "A beta-TCVAE that finds position and scale of dSprites in about a minute on two CPU cores; of no paper",
         Recipe(
-            objective=TCVAE(
-                alpha=2.0,
-                beta=8.0,
-                gamma=2.0,
-                kl_estimate="exact",
-                annealing_from=12.0,
-                annealing_steps=2_000,
-            ),
+            objective=TCVAE(beta=10.0, kl_estimate="exact", annealing_from=15.0, annealing_steps=2_000),
             architecture="burgess",
             init="kaiming",
             batch_size=32,

@@ -17,11 +17,14 @@ class Report:
     """Run directory."""
     span: float = 2.0
     """Latent traversals go from -span to span."""
+    explorer: bool = True
+    """Sliders in the page, and the decoder's weights to draw with."""
     data: str | None = None
     """Where the data of the run lies, if it is not where it lay when the run was made."""
 
     def __call__(self) -> int:
         from pyvae import runs
 
-        say(printable(runs.open(self.run, data=self.data).report(span=self.span)))
+        run = runs.open(self.run, data=self.data)
+        say(printable(run.report(span=self.span, explorer=self.explorer)))
         return 0

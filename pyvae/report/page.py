@@ -13,6 +13,7 @@ from pyvae.engine.run import RunDirectory
 from pyvae.evaluation import read_likelihood, read_scores, write_metrics
 from pyvae.evaluation.averages import Evaluation, evaluate
 from pyvae.report import curves, generated, reconstructions, snapshots, traversal
+from pyvae.report.explorer import pair_section, section
 from pyvae.report.figures import Trace
 from pyvae.report.markup import document, duration, figure
 from pyvae.report.trained import Trained, TrainedPair, load_trained, load_trained_pair
@@ -30,13 +31,14 @@ $pictures
 """)
 
 
-def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0) -> Path:
+def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0, explorer: bool = True) -> Path:
     """Evaluate the run's newest weights and write ``metrics.json``, ``figures/`` and ``report.html``.
 
     Args:
         run: with a checkpoint; without a trace there are no curves.
         dataset: that of its recipe.
         span: traversals go from ``-span`` to ``span``.
+        explorer: whether the page has sliders, and the decoder's weights to draw with.
 
     Returns:
         the path of the page, which holds all of its images.
@@ -46,7 +48,7 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0) -> Path:
             cannot be, or a file that cannot be written.
     """
     if run.adversarial:
-        return report_pair(run, dataset)
+        return report_pair(run, dataset, explorer=explorer)
     dataset = run.shown(dataset)
     trained = load_trained(run, dataset)
     trace = curves.trace_of(run)
@@ -58,6 +60,7 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0) -> Path:
     pictures = [
         "<h2>Reconstructions</h2>",
         figure(reconstructions.draw(run, net, dataset), reconstructions.CAPTION),
+        section(net, dataset, evaluation) if explorer else "",
         "<h2>Latent traversals</h2>",
         *(
             figure(
@@ -86,7 +89,7 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0) -> Path:
     )
 
 
-def report_pair(run: RunDirectory, dataset: Dataset) -> Path:
+def report_pair(run: RunDirectory, dataset: Dataset, *, explorer: bool = True) -> Path:
     """The page of a generator and its critic: samples, what each code does, and scores of the information head."""
     trained = load_trained_pair(run, dataset)
     trace = curves.trace_of(run)
@@ -96,6 +99,7 @@ def report_pair(run: RunDirectory, dataset: Dataset) -> Path:
     pictures = [
         "<h2>Generated images</h2>",
         figure(generated.draw_samples(run, trained.net), generated.SAMPLES_CAPTION),
+        pair_section(generated.objective_of(run), trained.net) if explorer else "",
         "<h2>Codes</h2>",
         *(figure(path, generated.CODES_CAPTION) for path in generated.draw_codes(run, trained.net)),
     ]

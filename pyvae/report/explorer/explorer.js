@@ -23,9 +23,9 @@
     const blue = channels > 1 ? 2 : 0;
     return (pixels) => {
       for (let i = 0, from = 0; i < image.data.length; i += 4, from += channels) {
-        image.data[i] = pixels[from] * 255 + 0.5;
-        image.data[i + 1] = pixels[from + green] * 255 + 0.5;
-        image.data[i + 2] = pixels[from + blue] * 255 + 0.5;
+        image.data[i] = pixels[from] * 255; // which rounds
+        image.data[i + 1] = pixels[from + green] * 255;
+        image.data[i + 2] = pixels[from + blue] * 255;
       }
       context.putImageData(image, 0, 0);
     };

@@ -13,21 +13,22 @@
 
   // pictures
 
-  function painter(canvas) {
-    canvas.width = width;
-    canvas.height = height;
+  /** A function that paints pixels on a canvas, which holds as many images side by side as below one another. */
+  function painter(canvas, tiles = 1) {
+    canvas.width = width * tiles;
+    canvas.height = height * tiles;
     const context = canvas.getContext("2d");
     const image = context.createImageData(width, height);
     image.data.fill(255);
     const green = channels > 1 ? 1 : 0;
     const blue = channels > 1 ? 2 : 0;
-    return (pixels) => {
+    return (pixels, column = 0, row = 0) => {
       for (let i = 0, from = 0; i < image.data.length; i += 4, from += channels) {
         image.data[i] = pixels[from] * 255; // which rounds
         image.data[i + 1] = pixels[from + green] * 255;
         image.data[i + 2] = pixels[from + blue] * 255;
       }
-      context.putImageData(image, 0, 0);
+      context.putImageData(image, column * width, row * height);
     };
   }
 
@@ -44,10 +45,14 @@
     asked = true;
     requestAnimationFrame(() => {
       asked = false;
-      if (code.every((value, i) => value === shown[i])) return;
-      shown.set(code);
-      paint(decode(code));
-      frames++;
+      if (code.some((value, i) => value !== shown[i])) {
+        shown.set(code);
+        paint(decode(code));
+        frames++;
+        show(); // the map, when nothing moves
+      } else if (map && map.draw()) {
+        show();
+      }
     });
   }
 
@@ -96,18 +101,20 @@
   const radios = all('[name="explorer-class"]');
   const rounded = (value) => value.toFixed(2).replace("-0.00", "0.00");
 
+  const shareOf = ({ span }, value) => Math.min(Math.max((value + span) / (2 * span), 0), 1);
+
   /** A slider as the code has it. */
   function place(slider) {
     const value = code[slider.index];
-    const share = (value) => (value + slider.span) / (2 * slider.span);
     slider.input.value = value;
     slider.input.setAttribute(
       "aria-valuetext",
       [slider.name, rounded(value), ...(slider.follows ? [`follows ${slider.follows}`] : [])].join(", "),
     );
     slider.value.textContent = rounded(value);
-    slider.row.style.setProperty("--at", Math.min(Math.max(share(value), 0), 1));
-    slider.row.style.setProperty("--start", share(start.code[slider.index]));
+    slider.row.style.setProperty("--at", shareOf(slider, value));
+    slider.row.style.setProperty("--start", shareOf(slider, start.code[slider.index]));
+    if (map) map.mark();
   }
 
   function placeAll() {
@@ -144,6 +151,87 @@
     reconstruction.setAttribute("aria-label", `Drawn from the start: ${described(pixels)}`);
     placeAll();
     say(`Started from ${start.name}.`);
+  }
+
+  // a map of two latents: the images over both, and a mark to drag
+
+  const map = makeMap(find(".explorer-map"));
+
+  function makeMap(root) {
+    if (!root) return null;
+    const plane = root.querySelector(".explorer-plane");
+    const canvas = plane.querySelector("canvas");
+    const tiles = Math.max(width, height) > 96 ? 5 : 9;
+    const paintTile = painter(canvas, tiles);
+    const selects = Array.from(root.querySelectorAll("select"));
+    const axes = [sliders[0], sliders[1]];
+    const drawn = new Float32Array(code.length); // that the map is of, its axes left out
+    const tile = new Float32Array(code.length);
+    let next = 0;
+    let visible = false;
+
+    const placed = ({ span }, share) => (2 * Math.min(Math.max(share, 0), 1) - 1) * span;
+    const isAxis = (i) => i === axes[0].index || i === axes[1].index;
+
+    /** Some tiles, for a hundredth of a second; whether there are more. */
+    function draw() {
+      if (!visible) return false;
+      if (code.some((value, i) => value !== drawn[i] && !isAxis(i))) {
+        drawn.set(code);
+        next = 0;
+      }
+      for (const end = performance.now() + 10; next < tiles * tiles && performance.now() <= end; next++) {
+        const [column, row] = [next % tiles, Math.floor(next / tiles)];
+        tile.set(code);
+        tile[axes[0].index] = placed(axes[0], (column + 0.5) / tiles);
+        tile[axes[1].index] = placed(axes[1], 1 - (row + 0.5) / tiles);
+        paintTile(decode(tile), column, row);
+      }
+      return next < tiles * tiles;
+    }
+
+    function mark() {
+      plane.style.setProperty("--across", shareOf(axes[0], code[axes[0].index]));
+      plane.style.setProperty("--up", shareOf(axes[1], code[axes[1].index]));
+    }
+
+    function turn() {
+      selects.forEach((select, k) => (select.value = sliders.indexOf(axes[k])));
+      const what = `${axes[0].name} across and ${axes[1].name} up`;
+      canvas.setAttribute("aria-label", `Images over ${what}, which the sliders set too`);
+      next = 0;
+      mark();
+      show();
+    }
+
+    function drag(event) {
+      const box = canvas.getBoundingClientRect();
+      stop();
+      set(axes[0], placed(axes[0], (event.clientX - box.left) / box.width));
+      set(axes[1], placed(axes[1], 1 - (event.clientY - box.top) / box.height));
+      say(axes.map(({ name, index }) => `${name} is ${rounded(code[index])}.`).join(" "));
+    }
+
+    selects.forEach((select, k) =>
+      select.addEventListener("change", () => {
+        const chosen = sliders[Number(select.value)];
+        if (chosen === axes[1 - k]) axes[1 - k] = axes[k];
+        axes[k] = chosen;
+        turn();
+      }),
+    );
+    plane.addEventListener("pointerdown", (event) => {
+      if (event.button) return;
+      event.preventDefault();
+      plane.setPointerCapture(event.pointerId);
+      drag(event);
+    });
+    plane.addEventListener("pointermove", (event) => plane.hasPointerCapture(event.pointerId) && drag(event));
+    new IntersectionObserver((entries) => {
+      visible = entries[entries.length - 1].isIntersecting;
+      show();
+    }).observe(canvas);
+    return { draw, mark, turn };
   }
 
   // sweeps: from where it is to one end, the other, and back
@@ -239,6 +327,7 @@
   );
 
   startFrom(0);
+  if (map) map.turn();
   document.querySelector(".explorer-wait").remove();
   root.hidden = false;
   window.pyvaeExplorer = { decode, code: () => Array.from(code), frames: () => frames };

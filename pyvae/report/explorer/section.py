@@ -19,8 +19,9 @@ from pyvae.report.explorer.lowering import CannotRunError
 
 _FOLDED = 3
 """Inactive latents that are worth folding away."""
+_AXES = 2
 _WORDS = {
-    "normal": ("latent", "input", "its reconstruction"),
+    "normal": ("latent", "input", "reconstruction"),
     "uniform": ("code", "drawn by the network", "drawn in this page"),
 }
 """What a slider sets, and what the two images beside the decoded one are."""
@@ -113,7 +114,7 @@ def _panel(content: Content, held: Held) -> str:
         '<figure class="explorer-main"><canvas class="explorer-image" role="img"></canvas>'
         f'<figcaption>decoded</figcaption></figure><div class="explorer-sides">{sides}</div></div>\n'
         f'<div class="explorer-controls">\n{_starts(content.starts)}{_buttons()}'
-        f"{_choice(content.choice)}{_sliders(content.sliders)}</div>\n</div>\n"
+        f"{_choice(content.choice)}{_sliders(content.sliders)}{_map(content.sliders)}</div>\n</div>\n"
         f'<p class="note">{html.escape(held.accuracy())}</p>\n'
         '<p class="explorer-said" role="status" aria-live="polite"></p>\n'
     )
@@ -164,6 +165,23 @@ def _sliders(sliders: list[Slider]) -> str:
     return (
         f"{''.join(active)}<details><summary>show the other {len(others)}, which say next to nothing</summary>\n"
         f"{''.join(others)}</details>\n"
+    )
+
+
+def _map(sliders: list[Slider]) -> str:
+    if len(sliders) < _AXES:
+        return ""
+    options = "".join(
+        f'<option value="{k}">{html.escape(" ".join([s.name, *([s.follows] if s.follows else [])]))}</option>'
+        for k, s in enumerate(sliders)
+    )
+    selects = "".join(
+        f'<label>{way} <select aria-label="what goes {way}">{options}</select></label>'
+        for way in ("across", "up")
+    )
+    return (
+        f'<div class="explorer-map"><div class="explorer-axes"><b>Two at once</b>{selects}</div>'
+        '<div class="explorer-plane"><canvas role="img"></canvas><span class="explorer-mark"></span></div></div>\n'
     )
 
 

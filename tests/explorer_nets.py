@@ -41,7 +41,7 @@ def many_layers(latents: int, seed: int = 0) -> nn.Sequential:
             nn.Upsample(size=(25, 27), mode="bilinear", align_corners=True),
             nn.GELU(approximate="tanh"),
             nn.Conv2d(7, 8, 3, stride=1, padding=1, groups=1),
-            nn.Softplus(2.0, 4.0),
+            nn.Softplus(2.0, 1.0),
             nn.Upsample(scale_factor=2, mode="bilinear"),
             nn.Conv2d(8, 6, 2, stride=2, bias=False),
             nn.Tanh(),

@@ -25,7 +25,7 @@ _STARTS = 12
 _FIRST_NOISE = 2  # as the pictures of codes
 _MEASURED = (-1.0, -0.3, 0.3, 1.0)
 """Of a slider's span."""
-_MOST_MEASURED = 640
+_MOST_MEASURED = 256
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,7 @@
   }
 
   function mark(slider, running) {
-    slider.sweep.textContent = running ? "\u25a0" : "\u25b6";
+    slider.sweep.textContent = running ? "\u25a0\ufe0e" : "\u25b6\ufe0e";
     slider.sweep.setAttribute("aria-pressed", String(running));
   }
 

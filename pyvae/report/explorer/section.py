@@ -203,5 +203,5 @@ def _slider(k: int, slider: Slider) -> str:
         f'<button type="button" class="explorer-zero" aria-label="set {name} to 0" '
         'title="set to 0 (double-click the slider, or press 0 on it)">0</button>'
         f'<button type="button" class="explorer-sweep" aria-label="sweep {name}" aria-pressed="false" '
-        'title="there and back; again, or Escape, to stop">\u25b6</button></div>\n'
+        'title="there and back; again, or Escape, to stop">\u25b6\ufe0e</button></div>\n'
     )

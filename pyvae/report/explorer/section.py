@@ -29,6 +29,7 @@ _WORDS = {
 
 def section(net: Autoencoder, dataset: Dataset, evaluation: Evaluation) -> str:
     """Sliders for the latents of a network, and what its decoder draws; a sentence where a page cannot compute it.
+    It goes below a heading of its own.
 
     Args:
         net: in evaluation, on the CPU.
@@ -60,7 +61,7 @@ def pair_section(objective: InfoGAN, pair: AdversarialPair) -> str:
 
 def _none(part: str, error: CannotRunError) -> str:
     text = html.escape(f"This page has still pictures alone: it cannot run the {part}, because {error}.")
-    return f'<h2>Explorer</h2>\n<p class="note">{text}</p>\n'
+    return f'<p class="note">{text}</p>\n'
 
 
 def _section(content: Content, held: Held) -> str:
@@ -81,7 +82,7 @@ def _section(content: Content, held: Held) -> str:
         (own / name).read_text(encoding="utf-8") for name in ("explorer.css", "network.js", "explorer.js")
     )
     return (
-        f"<h2>Explorer</h2>\n<style>{style}</style>\n"
+        f"<style>{style}</style>\n"
         '<p class="note explorer-wait">The explorer draws in this page, and needs JavaScript for it.</p>\n'
         f'<div class="explorer" hidden>\n{_panel(content, held)}</div>\n'
         f'<script type="application/json" id="explorer-data">{_json(data)}</script>\n'

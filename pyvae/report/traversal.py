@@ -22,6 +22,7 @@ from pyvae.report.trained import load_trained, load_trained_pair
 DSPRITES_SEEDS = (87040, 332800, 578560)
 ACTIVE_NATS = 0.05
 _FRAME_MILLISECONDS = 120
+_GREYS = 64
 _FARTHEST = 1e6
 
 
@@ -170,7 +171,10 @@ def _write_gif(traversal: Traversal, path: Path) -> Path:
         images = traversal.decoded[:, column]
         missing = -len(images) % 5
         padded = torch.cat([images, images.new_full((missing, *images.shape[1:]), 0.5)])
-        pixels = (tile(padded.unflatten(0, (-1, 5))) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        grid = tile(padded.unflatten(0, (-1, 5)))
+        if len(grid) == 1:  # half the bytes of 256 greys, and no eye tells them apart
+            grid = (grid * (_GREYS - 1)).round() / (_GREYS - 1)
+        pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         frame = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         frames.append(frame.resize((frame.width * 2, frame.height * 2), Image.Resampling.NEAREST))
     content = io.BytesIO()

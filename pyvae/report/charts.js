@@ -129,6 +129,6 @@
       group.push(entry);
       entry.chart = chart(figure, panels[i], grids, group);
     });
-    charts.nextElementSibling.hidden = false;
+    charts.nextElementSibling.querySelector(".screen").hidden = false;
   }
 })();

@@ -14,13 +14,17 @@ from pyvae.report.panels import MARKED_ROWS, Line, Panel
 
 SCRIPT = "charts.js"
 """What a page with charts runs; see :func:`pyvae.report.markup.document`."""
-HUES = 10
-"""Colours that differ in light and in dark: those of more lines are in the lines themselves."""
+_HUES = 10  # that the style sheet has, for light and for dark
 _WIDTH, _HEIGHT = 420, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 36
 _BUCKETS = 300  # each keeps its least and its greatest value
 _POINTS = 300
 _DIGITS = 5
+_LETTERS = {"latent": "z", "code": "c"}
+_HINT = (
+    "Move over a panel to read all of them off at one step, or focus it and use the arrow keys; a name below a panel "
+    "hides its line. Otherwise the last values stand beside the names."
+)
 
 
 class Scale(NamedTuple):
@@ -40,8 +44,8 @@ class Scale(NamedTuple):
         return np.where(np.isfinite(share), self.start + share * (self.end - self.start), np.nan)
 
 
-def charts(panels: Sequence[Panel]) -> str:
-    """Panels side by side; those with the same abscissa are read off together."""
+def charts(panels: Sequence[Panel], caption: str) -> str:
+    """Panels side by side with their caption; those with the same abscissa are read off together."""
     drawn = [panel for panel in panels if panel.lines]
     thin = [[thinned(line) for line in panel.lines] for panel in drawn]
     grids: dict[tuple[float, ...], int] = {}
@@ -70,8 +74,7 @@ def charts(panels: Sequence[Panel]) -> str:
     points = data.replace("<", "\\u003c")
     return (
         f'<div class="charts">{"".join(parts)}<script type="application/json">{points}</script></div>\n'
-        '<p class="note screen" hidden>Move over a panel to read all of them off at one step, or focus it and use the arrow '
-        "keys; a name below a panel hides its line. The numbers beside the names are the last ones otherwise.</p>\n"
+        f'<p class="note">{html.escape(caption)}<span class="screen" hidden> {_HINT}</span></p>\n'
     )
 
 
@@ -132,11 +135,11 @@ def _scales(panel: Panel) -> tuple[Scale, Scale]:
 
 
 def _chart(panel: Panel, lines: Sequence[Line], x: Scale, y: Scale) -> str:
-    classes = [_colour(line, len(lines)) for line in lines]
+    classes = [colour(line.hue, panel.hues) for line in lines]
     paths = "".join(_path(line, *kind, x, y) for line, kind in zip(lines, classes, strict=True))
     entries = "".join(
         f'<li><button type="button" aria-pressed="true" disabled><i class="{line.style} {kind}"{style}></i>'
-        f"{html.escape(f'{panel.each} {line.name}' if panel.each else line.name)}<b>{show(_last(line.y))}</b>"
+        f"{html.escape(_name(panel, line))}<b>{show(_last(line.y))}</b>"
         "</button></li>"
         for line, (kind, style) in zip(lines, classes, strict=True)
     )
@@ -149,13 +152,13 @@ def _chart(panel: Panel, lines: Sequence[Line], x: Scale, y: Scale) -> str:
     )
 
 
-def _colour(line: Line, lines: int) -> tuple[str, str]:
-    """Class and style of a line."""
-    if line.hue is None:
+def colour(hue: int | None, hues: int) -> tuple[str, str]:
+    """Class and style attribute of what has a colour; None is that of text."""
+    if hue is None:
         return "ink", ""
-    if lines <= 2 * HUES and line.hue < HUES:
-        return f"h{line.hue}", ""
-    return "", f' style="--c:hsl({360 * line.hue / max(lines, 1):.0f} 65% 50%)"'
+    if hues <= _HUES:
+        return f"h{hue}", ""
+    return "", f' style="--c:hsl({360 * hue / hues:.0f} 65% 50%)"'
 
 
 def _path(line: Line, kind: str, style: str, x: Scale, y: Scale) -> str:
@@ -225,6 +228,10 @@ def show(value: float | None) -> str:
     return f"{value:.4g}"
 
 
+def _name(panel: Panel, line: Line) -> str:
+    return line.name if panel.each is None else f"{_LETTERS.get(panel.each, panel.each)}{line.name}"
+
+
 def _last(values: np.ndarray) -> float | None:
     return float(values[-1]) if len(values) else None
 
@@ -232,8 +239,7 @@ def _last(values: np.ndarray) -> float | None:
 def _said(panel: Panel) -> str:
     """What a panel shows, for who does not see it."""
     ends = _some(
-        f"{f'{panel.each} {line.name}' if panel.each else line.name} from {show(float(line.y[0]))} to "
-        f"{show(_last(line.y))}"
+        f"{_name(panel, line)} from {show(float(line.y[0]))} to {show(_last(line.y))}"
         for line in panel.lines
         if line.style != "faint"
     )

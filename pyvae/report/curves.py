@@ -28,4 +28,4 @@ def draw(run: RunDirectory, trace: Trace | None) -> str:
             f'<p class="notice">The trace of {html.escape(run.path.name)} is lost: there are no curves.</p>'
         )
     save(draw_trace(trace), run.figures / "trace.png")
-    return f'{charts(panels_of(trace))}<p class="note">{html.escape(caption(trace))}</p>'
+    return charts(panels_of(trace), caption(trace))

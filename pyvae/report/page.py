@@ -239,8 +239,8 @@ def _caption(evaluation: Evaluation) -> str:
     )
     if evaluation.dependence:
         text += (
-            f" The factor columns give {term('eta_squared')}, the share of the variance of the latent's mean that the factor "
-            "alone explains; the strongest factor of each active latent is marked."
+            f" The factor columns give {term('eta_squared')}, the share of the variance of the latent's mean that the "
+            "factor alone explains; the strongest factor of each active latent is marked."
         )
     else:
         text += (

@@ -55,6 +55,8 @@ class Panel(NamedTuple):
     """Whether the ordinate is logarithmic."""
     each: str | None = None
     """What each line is of, where there is one for each of many: a latent, a code."""
+    hues: int = 2
+    """Colours that its lines are drawn from."""
 
 
 def panels_of(trace: Trace) -> list[Panel]:
@@ -85,22 +87,25 @@ def panels_of(trace: Trace) -> list[Panel]:
     return found + [_panel(trace, name, _title(name)) for name in _own(trace)]
 
 
-def shared_panels(traces: Mapping[str, Trace]) -> list[Panel]:
+def shared_panels(traces: Mapping[str, Trace | None]) -> list[Panel]:
     """What several trainings have in common, a line for each in each panel, by its name.
 
-    Of what differs between minibatches the running means alone; what one of them alone has stands there too.
+    Of what differs between minibatches the running means alone; what one of them alone has stands there too. One
+    without a trace keeps its colour.
     """
-    terms = {run: _terms(trace) for run, trace in traces.items()}
+    terms = {run: _terms(trace) for run, trace in traces.items() if trace is not None}
     found = []
     for title in dict.fromkeys(title for own in terms.values() for title in own):
         lines = []
         for hue, (run, trace) in enumerate(traces.items()):
-            if (name := terms[run].get(title)) is not None:
+            if trace is not None and (name := terms[run].get(title)) is not None:
                 plain = len(trace["step"]) < SMOOTHED_ROWS or name == "capacity"
                 lines.append(Line(run, trace["step"], trace[name] if plain else smooth(trace[name]), hue=hue))
         values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
         if title not in (_OF_ALL["beta"], _OF_ALL["capacity"]) or varies(values):
-            found.append(Panel(title, lines, log=title == _OF_ALL["recon"] and _is_wide(values)))
+            found.append(
+                Panel(title, lines, log=title == _OF_ALL["recon"] and _is_wide(values), hues=len(traces))
+            )
     return found
 
 
@@ -190,4 +195,4 @@ def _each(trace: Trace, prefix: str, title: str, each: str, against: str = "step
         )
         for j, name in enumerate(names)
     ]
-    return Panel(title, lines, each=each)
+    return Panel(title, lines, each=each, hues=len(lines))

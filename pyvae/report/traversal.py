@@ -85,11 +85,7 @@ def draw(
     seeds: Sequence[int] | None = None,
 ) -> list[tuple[Path, int]]:
     """Files and the seeds that they start from, for a network whose latents' KL is known."""
-    if not 0 < span <= _FARTHEST or not 2 <= columns <= generated.MOST_COLUMNS:
-        raise RunError(
-            f"a traversal needs a span above 0 and at most {_FARTHEST:g}, and 2 to {generated.MOST_COLUMNS} columns, "
-            f"got {span} and {columns}"
-        )
+    check(span, columns)
     seeds = default_seeds(dataset) if seeds is None else seeds
     for seed in seeds:
         if not 0 <= seed < len(dataset):
@@ -103,6 +99,15 @@ def draw(
         files.append((write_png(traversal, kl, stem.with_suffix(".png"), names), seed))
         files.append((_write_gif(traversal, stem.with_suffix(".gif")), seed))
     return files
+
+
+def check(span: float, columns: int) -> None:
+    """Raise RunError unless latents can go from ``-span`` to ``span`` in so many columns."""
+    if not 0 < span <= _FARTHEST or not 2 <= columns <= generated.MOST_COLUMNS:
+        raise RunError(
+            f"a traversal needs a span above 0 and at most {_FARTHEST:g}, and 2 to {generated.MOST_COLUMNS} columns, "
+            f"got {span} and {columns}"
+        )
 
 
 def default_seeds(dataset: Dataset) -> tuple[int, ...]:

@@ -81,7 +81,7 @@ TERMS: dict[str, Term] = {
     "speed": Term(
         "speed",
         "Steps by the time that they took, over the whole run, on the device that is named under Recipe.",
-        "higher",
+        None,
         "steps/s",
     ),
     "eta_squared": Term(

@@ -4,9 +4,9 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pyvae.report import traversal
 from pyvae.report.glossary import term
 from pyvae.report.markup import row
-from pyvae.report.traversal import ACTIVE_NATS
 
 
 def latents_table(metrics: Mapping[str, Any]) -> str:
@@ -20,7 +20,7 @@ def latents_table(metrics: Mapping[str, Any]) -> str:
     head = f'<th scope="col" class="number">{term("kl")}, nats</th>{names}'
     rows = [f'<tr><th scope="col">latent</th>{head}</tr>']
     for j in sorted(range(len(kl)), key=lambda j: -kl[j]):
-        active = kl[j] >= ACTIVE_NATS
+        active = kl[j] >= traversal.ACTIVE_NATS
         cells = [f'<td class="number">{kl[j]:.3f}</td>']
         shares = dependence[j] if dependence else []
         for share in shares:
@@ -41,4 +41,4 @@ def codes_table(bounds: Sequence[float]) -> str:
 
 def active_latents(kl: Sequence[float]) -> tuple[str, str]:
     """How many latents are active, and of how many."""
-    return str(sum(each >= ACTIVE_NATS for each in kl)), f"of {len(kl)}"
+    return str(sum(each >= traversal.ACTIVE_NATS for each in kl)), f"of {len(kl)}"

@@ -114,9 +114,10 @@ def figure(path: Path, caption: str, *, alt: str) -> str:
 
 def picture(form: str, content: bytes, caption: str, *, alt: str) -> str:
     """An image with its caption, from the content of a file in the format "png", "jpeg" or "gif"."""
-    kind = "scroll" if form == "gif" else "scroll wide"
+    # paper does not move
+    place, kind = (' class="screen"', "scroll") if form == "gif" else ("", "scroll wide")
     return (
-        f'<figure><div class="{kind}">{image(form, content, alt)}</div>'
+        f'<figure{place}><div class="{kind}">{image(form, content, alt)}</div>'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>\n"
     )
 

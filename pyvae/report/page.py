@@ -8,17 +8,18 @@ from typing import Any
 
 from pyvae.data.dataset import Dataset
 from pyvae.engine.files import write_atomically
-from pyvae.engine.recipe import objective_label
+from pyvae.engine.recipe import Recipe, objective_label
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import printable
 from pyvae.evaluation import read_likelihood, read_scores, write_metrics
 from pyvae.evaluation.averages import Evaluation, evaluate
 from pyvae.report import curves, generated, markup, reconstructions, snapshots, traversal
 from pyvae.report.charts import SCRIPT
-from pyvae.report.glossary import TERMS, glossary, scores_in, term
+from pyvae.report.glossary import TERMS, explained, glossary, scores_in, term
 from pyvae.report.latents import active_latents, codes_table, latents_table
 from pyvae.report.markup import Section, document, duration, figure
 from pyvae.report.panels import Trace
+from pyvae.report.settings import meanings
 from pyvae.report.trained import Trained, TrainedPair, load_trained, load_trained_pair
 
 
@@ -249,15 +250,20 @@ def _caption(evaluation: Evaluation) -> str:
     return text
 
 
-def _recipe(run: RunDirectory) -> Iterable[tuple[str, str]]:
-    values = run.recipe.to_json()
+def _recipe(run: RunDirectory) -> Iterator[tuple[str, str]]:
+    """Settings and their values; the name of a setting, with what it means, is HTML."""
+    recipe = run.recipe
+    texts = meanings(Recipe) | meanings(type(recipe.objective))
+    values = recipe.to_json()
     objective = values.pop("objective")
     values.pop("format")
     values.pop("sources", None)
     for name, value in {"objective": objective.pop("name"), **objective, **values}.items():
-        yield name.replace("_", " "), str(value)
-    for source in run.recipe.sources:
-        yield f"SHA-256 of {source.file}", source.sha256
+        called = name.replace("_", " ")
+        text = texts.get(name)
+        yield explained(called, text) if text else html.escape(called), str(value)
+    for source in recipe.sources:
+        yield html.escape(f"SHA-256 of {source.file}"), source.sha256
 
 
 def _provenance(trained: Trained | TrainedPair) -> Iterable[tuple[str, str]]:
@@ -271,11 +277,12 @@ def _provenance(trained: Trained | TrainedPair) -> Iterable[tuple[str, str]]:
     if (taken := metadata.get("convolutions", "none")) != "none":
         before = [f"{name} until step {step:,}" for name, step in metadata.get("convolutions_before", [])]
         yield "convolutions", f"{taken} ({', '.join(before)})" if before else taken
-    yield from metadata.get("versions", {}).items()
+    for name, version in metadata.get("versions", {}).items():
+        yield html.escape(name), version
 
 
-def _table(rows: Iterable[Sequence[str]]) -> str:
+def _table(rows: Iterable[tuple[str, str]]) -> str:
     cells = "".join(
-        f'<tr><th scope="row">{html.escape(a)}</th><td>{html.escape(b)}</td></tr>' for a, b in rows
+        f'<tr><th scope="row">{name}</th><td>{html.escape(value)}</td></tr>' for name, value in rows
     )
     return f"<table>{cells}</table>"

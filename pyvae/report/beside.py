@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyvae.data.dataset import Dataset
 from pyvae.data.subset import subset
-from pyvae.engine.files import cause_of, make_directory, write_atomically
+from pyvae.engine.files import cause_of, check_writable, make_directory, write_atomically
+from pyvae.engine.models import GeneratorModel
 from pyvae.engine.recipe import flat, objective_label
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
@@ -38,7 +39,7 @@ KIND = "comparison"
 _IMAGES = 12
 _COLUMNS = 9
 _ROWS = 10
-_SIDE = 64
+_SIDE = 48
 """Pixels of an image of a row."""
 _NOISE = 2
 _DIGITS = {"recon": 2, "kl": 2, "elbo": 2, "log_p": 2, "iwae_64": 2, "effective_sample_size": 1, "speed": 1}
@@ -141,6 +142,7 @@ def _check(out: Path) -> None:
             raise RunError(f"{out} is there already and no comparison of runs: name another --out")
     except OSError as error:
         raise RunError(f"cannot read {out}: {cause_of(error)}") from error
+    check_writable(out.parent)
 
 
 def _member(label: str, run: RunDirectory, whole: Dataset) -> Member:
@@ -216,7 +218,7 @@ def _table(members: Sequence[Member], numbers: Sequence[Mapping[str, Number]], k
 
 def show(key: str, value: float) -> str:
     """A number with as many digits as it deserves."""
-    return f"{value:,.0f}" if key in _COUNTS else f"{value:,.{_DIGITS.get(key, 3)}f}"
+    return f"{value:,.0f}" if key in _COUNTS else f"{value:.{_DIGITS.get(key, 3)}f}"
 
 
 def _difference(key: str, first: Number | None, number: Number) -> str:
@@ -332,23 +334,32 @@ def _settings(members: Sequence[Member]) -> str:
 
 @torch.inference_mode()
 def _reconstructions(members: Sequence[Member]) -> str:
-    shown = [(i, m) for i, m in enumerate(members) if isinstance(m.trained.net, Autoencoder)]
-    if not shown or len({(m.dataset.fingerprint, m.dataset.image_shape) for _, m in shown}) > 1:
+    if len({(m.dataset.fingerprint, m.dataset.image_shape) for m in members}) > 1:
         return ""
-    first = shown[0][1].dataset
+    first = members[0].dataset
     index = subset(first, _IMAGES)
-    rows = [_row("input", [first.images(index)], "Images of the data")]
-    for i, member in shown:
-        net = member.trained.net
-        assert isinstance(net, Autoencoder)
-        mu, _ = posterior(net, member.dataset, index)
-        means = torch.sigmoid(net.decoder(mu))
-        rows.append(_row(_name(members, i), [means], f"The same images, as {member.label} reconstructs them"))
-    without = [member.label for i, member in enumerate(members) if i not in dict(shown)]
+    rows = [_row("input", first.images(index), "Images of the data")]
+    for i, member in enumerate(members):
+        alt = f"The same images, as {member.label} reconstructs them"
+        rows.append(_row(_name(members, i), _reconstructed(member, index), alt))
     note = "Each image is decoded from the mean of its posterior."
-    if without:
-        note += f" Generators have nothing to reconstruct with: {', '.join(without)}."
+    if any(member.run.adversarial for member in members):
+        note += (
+            " A generator makes it from the codes that its critic reads in the image, and noise that has nothing to do "
+            "with it."
+        )
     return _strips(rows) + f'<p class="note">{html.escape(note)}</p>'
+
+
+def _reconstructed(member: Member, index: Tensor) -> Tensor:
+    net, objective = member.trained.net, member.run.recipe.objective
+    if isinstance(net, Autoencoder):
+        mu, _ = posterior(net, member.dataset, index)
+        return torch.sigmoid(net.decoder(mu))
+    assert isinstance(objective, InfoGAN)
+    model = GeneratorModel(net, member.dataset.image_shape, objective)
+    mu, _ = model.encode(member.dataset.images(index))
+    return torch.sigmoid(model.decode(mu, objective.draw(make_key(_NOISE), len(index)).noise))
 
 
 def _traversals(members: Sequence[Member], span: float) -> str:
@@ -369,7 +380,7 @@ def _traversal(member: Member, span: float) -> str:
         moved = generated.moved(objective, net, objective.draw(make_key(_NOISE), 1), _COLUMNS)
         bounds = member.metrics["information_of_codes"]
         rows = [
-            _row(f"c{j}<br><small>{bounds[j]:.2f}</small>", [moved[j]], f"Images as code {j} moves")
+            _row(f"c{j}<br><small>{bounds[j]:.2f}</small>", moved[j], f"Images as code {j} moves")
             for j in range(min(len(moved), _ROWS))
         ]
         return _strips(rows)
@@ -381,7 +392,7 @@ def _traversal(member: Member, span: float) -> str:
     rows = [
         _row(
             f"{html.escape(names[j])}<br><small>{kl[j]:.2f}</small>",
-            [found.decoded[place]],
+            found.decoded[place],
             f"Images as latent {names[j]} moves",
         )
         for place, j in enumerate(found.order[:_ROWS])
@@ -406,12 +417,10 @@ def _strips(rows: Sequence[str]) -> str:
     return f'<div class="scroll"><table class="strips">{"".join(rows)}</table></div>'
 
 
-def _row(name: str, images: Sequence[Tensor], alt: str) -> str:
+def _row(name: str, images: Tensor, alt: str) -> str:
     """Images ``[n, C, H, W]`` in a row behind their name, which is HTML."""
-    cells = "".join(
-        f"<td>{image('png', _png(each), alt, width=len(each) * _SIDE * 3 // 4)}</td>" for each in images
-    )
-    return f'<tr><th scope="row">{name}</th>{cells}</tr>'
+    picture = image("png", _png(images), alt, width=len(images) * _SIDE)
+    return f'<tr><th scope="row">{name}</th><td>{picture}</td></tr>'
 
 
 def _png(images: Tensor) -> bytes:

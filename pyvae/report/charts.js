@@ -1,7 +1,6 @@
 // Lets one read charts off: a crosshair with every line's value, in all panels of one abscissa; lines can be hidden.
 (() => {
   "use strict";
-  const NS = "http://www.w3.org/2000/svg";
   const shown = (value) => {
     if (value === null || value === undefined) return "\u2013";
     const size = Math.abs(value);
@@ -13,10 +12,9 @@
   };
   const nearest = (grid, at) =>
     grid.reduce((best, value, i) => (Math.abs(value - at) < Math.abs(grid[best] - at) ? i : best), 0);
-  const make = (svg, name, attributes) => {
-    const node = document.createElementNS(NS, name);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    return svg.appendChild(node);
+  const make = (svg, name, kind) => {
+    svg.insertAdjacentHTML("beforeend", `<${name} class="${kind}"/>`);
+    return svg.lastElementChild;
   };
 
   const chart = (figure, about, grids, group) => {
@@ -31,9 +29,11 @@
     const title = figure.querySelector("figcaption span").textContent;
     const buttons = [...figure.querySelectorAll(".legend button")];
     const paths = [...svg.querySelectorAll(".line")];
-    const cross = make(svg, "path", { class: "cross off" });
+    const cross = make(svg, "path", "cross off");
     const marks = about.lines.map((_, i) => {
-      const mark = make(svg, "circle", { class: `mark off ${paths[i].getAttribute("class").match(/\b(h\d|ink)\b/)?.[0] ?? ""}`, r: 3.5 });
+      const hue = [...paths[i].classList].find((name) => /^(h\d|ink)$/.test(name)) ?? "";
+      const mark = make(svg, "circle", `mark off ${hue}`);
+      mark.setAttribute("r", 3.5);
       mark.style.cssText = paths[i].style.cssText;
       return mark;
     });

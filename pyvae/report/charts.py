@@ -51,8 +51,12 @@ def charts(panels: Sequence[Panel], caption: str) -> str:
     grids: dict[tuple[float, ...], int] = {}
     described = []
     parts = []
+    widths: dict[str, list[float]] = {}
+    for panel in drawn:
+        for line in panel.lines:
+            widths.setdefault(panel.x_title, []).extend((float(line.x.min()), float(line.x.max())))
     for panel, lines in zip(drawn, thin, strict=True):
-        scales = _scales(panel)
+        scales = _scales(panel, min(widths[panel.x_title]), max(widths[panel.x_title]))
         parts.append(_chart(panel, lines, *scales))
         described.append(
             {
@@ -116,11 +120,9 @@ def _rounded(values: np.ndarray) -> list[float | None]:
     return [float(f"{v:.{_DIGITS}g}") if math.isfinite(v) else None for v in values.tolist()]
 
 
-def _scales(panel: Panel) -> tuple[Scale, Scale]:
-    x = np.concatenate([line.x for line in panel.lines]).astype(float)
+def _scales(panel: Panel, left: float, right: float) -> tuple[Scale, Scale]:
     y = np.concatenate([line.y for line in panel.lines]).astype(float)
     y = y[np.isfinite(y) & ((y > 0) if panel.log else True)]
-    left, right = float(x.min()), float(x.max())
     low, high = (float(y.min()), float(y.max())) if len(y) else (0.0, 1.0)
     log = panel.log and low > 0
     if log:
@@ -188,6 +190,8 @@ def _axes(panel: Panel, x: Scale, y: Scale) -> str:
             f'<text x="{_LEFT - 6}" y="{at + 3.5:.1f}" text-anchor="end">{show(value)}</text>'
         )
     for value in ticks(x):
+        if panel.x_title == "step" and not value.is_integer():
+            continue
         at = float(x(np.array(value)))
         parts.append(
             f'<path class="grid" d="M{at:.1f} {_HEIGHT - _BOTTOM}v4"/>'
@@ -210,7 +214,7 @@ def ticks(scale: Scale, most: int = 6) -> list[float]:
                 break
         found = found[:: -(-len(found) // most)] if len(found) > most else found
         # within less than a decade round values may be missing: an even division has them
-        return found if len(found) > 1 else ticks(scale._replace(log=False), most)
+        return found if len(found) > 2 else ticks(scale._replace(log=False), most)
     rough = (scale.high - scale.low) / (most - 1)
     unit = 10.0 ** math.floor(math.log10(rough))
     step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)

@@ -267,7 +267,7 @@ def _runs(members: Sequence[Member], out: Path) -> str:
 
 def _name(members: Sequence[Member], i: int) -> str:
     kind, style = colour(i, len(members))
-    return f'<span class="swatch {kind}"{style}></span>{html.escape(members[i].label)}'
+    return f'<span class="name {kind}"{style}>{html.escape(members[i].label)}</span>'
 
 
 def _link(members: Sequence[Member], i: int, out: Path) -> str:

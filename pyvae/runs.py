@@ -354,6 +354,10 @@ def compare(
         raise RunError('runs: give two or more, as ["runs/a", "runs/b"]')
     opened: list[tuple[RunDirectory, Dataset]] = []
     for each in runs:
+        if not isinstance(each, Run) and Path(each).is_file():
+            # a shell's runs/* names the pages that lie there too
+            _LOG.warning("%s is a file, not the directory of a run: left out", each)
+            continue
         run = each if isinstance(each, Run) else Run(each, data=data)
         run._share([dataset for _, dataset in opened])
         opened.append(run._opened())

@@ -180,8 +180,10 @@ def test_it_is_a_command_and_a_function(folder, tmp_path, monkeypatch, capsys):
             cli.main()
         return ended.value.code
 
-    assert command("a", "b", "long", "--out", "three.html") in (0, None)
+    (folder / "results.csv").write_text("")
+    assert command("a", "b", "long", "results.csv", "--out", "three.html") in (0, None)
     assert capsys.readouterr().out == "three.html\n"
+    (folder / "results.csv").unlink()
     assert "a and 2 others" in (folder / "three.html").read_text()
     assert command("a", "--out", "x.html") == (
         "pyvae: error: --out is of several runs: name more than one, or leave it out"

@@ -157,7 +157,9 @@ def test_the_page_is_complete_and_needs_nothing_else(run):
     page = Page(path.read_text())
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert path == run.path / "report.html"
-    parts = "results training reconstructions explorer latent-traversals recipe compare".split()
+    parts = (
+        "results", "training", "reconstructions", "explorer", "latent-traversals", "recipe", "compare",
+    )  # fmt: skip
     assert page.links == [f"#{part}" for part in parts]
     assert len(page.sources) == 7 + 13  # those of the explorer: what to start from, and the input
     assert all(s.startswith(("data:image/png;base64,", "data:image/gif;base64,")) for s in page.sources)

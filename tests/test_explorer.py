@@ -2,12 +2,11 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-import pyvae
+import pyvae.runs
 from explorer_nets import many_layers, widened
 from pyvae import cli
 from pyvae.evaluation.averages import Evaluation, evaluate
@@ -188,17 +187,12 @@ def test_names_cannot_end_the_script():
     assert "follows &lt;/script&gt;" in text
 
 
-def test_a_report_without_an_explorer(tmp_path, monkeypatch):
-    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
-    np.save(tmp_path / "images.npy", images)
-    small = {
-        "data": str(tmp_path / "images.npy"),
-        "image_size": 8,
-        "architecture": "rainforth",
-        "batch_size": 4,
-    }
-    run = pyvae.train("vae", steps=1, out=tmp_path / "run", **small)
-    monkeypatch.setattr("sys.argv", ["pyvae", "report", str(run.path), "--no-explorer"])
-    with pytest.raises(SystemExit, match="0"):
-        cli.main()
-    assert 'class="explorer' not in (run.path / "report.html").read_text()
+def test_the_command_line_can_leave_it_out(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(pyvae.runs.Run, "_directory", lambda run: None)
+    monkeypatch.setattr(pyvae.runs.Run, "report", lambda run, **options: given.append(options) or tmp_path)
+    for further in ([], ["--no-explorer"]):
+        monkeypatch.setattr("sys.argv", ["pyvae", "report", str(tmp_path), *further])
+        with pytest.raises(SystemExit, match="0"):
+            cli.main()
+    assert [options["explorer"] for options in given] == [True, False]

@@ -196,10 +196,12 @@ def test_two_reports_say_the_same(run):
     assert (run.path / "metrics.json").read_text() == first
 
 
-def test_a_short_run_says_so(tmp_path):
+def test_a_short_run_says_so_and_the_explorer_can_be_left_out(tmp_path):
     run = make_run(tmp_path / "run", steps=2)
     longer = RunDirectory.create_or_resume(run.path, replace(RECIPE, steps=1000))
-    assert "made 2 of its 1,000 steps" in Page(report(longer, TinyData()).read_text()).text
+    text = report(longer, TinyData(), explorer=False).read_text()
+    assert "made 2 of its 1,000 steps" in Page(text).text
+    assert "pyvaeNetwork" not in text
 
 
 def test_other_data_than_it_was_trained_on(run):

@@ -71,6 +71,7 @@ def on_page_content(content: str, **_: Any) -> str:
     """Formulas as MathML, which browsers draw without a script."""
 
     def formula(found: re.Match[str]) -> str:
-        return convert(html.unescape(found[3]).strip(), display="block" if found[2] == "[" else "inline")
+        drawn = convert(html.unescape(found[3]).strip(), display="block" if found[2] == "[" else "inline")
+        return drawn.replace("<mi>log</mi>", '<mi>log</mi><mspace width="0.17em" />')
 
     return _FORMULA.sub(formula, content)

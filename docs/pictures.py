@@ -52,7 +52,10 @@ def traversal(run: pyvae.Run, path: Path) -> None:
     numbers = json.loads((run.path / "metrics.json").read_text())
     model = run.model()
     mu, _ = model.encode(run.dataset.images([START]))
-    chosen = strongest(numbers)
+    if not (chosen := strongest(numbers)):
+        raise pyvae.PyvaeError(
+            f"{run.path}: no latent has {ACTIVE_NATS} nats, so nothing moves: train it for longer"
+        )
     frames = []
     for frame in range(FRAMES):
         value = -SPAN * math.cos(2 * math.pi * frame / FRAMES)

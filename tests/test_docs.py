@@ -121,6 +121,26 @@ def test_pictures_are_made_by_the_script_and_small_and_shown():
         assert path.stat().st_size < 300_000, path
 
 
+@pytest.mark.slow
+def test_pictures_can_be_made_of_a_run(tmp_path, monkeypatch):
+    pictures = docs_module("pictures")
+    pyvae.train("demo", out=tmp_path / "demo", beta=0.0, steps=30, device="cpu")
+    monkeypatch.setattr(pictures, "OUT", tmp_path / "made")
+    monkeypatch.setattr(sys, "argv", ["pictures.py", str(tmp_path / "demo")])
+    assert pictures.main() == 0
+    made = {path.name for path in (tmp_path / "made").iterdir()}
+    assert made >= {"traversal.gif", "traversal.png", "reconstructions.png", "trace.png"}
+
+
+def test_latents_are_named_after_what_they_follow():
+    numbers = {
+        "kl_of_latents": [0.01, 1.0, 2.0],
+        "factors": ["scale", "posX"],
+        "eta_squared": [[0.9, 0.9], [0.1, 0.7], [0.4, 0.3]],
+    }
+    assert docs_module("pictures").strongest(numbers) == [(2, "z2"), (1, "posX")]
+
+
 def anchors(page):
     """Of its headings, as GitHub and the site make them."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)

@@ -8,6 +8,8 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
 
 import pytest
 
@@ -220,14 +222,27 @@ def site(tmp_path_factory):
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return {str(path.relative_to(out)): path.read_text() for path in out.rglob("*.html")} | {
-        "search": (out / "search/search_index.js").read_text()
-    }
+    return Site(out, {str(path.relative_to(out)): path.read_text() for path in out.rglob("*.html")})
+
+
+class Site(NamedTuple):
+    out: Path
+    pages: dict[str, str]
+
+
+def test_links_of_the_site_lead_to_pages_of_the_site(site):
+    for name, text in site.pages.items():
+        if name == "404.html":
+            continue  # it may be shown at any address, so its links begin at the root
+        for target in set(re.findall(r"""(?:href|src)="?([^"#> ]+)""", text)):
+            if not re.match(r"\w+:", target):
+                file = site.out / name.rpartition("/")[0] / unquote(target.split("?")[0])
+                assert file.exists(), f"{name}: {target}"
 
 
 def test_the_site_asks_nothing_of_a_network(site):
-    assert len(site) > len(METHODS) + 20
-    for name, text in site.items():
+    assert len(site.pages) > len(METHODS) + 20
+    for name, text in site.pages.items():
         asked = re.findall(
             r"<(?:script|img|link|iframe|source)\b[^>]*?(?:src|href)=\"?(https?:[^\" >]+)", text
         )
@@ -236,7 +251,7 @@ def test_the_site_asks_nothing_of_a_network(site):
 
 def test_formulas_of_the_site_are_mathml(site):
     for page in METHODS:
-        text = site[f"methods/{page.stem}.html"]
+        text = site.pages[f"methods/{page.stem}.html"]
         assert text.count('display="block"') >= 1, page
         assert "arithmatex" not in text, page
         assert "$$" not in text, page
@@ -249,15 +264,16 @@ def test_reference_pages_have_what_docstrings_say(site):
         "api/objectives.html": "Weight of the total correlation.",
         "ops/bernoulli_nll.html": "Bernoulli negative log-likelihood of images",
     }.items():
-        assert words in site[name], name
-    for name, text in site.items():
+        assert words in site.pages[name], name
+    for name, text in site.pages.items():
         if name.startswith(("api/", "ops/")):
             assert not re.search(r":(?:func|class|meth|data|attr|mod):", text), name
 
 
 def test_the_site_finds_pages_and_docstrings(site):
-    assert "anti-windup" in site["search"]
-    assert "pyvae.metrics.mig.mig" in site["search"]
+    index = (site.out / "search/search_index.js").read_text()
+    assert "anti-windup" in index
+    assert "pyvae.metrics.mig.mig" in index
 
 
 @pytest.mark.parametrize(

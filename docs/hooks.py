@@ -72,6 +72,6 @@ def on_page_content(content: str, **_: Any) -> str:
 
     def formula(found: re.Match[str]) -> str:
         drawn = convert(html.unescape(found[3]).strip(), display="block" if found[2] == "[" else "inline")
-        return drawn.replace("<mi>log</mi>", '<mi>log</mi><mspace width="0.17em" />')
+        return re.sub("<mi>(log|exp)</mi>", r'\g<0><mspace width="0.17em" />', drawn)
 
     return _FORMULA.sub(formula, content)

@@ -27,6 +27,7 @@ START = DSPRITES_SEEDS[0]
 SPAN = 2.0
 TILES, SIDE, GAP, LINE = 5, 128, 6, 24
 FRAMES, MILLISECONDS, GREYS = 32, 70, 24
+WIDTH, MARGIN, SETTLED = 1180, 14, 5_000
 FOLLOWS = 0.5
 """A latent is called after a factor that explains so much of its variance."""
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -112,7 +113,7 @@ def browser() -> Iterator[Any]:
 
 def screenshots(report: Path, running: Any) -> list[Path]:
     """The report as it opens, and its explorer by itself where it has one."""
-    page = running.new_page(viewport={"width": 1180, "height": 820}, color_scheme="light")
+    page = running.new_page(viewport={"width": WIDTH, "height": 820}, color_scheme="light")
     page.goto(report.resolve().as_uri())
     page.wait_for_timeout(1_000)
     made = [OUT / "report.png"]
@@ -120,9 +121,15 @@ def screenshots(report: Path, running: Any) -> list[Path]:
     explorer = page.locator(".explorer:visible")
     if explorer.count():
         made.append(OUT / "explorer.png")
-        explorer.first.screenshot(path=made[-1])
+        page.set_viewport_size(
+            {"width": WIDTH, "height": round(explorer.first.bounding_box()["height"]) + 2 * MARGIN}
+        )
+        explorer.first.evaluate("(element, margin) => scrollTo(0, element.offsetTop - margin)", MARGIN)
+        # it draws what is in sight, bit by bit
+        page.wait_for_timeout(SETTLED)
+        page.screenshot(path=made[-1])
     for path in made:
-        still(path, path, width=1180, colours=96)
+        still(path, path, width=WIDTH, colours=96)
     return made
 
 

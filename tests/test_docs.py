@@ -217,7 +217,7 @@ def test_commands_parse(page):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The site, built as `make docs` builds it."""
-    pytest.importorskip("mkdocs", reason="no mkdocs: pip install 'pyvae[docs]'")
+    pytest.importorskip("mkdocs", reason="no mkdocs: pip install 'pyvae-engine[docs]'")
     out = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -290,5 +290,5 @@ def test_the_site_finds_pages_and_docstrings(site):
     ],
 )
 def test_docstrings_become_markdown(written, read):
-    pytest.importorskip("griffe", reason="no mkdocstrings: pip install 'pyvae[docs]'")
+    pytest.importorskip("griffe", reason="no mkdocstrings: pip install 'pyvae-engine[docs]'")
     assert read in docs_module("docstrings").rewritten(written, "pyvae.x.Y")

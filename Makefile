@@ -2,6 +2,7 @@
 # make test    install what the tests need, check style and types, run the tests
 # make slow    the tests that take minutes
 # make bench      time ops, metrics, training and what other libraries are there: a few minutes on a CPU
+# make docs    build the documentation as a site: site/index.html
 # make gpu     prove and measure everything on a GPU, MINUTES=11 at a time
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 BENCH = $(BIN)/python benchmarks
 
-.PHONY: demo test lint slow bench gpu
+.PHONY: demo test lint docs slow bench gpu
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -29,6 +30,11 @@ test: lint
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# without a network; any warning is an error
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open site/index.html"
 
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
@@ -51,7 +57,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/* cs
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --no-build-isolation --editable ".[test,ray,onnx]" lightning pythae
+	$(PIP) --no-build-isolation --editable ".[test,docs,ray,onnx]" lightning pythae
 	# without torchvision, whose wheels want a torch with CUDA and keep Lightning from loading beside one without
 	$(PIP) --no-deps disent
 	touch $@

@@ -70,7 +70,11 @@ def _draw_panel(axes: Any, panel: Panel) -> None:
 
     many = len(panel.lines) > 10
     colours = colormaps["turbo" if many else "tab10"]
-    widths = {"faint": {"lw": 0.6, "alpha": 0.3}, "mean": {"lw": 1.4}, "dashed": {"lw": 1, "ls": "--"}}
+    widths: dict[str, dict[str, Any]] = {
+        "faint": {"lw": 0.6, "alpha": 0.3},
+        "mean": {"lw": 1.4},
+        "dashed": {"lw": 1, "ls": "--"},
+    }
     for line in panel.lines:
         marker = "." if len(line.x) < MARKED_ROWS and line.style == "plain" else None
         share = line.hue / (len(panel.lines) - 1) if many and line.hue is not None else line.hue

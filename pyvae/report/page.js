@@ -7,13 +7,17 @@
     const width = Math.min(416, innerWidth - 16);
     about.style.width = `${width}px`;
     const at = term.firstChild.getBoundingClientRect();
+    // measured before the browser knows that one hovers or has touched
+    about.style.display = "block";
     const height = about.offsetHeight;
-    const below = at.bottom + 6 + height <= innerHeight || at.top < height + 6;
+    about.style.display = "";
+    // above, where it hides no number, unless the contents are in the way
+    const above = at.top - height - 6 > 44;
     Object.assign(about.style, {
       left: `${Math.max(8, Math.min(at.left, innerWidth - width - 8))}px`,
       right: "auto",
       bottom: "auto",
-      top: `${below ? at.bottom + 6 : at.top - height - 6}px`,
+      top: `${above ? at.top - height - 6 : at.bottom + 6}px`,
     });
   };
   const terms = document.querySelectorAll(".term");

@@ -3,10 +3,8 @@
 import ast
 import inspect
 import textwrap
-from functools import cache
 
 
-@cache
 def meanings(kind: type) -> dict[str, str]:
     """Texts below the fields of a dataclass and of those that it is made from, by the name of the field; of one whose
     source is not there, as of a prompt's, none."""

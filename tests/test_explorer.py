@@ -41,7 +41,7 @@ def test_what_is_held_draws_what_the_network_draws(architecture):
     error = (page.means(z) - expected).abs()
     assert page.largest == pytest.approx(float(error.max()))
     assert page.mean == pytest.approx(float(error.mean()))
-    wide = {i for i, s in enumerate(page.stages) if isinstance(s, Product) and s.rounded.kind == "byte"}
+    wide = {i for i, s in enumerate(page.stages) if isinstance(s, Product) and s.weight.kind == "byte"}
     assert len(wide) == (3 if architecture == "mlp" else 0)
     assert 0 < page.largest < (0.1 if wide else 1e-3)
 
@@ -105,7 +105,7 @@ def test_weights_that_are_not_finite():
 
 def test_large_layers_take_bytes_when_the_whole_is_too_large(monkeypatch):
     decoder = nn.Sequential(nn.Linear(3, 400), nn.ReLU(), nn.Linear(400, 576), nn.Unflatten(1, (1, 24, 24)))
-    kinds = lambda: [s.rounded.kind for s in hold(decoder, codes(4, 3)).stages if isinstance(s, Product)]  # noqa: E731
+    kinds = lambda: [s.weight.kind for s in hold(decoder, codes(4, 3)).stages if isinstance(s, Product)]  # noqa: E731
     assert kinds() == ["short", "short"]
     monkeypatch.setattr(held, "BUDGET", 300_000)
     assert kinds() == ["short", "byte"]

@@ -129,6 +129,8 @@ def test_decodes_as_torch_does(browser, tmp_path, monkeypatch, architecture):
     net = widened(build(architecture, data.image_shape[0], 6, seed=2))
     evaluation = Evaluation(120, 1.0, KL, FACTORS)
     page = write(tmp_path / "page.html", section(net, data, evaluation))
+    if architecture == "burgess":
+        assert page.stat().st_size < 1_000_000  # of the three megabytes of a report
     z = of_autoencoder(net, data, evaluation).measured()[3::7]
     held = hold(net.decoder, z)
     with torch.inference_mode():

@@ -68,6 +68,7 @@
         }
       }
     }
+    if (sum === 0) return "no brightness at all";
     const percent = (share) => `${Math.round(100 * share)} %`;
     const where = `${percent(across / sum / width)} from the left and ${percent(down / sum / height)} from the top`;
     return `mean brightness ${percent(sum / pixels.length)}, its centre ${where}`;
@@ -100,7 +101,6 @@
   });
   const radios = all('[name="explorer-class"]');
   const rounded = (value) => value.toFixed(2).replace("-0.00", "0.00");
-
   const shareOf = ({ span }, value) => Math.min(Math.max((value + span) / (2 * span), 0), 1);
 
   /** A slider as the code has it. */

@@ -40,7 +40,7 @@ class Held:
 
     def accuracy(self) -> str:
         """What the rounding is and costs, in a sentence."""
-        kinds = {s.rounded.kind for s in self.stages if isinstance(s, Product) and s.rounded is not None}
+        kinds = {product.weight.kind for product in _products(self.stages)}
         how = "16 bits each"
         if "byte" in kinds:
             how = "8 bits each" + (", those of small layers in 16" * (len(kinds) > 1))
@@ -63,7 +63,7 @@ def hold(decoder: nn.Module, codes: Tensor) -> Held:
         CannotRunError: a page cannot compute it.
     """
     stages = _rounded(lower(decoder, codes[:2]))
-    size = sum(s.rounded.bytes for s in stages if isinstance(s, Product) and s.rounded is not None)
+    size = sum(product.weight.bytes for product in _products(stages))
     if size > MOST:
         raise CannotRunError(f"its weights would make the page {_size(size * 4 // 3)} larger")
     largest, total, count = 0.0, 0.0, 0
@@ -76,25 +76,24 @@ def hold(decoder: nn.Module, codes: Tensor) -> Held:
 
 
 def _rounded(stages: list[Stage]) -> list[Stage]:
-    found: list[Stage] = [s.held(short) if isinstance(s, Product) else s for s in stages]
+    found = [s.held(short) if isinstance(s, Product) else s for s in stages]
     large = [
-        (s.weight.numel(), i)
-        for i, s in enumerate(stages)
-        if isinstance(s, Product) and len(s.reads) == 1 and s.weight.numel() >= _LARGE
+        (s.weight.values.numel(), i) for i, s in enumerate(stages) if isinstance(s, Product) and _is_large(s)
     ]
-    size = sum(s.rounded.bytes for s in found if isinstance(s, Product) and s.rounded is not None)
     for _, i in sorted(large, reverse=True):
-        if size <= BUDGET:
+        if sum(product.weight.bytes for product in _products(found)) <= BUDGET:
             break
-        before, stage = found[i], stages[i]
-        assert isinstance(before, Product)
-        assert isinstance(stage, Product)
-        after = stage.held(byte)
-        assert before.rounded is not None
-        assert after.rounded is not None
-        size += after.rounded.bytes - before.rounded.bytes
-        found[i] = after
+        [product] = _products(stages[i : i + 1])
+        found[i] = product.held(byte)
     return found
+
+
+def _is_large(product: Product) -> bool:
+    return len(product.reads) == 1 and product.weight.values.numel() >= _LARGE
+
+
+def _products(stages: list[Stage]) -> list[Product]:
+    return [stage for stage in stages if isinstance(stage, Product)]
 
 
 def _size(count: int) -> str:
@@ -102,10 +101,6 @@ def _size(count: int) -> str:
 
 
 def _small(difference: float) -> str:
-    return (
-        "less than 0.0001"
-        if difference < 1e-4
-        else f"{difference:.4f}"
-        if difference < 0.01
-        else f"{difference:.3f}"
-    )
+    if difference < 1e-4:
+        return "less than 0.0001"
+    return f"{difference:.4f}" if difference < 0.01 else f"{difference:.3f}"

@@ -10,6 +10,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from pyvae.nets.adversarial import BatchNorm
 from pyvae.nets.layers import Layers
+from pyvae.report.explorer.rounding import single
 from pyvae.report.explorer.stages import Activation, Affine, Pair, Product, Reorder, Resample, Shape, Stage
 
 _IDLE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -84,7 +85,7 @@ def _stages(layer: nn.Module, kind: type, where: str, before: Shape, after: Shap
     if kind is nn.Linear and len(before) == 1:
         assert isinstance(layer, nn.Linear)
         weight = layer.weight[:, :, None, None]
-        return [Product(_own(weight), _bias(layer, len(weight)), before, after)]
+        return [Product(single(_own(weight)), _bias(layer, len(weight)), before, after)]
     if kind in _CONVOLUTIONS and len(before) == 3:
         return [_convolution(layer, where, before, after)]
     if kind in _NORMALISATIONS:
@@ -116,7 +117,7 @@ def _convolution(layer: nn.Module, where: str, before: Shape, after: Shape) -> P
     transposed = isinstance(layer, nn.ConvTranspose2d)
     weight = _dense(layer.weight, layer.groups, transposed)
     return Product(
-        _own(weight),
+        single(_own(weight)),
         _bias(layer, len(weight)),
         before,
         after,

@@ -1,6 +1,6 @@
 "use strict";
-/* Runs a decoder's layers, one image at a time. Maps lie as [row][column][channel], so that the channels of a pixel, which
-   every product sums over, are neighbours. All memory is taken once, before the first image. */
+/* Runs a decoder's layers, one image at a time. Maps lie as [row][column][channel], so that the channels of a pixel,
+   which every product sums over, are neighbours. All memory is taken once, before the first image. */
 const pyvaeNetwork = (() => {
   const ARRAYS = { single: Float32Array, short: Int16Array, byte: Int8Array };
   const BLOCK = 4; // outputs that are summed side by side
@@ -39,7 +39,7 @@ const pyvaeNetwork = (() => {
     });
   }
 
-  /** A linear layer or a convolution: each output is a sum over the taps that reach it, and over the channels of each. */
+  /** A linear layer or a convolution: an output is a sum over the taps that reach it, and over the channels of each. */
   function product(layer) {
     const { inputs, outputs } = layer;
     const [height, width] = layer.kernel;

@@ -21,7 +21,7 @@ Pair: TypeAlias = tuple[int, int]
 class Product:
     """A linear layer, which is a convolution of maps of one pixel, a convolution or a transposed one."""
 
-    weight: Tensor
+    weight: Rounded
     """``[outputs, inputs, height, width]``, whichever it is."""
     bias: Tensor
     """``[outputs]``."""
@@ -33,11 +33,9 @@ class Product:
     dilation: Pair = (1, 1)
     output_padding: Pair = (0, 0)
     """Rows and columns more of a transposed one."""
-    rounded: Rounded | None = None
-    """The weight as the page holds it."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight = self.weight if self.rounded is None else self.rounded.values
+        weight = self.weight.values
         if len(self.reads) == 1:
             return F.linear(x, weight.flatten(1), self.bias)
         if not self.transposed:
@@ -48,12 +46,11 @@ class Product:
 
     def held(self, rounding: Rounding) -> Product:
         """The same with its weight rounded."""
-        return replace(self, rounded=rounding(self.weight))
+        return replace(self, weight=rounding(self.weight.values))
 
     def to_json(self) -> dict[str, Any]:
         """As the page reads it."""
-        rounded = single(self.weight) if self.rounded is None else self.rounded
-        outputs, inputs, height, width = self.weight.shape
+        outputs, inputs, height, width = self.weight.values.shape
         maps = self.reads if len(self.reads) == 3 else (inputs, 1, 1)
         return {
             "kind": "product",
@@ -66,7 +63,7 @@ class Product:
             "dilation": self.dilation,
             "reads": maps[1:],
             "gives": self.gives[1:] if len(self.gives) == 3 else [1, 1],
-            "weight": rounded.to_json(),
+            "weight": self.weight.to_json(),
             "bias": single(self.bias).to_json(),
         }
 

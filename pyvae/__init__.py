@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         tc_batch,
     )
     from pyvae.runs import Run as Run
+    from pyvae.runs import compare as compare
     from pyvae.runs import open as open
     from pyvae.runs import train as train
 
@@ -77,7 +78,7 @@ _MODULES = (
 )
 _PLACES = {
     **dict.fromkeys(__all__, "pyvae.functional"),
-    **dict.fromkeys(("Run", "open", "train"), "pyvae.runs"),
+    **dict.fromkeys(("Run", "compare", "open", "train"), "pyvae.runs"),
     "PyvaeError": "pyvae.errors",
     "Recipe": "pyvae.engine.recipe",
 }

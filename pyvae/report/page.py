@@ -69,7 +69,6 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0, explorer: 
             "Reconstructions",
             figure(reconstructions.draw(run, net, dataset), reconstructions.CAPTION, alt=reconstructions.ALT),
         ),
-        Section("Explorer", section(net, dataset, evaluation) if explorer else ""),
         Section("Latent traversals", "".join(moved)),
         Section("Traversals on the way", _snapshots(run, dataset, trace, span)),
     ]
@@ -89,6 +88,7 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0, explorer: 
         keys=["eta_squared"] if evaluation.dependence else [],
         caption=_caption(evaluation),
         trace=trace,
+        explorer=section(net, dataset, evaluation) if explorer else "",
         pictures=pictures,
     )
 
@@ -107,7 +107,6 @@ def report_pair(run: RunDirectory, dataset: Dataset, *, explorer: bool = True) -
             "Generated images",
             figure(samples, generated.SAMPLES_CAPTION, alt="A grid of images that the generator made"),
         ),
-        Section("Explorer", pair_section(generated.objective_of(run), trained.net) if explorer else ""),
         Section(
             "Codes",
             "".join(
@@ -131,6 +130,7 @@ def report_pair(run: RunDirectory, dataset: Dataset, *, explorer: bool = True) -
         keys=["information_of_code"],
         caption=generated.BOUND_CAPTION,
         trace=trace,
+        explorer=pair_section(generated.objective_of(run), trained.net) if explorer else "",
         pictures=pictures,
     )
 
@@ -146,6 +146,7 @@ def _write(
     keys: Sequence[str],
     caption: str,
     trace: Trace | None,
+    explorer: str,
     pictures: Sequence[Section],
 ) -> Path:
     steps = trained.steps
@@ -172,6 +173,7 @@ def _write(
     recipe = f"<div>{_table(_recipe(run))}</div><div>{_table(_provenance(trained))}</div>"
     body = [
         Section("Results", f'{columns}\n<p class="note">{caption}</p>\n{explained}'),
+        Section("Explorer", explorer),
         Section("Training", curves.draw(run, trace)),
         *pictures,
         Section("Recipe", f'<div class="columns">{recipe}</div>'),

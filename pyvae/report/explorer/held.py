@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,9 +46,9 @@ class Held:
         if "byte" in kinds:
             how = "8 bits each" + (", those of small layers in 16" * (len(kinds) > 1))
         return (
-            f"The page holds the weights in {how} ({_size(self.bytes)}). By that a pixel, from 0 to 1, is off by at "
-            f"most {_small(self.largest)} and on average by {_small(self.mean)}, measured on {self.codes:,} images "
-            "over the range of these sliders."
+            f"The page holds the weights in {how} ({_size(self.bytes)}). Of pixels from 0 to 1, that moves none by "
+            f"more than {_ceiling(self.largest)}, and all by {_small(self.mean)} on average, measured on "
+            f"{self.codes:,} images over the range of these sliders."
         )
 
 
@@ -98,6 +99,10 @@ def _products(stages: list[Stage]) -> list[Product]:
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{max(count / 1e3, 0.1):.1f} kB"
+
+
+def _ceiling(difference: float) -> str:
+    return f"{math.ceil(max(difference, 1e-9) * 1e4) / 1e4:.4f}"
 
 
 def _small(difference: float) -> str:

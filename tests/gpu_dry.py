@@ -13,10 +13,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import gpu  # noqa: E402
+import interpreter  # noqa: E402
 from gpu_stages import worker  # noqa: E402
 from gpu_stages.plan import STAGES  # noqa: E402
 
@@ -65,6 +68,7 @@ class Forked:
 def main():
     for stage in STAGES:
         importlib.import_module(stage.where)
+    interpreter.quicken(pytest.MonkeyPatch())
     assert threading.active_count() == 1
     gc.collect()
     gc.freeze()

@@ -72,7 +72,9 @@ def test_types_are_the_same():
             assert quick(type_) == plain(type_)
     for _ in range(2):
         block = core.block_type(core.float32, [4, core.constexpr(2)])
-        assert block == core.block_type(core.float32, [4, 2]) != core.block_type(core.int32, [4, 2])
+        again, other = core.block_type(core.float32, [4, 2]), core.block_type(core.int32, [4, 2])
+        assert block == again != other
+        assert block.name == again.name != other.name
         assert (block.name, block.numel, len(block.shape)) == ("<['4', '2'], fp32>", 8, 2)
         with pytest.raises(ValueError, match="power of 2"):
             core.block_type(core.float32, [3])

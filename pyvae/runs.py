@@ -204,11 +204,12 @@ class Run:
             factors = dataset.factor_classes(np.arange(len(dataset)))
         return Codes(table.mu, table.logvar, factors, table.factor_names, table.factor_sizes, table)
 
-    def report(self, *, span: float = 2.0) -> Path:
+    def report(self, *, span: float = 2.0, explorer: bool = True) -> Path:
         """Evaluate it and write ``report.html``, ``metrics.json`` and ``figures/``; returns the path of the page.
 
         Args:
             span: latent traversals go from ``-span`` to ``span``.
+            explorer: whether the page has sliders, and the decoder's weights to draw with.
 
         Raises:
             RunError: no checkpoint, data that is not what it was, or a file that cannot be written.
@@ -218,7 +219,7 @@ class Run:
         directory, dataset = self._opened()
         check_writable(directory.figures)
         with usual_torch():
-            return report.report(directory, dataset, span=span)
+            return report.report(directory, dataset, span=span, explorer=explorer)
 
     def traverse(
         self, *, span: float = 2.0, columns: int = 11, seeds: Sequence[int] | int | None = None

@@ -157,10 +157,11 @@ def test_the_page_is_complete_and_needs_nothing_else(run):
     page = Page(path.read_text())
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert path == run.path / "report.html"
-    assert page.links == [
-        *("#results", "#training", "#reconstructions", "#latent-traversals", "#recipe", "#compare")
-    ]
-    assert len(page.sources) == 7
+    parts = (
+        "results", "training", "reconstructions", "explorer", "latent-traversals", "recipe", "compare",
+    )  # fmt: skip
+    assert page.links == [f"#{part}" for part in parts]
+    assert len(page.sources) == 7 + 13  # those of the explorer: what to start from, and the input
     assert all(s.startswith(("data:image/png;base64,", "data:image/gif;base64,")) for s in page.sources)
     assert f"{metrics['recon']:.2f} nats" in page.text
     assert f"{metrics['kl']:.2f} nats" in page.text
@@ -195,10 +196,12 @@ def test_two_reports_say_the_same(run):
     assert (run.path / "metrics.json").read_text() == first
 
 
-def test_a_short_run_says_so(tmp_path):
+def test_a_short_run_says_so_and_the_explorer_can_be_left_out(tmp_path):
     run = make_run(tmp_path / "run", steps=2)
     longer = RunDirectory.create_or_resume(run.path, replace(RECIPE, steps=1000))
-    assert "made 2 of its 1,000 steps" in Page(report(longer, TinyData()).read_text()).text
+    text = report(longer, TinyData(), explorer=False).read_text()
+    assert "made 2 of its 1,000 steps" in Page(text).text
+    assert "pyvaeNetwork" not in text
 
 
 def test_other_data_than_it_was_trained_on(run):

@@ -20,6 +20,8 @@ class Report:
     """Further runs: `pyvae report RUN_A RUN_B ...` writes one page that compares them, and touches none of them."""
     span: float = 2.0
     """Latent traversals go from -span to span."""
+    explorer: bool = True
+    """Sliders in the page, and the decoder's weights to draw with; of several runs there are none."""
     data: str | None = None
     """Where the data of the runs lies, if it is not where it lay when they were made."""
     out: Path | None = None
@@ -34,6 +36,7 @@ class Report:
         elif self.out is not None:
             raise PyvaeError("--out is of several runs: name more than one, or leave it out")
         else:
-            page = runs.open(self.run, data=self.data).report(span=self.span)
+            run = runs.open(self.run, data=self.data)
+            page = run.report(span=self.span, explorer=self.explorer)
         say(printable(page))
         return 0

@@ -15,6 +15,7 @@ from pyvae.evaluation import read_likelihood, read_scores, write_metrics
 from pyvae.evaluation.averages import Evaluation, evaluate
 from pyvae.report import curves, generated, markup, reconstructions, snapshots, traversal
 from pyvae.report.charts import SCRIPT
+from pyvae.report.explorer import pair_section, section
 from pyvae.report.glossary import TERMS, explained, glossary, scores_in, term
 from pyvae.report.latents import active_latents, codes_table, latents_table
 from pyvae.report.markup import Section, document, duration, figure
@@ -23,13 +24,14 @@ from pyvae.report.settings import meanings
 from pyvae.report.trained import Trained, TrainedPair, load_trained, load_trained_pair
 
 
-def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0) -> Path:
+def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0, explorer: bool = True) -> Path:
     """Evaluate the run's newest weights and write ``metrics.json``, ``figures/`` and ``report.html``.
 
     Args:
         run: with a checkpoint; without a trace there are no curves.
         dataset: that of its recipe.
         span: traversals go from ``-span`` to ``span``.
+        explorer: whether the page has sliders, and the decoder's weights to draw with.
 
     Returns:
         the path of the page, which holds all of its images.
@@ -39,7 +41,7 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0) -> Path:
             cannot be, or a file that cannot be written.
     """
     if run.adversarial:
-        return report_pair(run, dataset)
+        return report_pair(run, dataset, explorer=explorer)
     dataset = run.shown(dataset)
     trained = load_trained(run, dataset)
     trace = curves.trace_of(run)
@@ -67,6 +69,7 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0) -> Path:
             "Reconstructions",
             figure(reconstructions.draw(run, net, dataset), reconstructions.CAPTION, alt=reconstructions.ALT),
         ),
+        Section("Explorer", section(net, dataset, evaluation) if explorer else ""),
         Section("Latent traversals", "".join(moved)),
         Section("Traversals on the way", _snapshots(run, dataset, trace, span)),
     ]
@@ -90,7 +93,7 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0) -> Path:
     )
 
 
-def report_pair(run: RunDirectory, dataset: Dataset) -> Path:
+def report_pair(run: RunDirectory, dataset: Dataset, *, explorer: bool = True) -> Path:
     """The page of a generator and its critic: samples, what each code does, and scores of the information head."""
     trained = load_trained_pair(run, dataset)
     trace = curves.trace_of(run)
@@ -104,6 +107,7 @@ def report_pair(run: RunDirectory, dataset: Dataset) -> Path:
             "Generated images",
             figure(samples, generated.SAMPLES_CAPTION, alt="A grid of images that the generator made"),
         ),
+        Section("Explorer", pair_section(generated.objective_of(run), trained.net) if explorer else ""),
         Section(
             "Codes",
             "".join(

@@ -74,8 +74,10 @@ def table(members: Sequence[Member], numbers: Sequence[Mapping[str, Number]], ke
             kind = "number strongest" if i in best else "number"
             shown = html.escape(show(key, number.value)) + _difference(key, found[0] if i else None, number)
             cells.append(f'<td class="{kind}">{shown}{said}</td>')
-        unit = f", {TERMS[key].unit}" if TERMS[key].unit else ""
-        rows.append(f'<tr><th scope="row">{term(key)}{unit}</th>{"".join(cells)}</tr>')
+        called = term(key)
+        if unit := TERMS[key].unit:
+            called = f'<span class="named">{called}, {unit}</span>'
+        rows.append(f'<tr><th scope="row">{called}</th>{"".join(cells)}</tr>')
     return f'<div class="scroll"><table>{"".join(rows)}</table></div>'
 
 

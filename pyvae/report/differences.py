@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -87,7 +88,7 @@ def show(key: str, value: float) -> str:
 
 
 def _difference(key: str, first: Number | None, number: Number) -> str:
-    if first is None or first.basis != number.basis:
+    if first is None or first.basis != number.basis or not math.isfinite(number.value - first.value):
         return ""
     shown = show(key, number.value - first.value).lstrip("-")
     if float(shown.replace(",", "")) == 0:
@@ -101,6 +102,8 @@ def _best(key: str, found: Sequence[Number | None]) -> set[int]:
     better = TERMS[key].better
     known = [number for number in found if number is not None]
     if better is None or len(known) < 2 or len({number.basis for number in known}) > 1:
+        return set()
+    if not all(math.isfinite(number.value) for number in known):
         return set()
     values = [number.value for number in known]
     top = max(values) if better == "higher" else min(values)

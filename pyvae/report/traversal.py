@@ -51,7 +51,8 @@ def traverse(
     columns: int = 11,
     seeds: Sequence[int] | None = None,
 ) -> list[Path]:
-    """Draw traversals of the run's newest weights as ``figures/traversal-<seed>.png`` and ``.gif``.
+    """Draw traversals of the run's newest weights as ``figures/traversal-<seed>.png`` and ``.gif``: of each latent, or
+    of the hundred of the highest KL.
 
     Of a generator ``figures/codes-<seed>.png``: its codes, trained on [-1, 1] alone, go from -1 to 1, and seeds are
     those of the noise.

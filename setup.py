@@ -2,7 +2,8 @@
 
 Any torch from 2.11 will do to build against, since the binary fits all of them: that of this environment; where an
 installer isolates the build, that of the environment that it installs into; else that of a Python on PATH. A build that
-lacks something ends, and its last line says what to type; PYVAE_NO_EXT=1 goes without. Metadata and sdists need no torch.
+lacks something ends, and its last line says what to type; PYVAE_NO_EXT=1 goes without. Metadata and sdists need no
+torch.
 """
 
 import json
@@ -116,7 +117,9 @@ def import_torch():
     try:
         import torch
     except Exception as e:
-        give_up(f"need a torch that can be imported, and this one cannot ({e})", f"Type: pip install '{TORCH}'")
+        give_up(
+            f"need a torch that can be imported, and this one cannot ({e})", f"Type: pip install '{TORCH}'"
+        )
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < OLDEST:
         give_up(
             f"need {TORCH}, and {Path(torch.__file__).parent} is {torch.__version__}",
@@ -167,7 +170,7 @@ def extension():
         "pyvae._C",
         sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp") + (glob("csrc/cuda/*.cu") if use_cuda else [])),
         depends=glob("csrc/**/*.*h", recursive=True),
-        define_macros=[("TORCH_TARGET_VERSION", "0x%02x%02x000000000000" % OLDEST)]
+        define_macros=[("TORCH_TARGET_VERSION", f"0x{OLDEST[0]:02x}{OLDEST[1]:02x}000000000000")]
         + [("USE_CUDA", "1")] * use_cuda,
         extra_compile_args={"cxx": CXX, "nvcc": NVCC},
         py_limited_api=True,
@@ -179,7 +182,7 @@ def extension():
 
 
 if __name__ == "__main__":
-    # modules that are gone since would stay in build/lib, and go into the wheel
+    # in build/lib modules that are gone since would stay, and go into the wheel
     with tempfile.TemporaryDirectory() as fresh:
         given = extension()
         setup(**{**given, "options": {"build": {"build_base": fresh}, **given.get("options", {})}})

@@ -156,8 +156,10 @@ def extension():
     class Build(cpp.BuildExtension):
         def finalize_options(self):
             super().finalize_options()
-            # kept between builds, editable and others, so that only what has changed is compiled again
+            # kept between builds, editable and others, so that only what has changed is compiled again; Python's own
+            # headers, which no operator includes, would differ by environment
             self.build_temp = str(Path("build/operators").absolute())
+            self.include_dirs = []
 
         def run(self):
             try:

@@ -139,6 +139,14 @@ def find_compiler():
         os.environ["CXX"] = found[0]
 
 
+def reach_ninja():
+    """Put the one of this environment on PATH: torch looks there alone, and compiles one file at a time without."""
+    if find_spec("ninja"):
+        import ninja
+
+        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
+
+
 def extension():
     """What setup() is to know of the operators: nothing where they are not asked for."""
     if not BUILDS & set(sys.argv[1:]):
@@ -148,6 +156,7 @@ def extension():
         return {}
     torch = import_torch()
     find_compiler()
+    reach_ninja()
     home = toolkit(torch.version.cuda) if torch.version.cuda else None
     if home:
         os.environ["CUDA_HOME"] = str(home)  # read on import

@@ -144,7 +144,8 @@ def reach_ninja():
     if find_spec("ninja"):
         import ninja
 
-        os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
+        if ninja.BIN_DIR:
+            os.environ["PATH"] = os.pathsep.join([ninja.BIN_DIR, os.environ.get("PATH", "")])
 
 
 def extension():
@@ -183,6 +184,8 @@ def extension():
         depends=glob("csrc/**/*.*h", recursive=True),
         define_macros=[("TORCH_TARGET_VERSION", f"0x{OLDEST[0]:02x}{OLDEST[1]:02x}000000000000")]
         + [("USE_CUDA", "1")] * use_cuda,
+        # before torch's libraries, which have some of its symbols without the versions that a wheel's tag follows
+        libraries=["stdc++"],
         extra_compile_args={"cxx": CXX, "nvcc": NVCC},
         py_limited_api=True,
     )

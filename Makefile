@@ -2,6 +2,7 @@
 # make test    install what the tests need, check style and types, run the tests
 # make slow    the tests that take minutes
 # make bench      time ops, metrics, training and what other libraries are there: a few minutes on a CPU
+# make docs    build the documentation as a site: site/index.html
 # make wheel   dist/pyvae_engine-….whl, with the compiled operators, for every Python from 3.10 and torch from 2.11
 # make gpu     prove and measure everything on a GPU, MINUTES=11 at a time
 PYTHON ?= python3
@@ -13,10 +14,11 @@ DIST ?= dist
 # such as --disentangling-vae PATH
 PEERS ?=
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# what is imported is compiled on its first import; all of it would take longer than all else that pip does
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 BENCH = $(BIN)/python benchmarks
 
-.PHONY: demo test lint slow bench wheel gpu
+.PHONY: demo test lint docs slow bench wheel gpu
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -31,6 +33,11 @@ test: lint
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# without a network; any warning is an error
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "open site/index.html"
 
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
@@ -64,7 +71,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/* cs
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --no-build-isolation --editable ".[test,ray,onnx]" lightning pythae
+	$(PIP) --no-build-isolation --editable ".[test,docs,ray,onnx]" lightning pythae
 	# without torchvision, whose wheels want a torch with CUDA and keep Lightning from loading beside one without
 	$(PIP) --no-deps disent
 	touch $@

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         tc_batch,
     )
     from pyvae.runs import Run as Run
+    from pyvae.runs import compare as compare
     from pyvae.runs import open as open
     from pyvae.runs import train as train
 
@@ -79,7 +80,7 @@ _MODULES = (
 )
 _PLACES = {
     **dict.fromkeys(__all__, "pyvae.functional"),
-    **dict.fromkeys(("Run", "open", "train"), "pyvae.runs"),
+    **dict.fromkeys(("Run", "compare", "open", "train"), "pyvae.runs"),
     "PyvaeError": "pyvae.errors",
     "Recipe": "pyvae.engine.recipe",
 }

@@ -19,7 +19,8 @@ from pyvae.evaluation.averages import correlation_ratio, evaluate
 from pyvae.objectives import BetaVAE, CapacityVAE, FactorVAE
 from pyvae.random import Stream, make_key
 from pyvae.report import report, traversal
-from pyvae.report.figures import draw_trace, smooth, trace_caption
+from pyvae.report.figures import draw_trace
+from pyvae.report.panels import caption, smooth
 from pyvae.report.trained import load_trained
 from tiny import TinyData
 
@@ -105,6 +106,8 @@ def test_evaluation_weighs_a_last_batch_that_is_smaller(run, monkeypatch):
 
 
 class Page(HTMLParser):
+    """What a page shows, without the explanations of its terms."""
+
     def __init__(self, text: str) -> None:
         super().__init__()
         self.sources: list[str] = []
@@ -113,6 +116,7 @@ class Page(HTMLParser):
         self.rows: list[list[str]] = []
         self.strongest: list[tuple[int, int]] = []
         self.in_cell = False
+        self.unseen = 0
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -121,19 +125,28 @@ class Page(HTMLParser):
                 self.sources.append(value)
             if name == "href":
                 self.links.append(value)
-        assert tag not in ("script", "link", "iframe")
+        assert tag not in ("link", "iframe")
+        assert tag != "script" or "src" not in dict(attrs)
+        if self.unseen or tag in ("script", "style") or dict(attrs).get("role") == "tooltip":
+            self.unseen += 1
+            return
         if tag == "tr":
             self.rows.append([])
-        self.in_cell = tag in ("th", "td")
-        if self.in_cell:
+        if tag in ("th", "td"):
+            self.in_cell = True
             if "strongest" in (dict(attrs).get("class") or ""):
                 self.strongest.append((len(self.rows) - 1, len(self.rows[-1])))
             self.rows[-1].append("")
 
     def handle_endtag(self, tag):
-        self.in_cell = False
+        if self.unseen:
+            self.unseen -= 1
+        elif tag in ("th", "td"):
+            self.in_cell = False
 
     def handle_data(self, data):
+        if self.unseen:
+            return
         self.text += data
         if self.in_cell:
             self.rows[-1][-1] += data
@@ -144,8 +157,11 @@ def test_the_page_is_complete_and_needs_nothing_else(run):
     page = Page(path.read_text())
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert path == run.path / "report.html"
-    assert page.links == []
-    assert len(page.sources) == 8
+    parts = (
+        "results", "training", "reconstructions", "explorer", "latent-traversals", "recipe", "compare",
+    )  # fmt: skip
+    assert page.links == [f"#{part}" for part in parts]
+    assert len(page.sources) == 7 + 13  # those of the explorer: what to start from, and the input
     assert all(s.startswith(("data:image/png;base64,", "data:image/gif;base64,")) for s in page.sources)
     assert f"{metrics['recon']:.2f} nats" in page.text
     assert f"{metrics['kl']:.2f} nats" in page.text
@@ -180,10 +196,12 @@ def test_two_reports_say_the_same(run):
     assert (run.path / "metrics.json").read_text() == first
 
 
-def test_a_short_run_says_so(tmp_path):
+def test_a_short_run_says_so_and_the_explorer_can_be_left_out(tmp_path):
     run = make_run(tmp_path / "run", steps=2)
     longer = RunDirectory.create_or_resume(run.path, replace(RECIPE, steps=1000))
-    assert "made 2 of its 1,000 steps" in Page(report(longer, TinyData()).read_text()).text
+    text = report(longer, TinyData(), explorer=False).read_text()
+    assert "made 2 of its 1,000 steps" in Page(text).text
+    assert "pyvaeNetwork" not in text
 
 
 def test_other_data_than_it_was_trained_on(run):
@@ -209,8 +227,9 @@ def test_three_channels_and_one_logged_step(tmp_path):
 def test_what_a_user_wrote_is_escaped(tmp_path):
     run = make_run(tmp_path / "<b>run", steps=1, data="tiny<script>")
     text = report(run, TinyData()).read_text()
-    assert "<script>" not in text
+    assert "tiny<script>" not in text
     assert "tiny&lt;script&gt;" in text
+    assert "<b>run" not in text
 
 
 def titles(trace):
@@ -268,7 +287,7 @@ def test_a_short_trace_is_drawn_as_it_is(rows):
     np.testing.assert_array_equal(values, [trace["kl_0"], trace["kl_1"]])
     assert markers == ["." if rows < 5 else "None"] * 2
     np.testing.assert_array_equal(lines(trace, "reconstruction")[0], [trace["recon"]])
-    assert "running mean" not in trace_caption(trace)
+    assert "running mean" not in caption(trace)
 
 
 def test_a_long_trace_is_smoothed_but_for_its_schedule():
@@ -276,7 +295,7 @@ def test_a_long_trace_is_smoothed_but_for_its_schedule():
     np.testing.assert_array_equal(lines(trace, "reconstruction")[0], [trace["recon"], smooth(trace["recon"])])
     np.testing.assert_array_equal(lines(trace, "KL of each latent")[0], [smooth(trace["kl_0"])])
     np.testing.assert_array_equal(lines(trace, "capacity")[0], [trace["capacity"]])
-    assert "running mean" in trace_caption(trace)
+    assert "running mean" in caption(trace)
 
 
 def test_smoothing_keeps_means_and_constants():

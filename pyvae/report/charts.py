@@ -97,14 +97,8 @@ def thinned(line: Line) -> Line:
         # one that is not finite is a gap in the line, as without thinning
         kept += [part[~finite][:1]] if not finite.all() else []
         if finite.any():
-            kept.append(
-                part[
-                    [
-                        np.argmin(np.where(finite, values, np.inf)),
-                        np.argmax(np.where(finite, values, -np.inf)),
-                    ]
-                ]
-            )
+            least, most = (np.where(finite, values, fill) for fill in (np.inf, -np.inf))
+            kept.append(part[[np.argmin(least), np.argmax(most)]])
     return _taken(line, np.unique(np.concatenate(kept)))
 
 

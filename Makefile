@@ -20,6 +20,8 @@ BENCH = $(BIN)/python benchmarks
 
 .PHONY: demo test lint docs slow bench wheel gpu
 .DELETE_ON_ERROR:
+# make would compile the folder csrc/cpu/convolution from the file of that name
+MAKEFLAGS += --no-builtin-rules
 
 demo: $(VENV)/.installed
 	$(BIN)/pyvae train demo --out $(RUN) --log-every 10

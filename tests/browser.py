@@ -80,7 +80,8 @@ class Browser:
 def chromium() -> Iterator[Browser]:
     """The browser that PYVAE_CHROMIUM names, or the first on PATH; skips where there is none or no driver of it."""
     driver = pytest.importorskip(
-        "playwright.sync_api", reason="no Playwright, which drives a browser: pip install 'pyvae[test]'"
+        "playwright.sync_api",
+        reason="no Playwright, which drives a browser: pip install 'pyvae-engine[test]'",
     )
     named = os.environ.get("PYVAE_CHROMIUM")
     found = shutil.which(named) if named else next(filter(None, map(shutil.which, _NAMES)), None)

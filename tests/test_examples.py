@@ -74,14 +74,14 @@ def test_a_study_for_a_laptop(tmp_path):
 
 
 def test_lightning(example):
-    pytest.importorskip("lightning", reason="pip install pyvae[examples]")
+    pytest.importorskip("lightning", reason="pip install pyvae-engine[examples]")
     found = example("lightning_vae").main(15)
     assert found["recon"] < 600
     assert 0 <= found["mig"] <= 1
 
 
 def test_lightning_is_the_same_loss(example, capsys):
-    pytest.importorskip("lightning", reason="pip install pyvae[examples]")
+    pytest.importorskip("lightning", reason="pip install pyvae-engine[examples]")
     loss, gradient = example("lightning_same").main(4)
     assert loss < SAME_LOSS
     assert gradient < SAME_GRADIENT
@@ -89,7 +89,7 @@ def test_lightning_is_the_same_loss(example, capsys):
 
 
 def test_pythae(example, capsys):
-    pytest.importorskip("pythae", reason="pip install pyvae[examples]")
+    pytest.importorskip("pythae", reason="pip install pyvae-engine[examples]")
     found = example("pythae_losses").main(2)
     assert list(found) == ["BetaVAE", "BetaTCVAE", "FactorVAE"]
     for name, (loss, gradient) in found.items():

@@ -106,8 +106,12 @@ def test_cuda_operators_are_built_where_a_toolkit_is_and_the_others_anyhow(root,
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     home = whole(root / "opt/cuda") if there else None
     monkeypatch.setitem(SETUP["extension"].__globals__, "toolkit", lambda cuda: home)
+    monkeypatch.setitem(SETUP["extension"].__globals__, "find_compiler", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "bdist_wheel"])
     monkeypatch.chdir(SOURCE)
-    (module,) = SETUP["extension"]()["ext_modules"]
+    given = SETUP["extension"]()
+    (module,) = given["ext_modules"]
     assert (str(root / "opt/cuda/include") in module.include_dirs) is there
     assert any(source.endswith(".cu") for source in module.sources) is there
     assert any("cpu" in source for source in module.sources)
+    assert given["options"]["bdist_wheel"].get("build_number") == ("1cu130" if there else None)

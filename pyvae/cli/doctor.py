@@ -1,5 +1,5 @@
-"""``pyvae doctor``: versions, devices, which backend each op takes and why, what computes convolutions on a
-CPU, and the data cache."""
+"""``pyvae doctor``: versions, what else is called pyvae, devices, which backend each op takes and why, what computes
+convolutions on a CPU, and the data cache."""
 
 import os
 import platform
@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import pyvae
+import pyvae_engine
 from pyvae.backend import choose, wanted_backend
 from pyvae.base import processor
 from pyvae.cli.invocation import say
@@ -41,6 +42,7 @@ class Doctor:
 def describe() -> str:
     """The report, a line for each fact."""
     sections = {
+        **({"to put right": found} if (found := pyvae_engine.beside()) else {}),
         "versions": [f"pyvae {pyvae.__version__}", f"python {platform.python_version()}", *_versions()],
         "devices": _devices(),
         "ops": _ops(),

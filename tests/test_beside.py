@@ -1,5 +1,6 @@
 """Runs side by side in one page."""
 
+import os
 import re
 import sys
 from dataclasses import replace
@@ -98,6 +99,7 @@ def test_whatever_they_are_they_stand_beside_one_another(runs, tmp_path):
     assert numbers["information bound, nats"][:2] == ["–", "–"]
     assert numbers["steps"] == ["6", "8 (+2)", "1 (−5)"]
     assert table(page, "setting")["objective"] == ["beta-vae", "capacity-vae", "infogan"]
+    assert [row[0] for row in page.rows if row][-6:] == ["code", "c0", "c1", "c2", "c3", "class"]
     assert "The same images reconstructed" in page.text
     assert len(page.sources) == 4 + 4 + 4 + 5
     for title in ("reconstruction, nats per image", "capacity C, nats", "loss of the critic"):
@@ -158,6 +160,20 @@ def test_names_are_text(runs, folder, tmp_path):
         odd.rename(folder / "a")
     assert "<i>a" not in text
     assert "<i>a & b" in unescape(re.search("<title>(.*)</title>", text)[1])
+
+
+def test_a_name_that_is_no_text(runs, folder, tmp_path):
+    odd = folder / os.fsdecode(b"a\xff")
+    (folder / "a").rename(odd)
+    try:
+        (odd / "report.html").write_text("a page")
+        both = [(RunDirectory.open(odd), DATA), *runs("b")]
+        text = write_beside(both, folder / "page.html").read_text()
+    finally:
+        (odd / "report.html").unlink()
+        odd.rename(folder / "a")
+        (folder / "page.html").unlink(missing_ok=True)
+    assert '<a href="a%FF/report.html">' in text
 
 
 def test_it_is_a_command_and_a_function(folder, tmp_path, monkeypatch, capsys):

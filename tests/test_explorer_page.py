@@ -371,6 +371,20 @@ def test_it_fits_a_phone(browser, page, width):
         assert box["y"] + box["height"] > 0  # still in sight
 
 
+def test_many_classes_are_a_list(browser, tmp_path):
+    objective = InfoGAN(continuous=1, categories=30, noise=4)
+    pair = build_pair(1, continuous=1, categories=30, noise=4, seed=1).eval()
+    page = write(tmp_path / "page.html", pair_section(objective, pair))
+    with browser.open(page) as visit:
+        classes = visit.page.get_by_role("combobox", name="class")
+        assert code(visit)[5:].index(1) == int(classes.input_value())
+        classes.select_option("29")
+        assert code(visit)[5:] == [0] * 29 + [1]
+        visit.page.get_by_role("button", name="Reset").click()
+        assert code(visit)[5:].index(1) == int(classes.input_value())
+        visit.assert_quiet()
+
+
 def test_the_codes_of_a_generator(browser, tmp_path):
     objective = InfoGAN(continuous=2, categories=3, noise=4)
     pair = build_pair(1, continuous=2, categories=3, noise=4, seed=1).eval()

@@ -1,5 +1,6 @@
 """Pages as a browser shows them: light, dark, on a phone, on paper, by hand and by keyboard."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -57,6 +58,22 @@ def test_a_page_fits_a_phone_and_asks_for_nothing(browser, pages, kind, scheme):
         for link in page.query_selector_all("nav a"):
             assert page.query_selector(f"main {link.get_attribute('href')}") is not None
         visit.assert_quiet()
+
+
+def test_a_slider_that_has_the_focus_is_in_sight(browser, pages):
+    for width, height in ((390, 700), (600, 450), (320, 256)):  # a phone, and screens enlarged
+        with browser.open(pages["report"], width=width, height=height) as visit:
+            visit.page.locator(".explorer-sweep").nth(2).scroll_into_view_if_needed()
+            for k in (1, 0):
+                slider = visit.page.locator(f"#explorer-{k}")
+                slider.focus()
+                above = visit.page.evaluate(
+                    "[...document.querySelectorAll('.explorer-stage, nav')].map("
+                    "(each) => each.getBoundingClientRect().bottom)"
+                )
+                box = slider.bounding_box()
+                assert max(above) <= box["y"]
+                assert box["y"] + box["height"] <= height
 
 
 def test_numbers_explain_themselves_to_a_mouse_a_keyboard_and_a_finger(browser, pages):
@@ -134,6 +151,14 @@ def test_curves_are_read_off_by_keyboard_and_lines_are_hidden(browser, pages):
         button.press("Enter")
         assert button.get_attribute("aria-pressed") == "true"
         assert line.is_visible()
+        visit.assert_quiet()
+    with browser.open(pages["comparison"]) as visit:
+        # of three rows are points
+        chart = visit.page.locator(".chart").first
+        assert chart.locator(".dot:visible").count() == 3
+        chart.get_by_role("button", name=re.compile(r"^a [0-9]")).click()
+        assert chart.locator(".dot:visible").count() == 0
+        assert chart.locator(".line:visible").count() == 1
         visit.assert_quiet()
 
 

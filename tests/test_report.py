@@ -16,13 +16,14 @@ from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.evaluation import averages as evaluation
 from pyvae.evaluation.averages import correlation_ratio, evaluate
+from pyvae.nets import build
 from pyvae.objectives import BetaVAE, CapacityVAE, FactorVAE
 from pyvae.random import Stream, make_key
 from pyvae.report import report, traversal
 from pyvae.report.figures import draw_trace
 from pyvae.report.panels import caption, smooth
 from pyvae.report.trained import load_trained
-from tiny import TinyData
+from tiny import Corner, TinyData
 
 RECIPE = Recipe(objective=BetaVAE(), data="tiny", architecture="kim", batch_size=8, steps=6, latents=4)
 
@@ -158,7 +159,7 @@ def test_the_page_is_complete_and_needs_nothing_else(run):
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert path == run.path / "report.html"
     parts = (
-        "results", "training", "reconstructions", "explorer", "latent-traversals", "recipe", "compare",
+        "results", "explorer", "training", "reconstructions", "latent-traversals", "recipe", "compare",
     )  # fmt: skip
     assert page.links == [f"#{part}" for part in parts]
     assert len(page.sources) == 7 + 13  # those of the explorer: what to start from, and the input
@@ -303,6 +304,26 @@ def test_smoothing_keeps_means_and_constants():
     ramp = np.arange(500.0)
     np.testing.assert_allclose(smooth(ramp)[20:-20], ramp[20:-20])
     np.testing.assert_allclose(smooth(np.array([1.0, 2.0])), [1.5, 1.5])
+    values = np.random.default_rng(0).normal(size=353)
+    values[[3, 200]] = np.nan
+    expected = [np.nanmean(values[max(i - 7, 0) : i + 8]) for i in range(353)]
+    np.testing.assert_allclose(smooth(values), expected)
+
+
+def test_smoothing_forgets_a_spike():
+    values = np.full(300, 2.0)
+    values[20] = 3e38
+    np.testing.assert_array_equal(smooth(values)[27:], 2.0)
+
+
+def test_a_picture_of_many_latents_has_those_of_the_highest_kl(monkeypatch):
+    monkeypatch.setattr(traversal, "MOST_ROWS", 2)
+    net, data = build("mlp", 1, 3, side=12).eval(), Corner()
+    with torch.inference_mode():
+        mu, _ = net.encoder(data.images(torch.tensor([7])))
+    found = traversal.compute(net, data.images(7), mu, [0.1, 3.0, 2.0], 2.0, 5)
+    assert found.order == [1, 2]
+    assert found.decoded.shape == (2, 5, 1, 12, 12)
 
 
 def test_runs_without_anything_to_report(tmp_path):

@@ -136,7 +136,8 @@ def _link(members: Sequence[Member], i: int, out: Path) -> str:
     page = members[i].run.path / "report.html"
     if not page.is_file():
         return name_of(members, i)
-    place = quote(os.path.relpath(os.path.abspath(page), os.path.abspath(out.parent)))
+    # bytes: a name may be none that is text
+    place = quote(os.fsencode(os.path.relpath(os.path.abspath(page), os.path.abspath(out.parent))))
     return f'<a href="{html.escape(place)}">{name_of(members, i)}</a>'
 
 
@@ -228,7 +229,7 @@ def _traversals(members: Sequence[Member], span: float) -> str:
     note = (
         f"Each row sets one latent from {-span:g} to {span:g}, highest KL first, with its KL in nats; at most {_ROWS} "
         "rows. All runs of the same data start from the same image. Of a generator, each row moves one code from -1 to "
-        "1, with its bound in nats."
+        "1, or the class through its values, with its bound in nats."
     )
     return _beside(members, lambda member: _traversal(member, span)) + f'<p class="note">{note}</p>'
 
@@ -242,8 +243,8 @@ def _traversal(member: Member, span: float) -> str:
         moved = generated.moved(objective, net, objective.draw(make_key(_NOISE), 1), _COLUMNS)
         bounds = member.metrics["information_of_codes"]
         rows = [
-            strip(f"c{j}<br><small>{bounds[j]:.2f}</small>", moved[j], f"Images as code {j} moves")
-            for j in range(min(len(moved), _ROWS))
+            strip(f"{name}<br><small>{bounds[j]:.2f}</small>", moved[j], f"Images as {name} moves")
+            for j, name in enumerate(generated.names_of(objective)[:_ROWS])
         ]
         return strips(rows)
     seed = traversal.default_seeds(member.dataset)[-1]
@@ -264,9 +265,11 @@ def _traversal(member: Member, span: float) -> str:
 
 def _latents(member: Member) -> str:
     if isinstance(member.trained.net, Autoencoder):
-        table = latents_table(member.metrics)
+        table = latents_table(member.metrics, traversal.names_of(member.trained.net, member.dataset))
     else:
-        table = codes_table(member.metrics["information_of_codes"])
+        objective = member.run.recipe.objective
+        assert isinstance(objective, InfoGAN)
+        table = codes_table(member.metrics["information_of_codes"], generated.names_of(objective))
     return f'<div class="scroll">{table}</div>'
 
 

@@ -5,6 +5,7 @@
     if (value === null || value === undefined) return "\u2013";
     const size = Math.abs(value);
     const short = (v) => String(Number(v.toPrecision(4)));
+    if (size >= 1e12) return value.toPrecision(4).replace(/\.?0*e/, "e");
     if (size >= 1e9) return `${short(value / 1e9)}G`;
     if (size >= 1e6) return `${short(value / 1e6)}M`;
     if (size >= 1e4) return `${short(value / 1e3)}k`;
@@ -37,8 +38,13 @@
       mark.style.cssText = paths[i].style.cssText;
       return mark;
     });
+    const drawn = paths.map((path) => {
+      const own = [path]; // and the points behind it
+      while (own.at(-1).nextElementSibling?.matches(".dot")) own.push(own.at(-1).nextElementSibling);
+      return own;
+    });
     const rest = buttons.map((button) => button.querySelector("b").textContent);
-    const names = buttons.map((button, i) => button.textContent.slice(0, -rest[i].length));
+    const names = buttons.map((button, i) => button.textContent.slice(0, -rest[i].length).trim());
     const ends = about.lines.map((line) => [Math.min(...grids[line.x]), Math.max(...grids[line.x])]);
     // the abscissa that one steps along: that of the first line that is no minibatch's
     const main = Math.max(paths.findIndex((path) => !path.classList.contains("faint")), 0);
@@ -106,13 +112,14 @@
       button.disabled = false;
       button.title = "Hide or show this line";
       button.addEventListener("click", () => {
-        const hidden = paths[i].classList.toggle("off");
+        const hidden = !paths[i].classList.contains("off");
+        drawn[i].forEach((each) => each.classList.toggle("off", hidden));
         button.setAttribute("aria-pressed", String(!hidden));
         if (hidden) marks[i].classList.add("off");
       });
       const pick = (on) => {
         figure.classList.toggle("picked", on && buttons.length > 1);
-        paths[i].classList.toggle("hot", on);
+        drawn[i].forEach((each) => each.classList.toggle("hot", on));
       };
       button.addEventListener("pointerenter", () => pick(true));
       button.addEventListener("pointerleave", () => pick(false));

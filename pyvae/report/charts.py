@@ -135,7 +135,7 @@ def _chart(panel: Panel, lines: Sequence[Line], x: Scale, y: Scale) -> str:
     paths = "".join(_path(line, *kind, x, y) for line, kind in zip(lines, classes, strict=True))
     entries = "".join(
         f'<li><button type="button" aria-pressed="true" disabled><i class="{line.style} {kind}"{style}></i>'
-        f"{html.escape(_name(panel, line))}<b>{show(_last(line.y))}</b>"
+        f"{html.escape(_name(panel, line))} <b>{show(_last(line.y))}</b>"
         "</button></li>"
         for line, (kind, style) in zip(lines, classes, strict=True)
     )
@@ -220,6 +220,8 @@ def show(value: float | None) -> str:
     """A number of a chart, short."""
     if value is None or not math.isfinite(value):
         return "\u2013"
+    if abs(value) >= 1e12:
+        return f"{value:.4g}"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"

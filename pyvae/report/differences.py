@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -74,8 +75,10 @@ def table(members: Sequence[Member], numbers: Sequence[Mapping[str, Number]], ke
             kind = "number strongest" if i in best else "number"
             shown = html.escape(show(key, number.value)) + _difference(key, found[0] if i else None, number)
             cells.append(f'<td class="{kind}">{shown}{said}</td>')
-        unit = f", {TERMS[key].unit}" if TERMS[key].unit else ""
-        rows.append(f'<tr><th scope="row">{term(key)}{unit}</th>{"".join(cells)}</tr>')
+        called = term(key)
+        if unit := TERMS[key].unit:
+            called = f'<span class="named">{called}, {unit}</span>'
+        rows.append(f'<tr><th scope="row">{called}</th>{"".join(cells)}</tr>')
     return f'<div class="scroll"><table>{"".join(rows)}</table></div>'
 
 
@@ -85,7 +88,7 @@ def show(key: str, value: float) -> str:
 
 
 def _difference(key: str, first: Number | None, number: Number) -> str:
-    if first is None or first.basis != number.basis:
+    if first is None or first.basis != number.basis or not math.isfinite(number.value - first.value):
         return ""
     shown = show(key, number.value - first.value).lstrip("-")
     if float(shown.replace(",", "")) == 0:
@@ -99,6 +102,8 @@ def _best(key: str, found: Sequence[Number | None]) -> set[int]:
     better = TERMS[key].better
     known = [number for number in found if number is not None]
     if better is None or len(known) < 2 or len({number.basis for number in known}) > 1:
+        return set()
+    if not all(math.isfinite(number.value) for number in known):
         return set()
     values = [number.value for number in known]
     top = max(values) if better == "higher" else min(values)

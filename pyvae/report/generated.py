@@ -80,11 +80,16 @@ def draw_codes(
             [f"{v:.1f}".replace("-0.0", "0.0") for v in values],
             fontsize=8,
         )
-        names = [f"c{j}" for j in range(objective.continuous)] + ["class"] * bool(objective.categories)
+        names = names_of(objective)
         axes.set_yticks([height * (r + 0.5) for r in range(len(names))], names, fontsize=8)
         axes.tick_params(length=0)
         files.append(save(figure, run.figures / f"codes-{seed}.png"))
     return files
+
+
+def names_of(objective: InfoGAN) -> list[str]:
+    """What the codes are called: c0, c1, ..., and the categorical one, which is the last."""
+    return [f"c{j}" for j in range(objective.continuous)] + ["class"] * bool(objective.categories)
 
 
 @torch.inference_mode()

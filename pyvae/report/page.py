@@ -50,11 +50,13 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0, explorer: 
     metrics = evaluation.to_json(dataset)
     write_metrics(run, steps, dataset, metrics)
     traversals = traversal.draw(run, net, dataset, evaluation.kl, span=span)
+    rows = min(net.latents, traversal.MOST_ROWS)
+    few = f": {rows} of {net.latents:,}" if rows < net.latents else ""
     moved = [
         figure(
             path,
-            f"From image {seed:,}: each row sets one latent from {-span:g} to {span:g}, highest KL first.",
-            alt=f"Decoded images in a row for each of {net.latents} latents, from image {seed:,}",
+            f"From image {seed:,}: each row sets one latent from {-span:g} to {span:g}, highest KL first{few}.",
+            alt=f"Decoded images in a row for each of {rows} latents, from image {seed:,}",
         )
         if path.suffix == ".png"
         else figure(
@@ -84,7 +86,7 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0, explorer: 
             ("active_latents", *active_latents(metrics["kl_of_latents"])),
         ],
         results=[*_averages(metrics), *_likelihood(likelihood), *_scores(scores)],
-        latents=latents_table(metrics),
+        latents=latents_table(metrics, traversal.names_of(net, dataset)),
         keys=["eta_squared"] if evaluation.dependence else [],
         caption=_caption(evaluation),
         trace=trace,
@@ -126,7 +128,7 @@ def report_pair(run: RunDirectory, dataset: Dataset, *, explorer: bool = True) -
             ("information", f"{total:.3f}", "nats"),
             *_scores(read_scores(run, trained.steps, dataset)),
         ],
-        latents=codes_table(bounds),
+        latents=codes_table(bounds, generated.names_of(generated.objective_of(run))),
         keys=["information_of_code"],
         caption=generated.BOUND_CAPTION,
         trace=trace,

@@ -134,12 +134,23 @@ def smooth(values: np.ndarray) -> np.ndarray:
     NaN stands where nothing else is in the window."""
     width = max(len(values) // 50, 1)
     finite = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    first = np.clip(np.arange(len(values)) - width, 0, None)
-    last = np.clip(np.arange(len(values)) + width + 1, None, len(values))
-    number = counts[last] - counts[first]
-    return np.where(number > 0, (sums[last] - sums[first]) / np.maximum(number, 1), np.nan)
+    number = _window_sums(finite.astype(float), width)
+    sums = _window_sums(np.where(finite, values, 0.0), width)
+    return np.where(number > 0, sums / np.maximum(number, 1), np.nan)
+
+
+def _window_sums(values: np.ndarray, width: int) -> np.ndarray:
+    """Sums of ``values[i - width : i + width + 1]``, each of its own window alone: a difference of sums over all rows
+    would keep nothing of what stands behind a huge one."""
+    size = 2 * width + 1
+    first = np.arange(len(values))
+    padded = np.zeros(-(-(len(values) + 2 * width) // size) * size)
+    padded[width : width + len(values)] = values
+    blocks = padded.reshape(-1, size)
+    # a window is the end of one block and the beginning of the next
+    begins = blocks.cumsum(1).ravel()[first + size - 1]
+    ends = blocks[:, ::-1].cumsum(1)[:, ::-1].ravel()[first]
+    return np.where(first % size == 0, begins, ends + begins)
 
 
 def varies(values: np.ndarray) -> bool:

@@ -21,6 +21,8 @@ from pyvae.report.trained import load_trained, load_trained_pair
 # a square, an ellipse and a heart: the images that 1Konny/Beta-VAE and ControlVAE start from
 DSPRITES_SEEDS = (87040, 332800, 578560)
 ACTIVE_NATS = 0.05
+MOST_ROWS = 100
+"""Of a picture, which is to be looked at: the latents of the highest KL."""
 _FRAME_MILLISECONDS = 120
 _GREYS = 64
 _FARTHEST = 1e6
@@ -34,11 +36,11 @@ class Traversal(NamedTuple):
     reconstruction: Tensor
     """``[C, H, W]``, of the mean code."""
     order: list[int]
-    """Latents, the one of the highest KL first."""
+    """Latents, the one of the highest KL first; at most ``MOST_ROWS``."""
     values: Tensor
     """What each latent was set to, ``[columns]``."""
     decoded: Tensor
-    """``[D, columns, C, H, W]`` in [0, 1], rows in that order."""
+    """``[rows, columns, C, H, W]`` in [0, 1], rows in that order."""
 
 
 def traverse(
@@ -49,7 +51,8 @@ def traverse(
     columns: int = 11,
     seeds: Sequence[int] | None = None,
 ) -> list[Path]:
-    """Draw traversals of the run's newest weights as ``figures/traversal-<seed>.png`` and ``.gif``.
+    """Draw traversals of the run's newest weights as ``figures/traversal-<seed>.png`` and ``.gif``: of each latent, or
+    of the hundred of the highest KL.
 
     Of a generator ``figures/codes-<seed>.png``: its codes, trained on [-1, 1] alone, go from -1 to 1, and seeds are
     those of the noise.
@@ -122,13 +125,14 @@ def default_seeds(dataset: Dataset) -> tuple[int, ...]:
 def compute(
     net: Autoencoder, image: Tensor, mu: Tensor, kl: Sequence[float], span: float, columns: int
 ) -> Traversal:
-    """Set one latent at a time of the image's mean code ``mu [1, D]`` to ``columns`` values, and decode."""
-    order = sorted(range(net.latents), key=lambda j: -kl[j])
+    """Set one latent at a time of the image's mean code ``mu [1, D]`` to ``columns`` values, and decode; of many
+    latents the ``MOST_ROWS`` of the highest KL."""
+    order = sorted(range(net.latents), key=lambda j: -kl[j])[:MOST_ROWS]
     values = torch.linspace(-span, span, columns)
-    codes = mu.expand(net.latents, columns, -1).clone()
+    codes = mu.expand(len(order), columns, -1).clone()
     for row, j in enumerate(order):
         codes[row, :, j] = values
-    decoded = torch.sigmoid(net.decoder(codes.flatten(0, 1))).unflatten(0, (net.latents, columns))
+    decoded = torch.sigmoid(net.decoder(codes.flatten(0, 1))).unflatten(0, (len(order), columns))
     return Traversal(image, torch.sigmoid(net.decoder(mu))[0], order, values, decoded)
 
 

@@ -100,6 +100,7 @@
     };
   });
   const radios = all('[name="explorer-class"]');
+  const list = find(".explorer-classes select"); // in their place, where there are many
   const rounded = (value) => value.toFixed(2).replace("-0.00", "0.00");
   const shareOf = ({ span }, value) => Math.min(Math.max((value + span) / (2 * span), 0), 1);
 
@@ -120,6 +121,7 @@
   function placeAll() {
     sliders.forEach(place);
     radios.forEach((radio, k) => (radio.checked = code[page.choice.first + k] === 1));
+    if (list) list.selectedIndex = code.indexOf(1, page.choice.first) - page.choice.first;
     show();
   }
 
@@ -296,13 +298,13 @@
     });
   }
   root.addEventListener("keydown", (event) => event.key === "Escape" && stop());
-  radios.forEach((radio, k) =>
-    radio.addEventListener("change", () => {
-      stop();
-      choose(k);
-      say(`The class is ${k}.`);
-    }),
-  );
+  const chosen = (k) => {
+    stop();
+    choose(k);
+    say(`The class is ${k}.`);
+  };
+  radios.forEach((radio, k) => radio.addEventListener("change", () => chosen(k)));
+  if (list) list.addEventListener("change", () => chosen(list.selectedIndex));
   all("[data-start]").forEach((button, k) => button.addEventListener("click", () => startFrom(k)));
 
   const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());

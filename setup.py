@@ -77,6 +77,14 @@ def toolkit(cuda, root=Path("/usr/local")):
     return None
 
 
+def architectures(home):
+    """What to compile for where no GPU says it: a processor of each generation runs what is for its first."""
+    listed = subprocess.run([home / "bin/nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout
+    known = {int(number) for number in re.findall(r"compute_(\d+)$", listed, re.MULTILINE)}
+    found = [f"{number // 10}.{number % 10}" for number in (75, 80, 90, 100, 120) if number in known]
+    return ";".join(found) + "+PTX" if found else "8.0+PTX"
+
+
 def module_path(python):
     """That of another interpreter of this version, if torch is on it; else nothing."""
     ours = {"PYTHONPATH", "PYTHONNOUSERSITE"}  # by which pip isolates
@@ -161,6 +169,9 @@ def extension():
     home = toolkit(torch.version.cuda) if torch.version.cuda else None
     if home:
         os.environ["CUDA_HOME"] = str(home)  # read on import
+        # torch goes by the GPUs at hand, and has no answer for none
+        if not os.environ.get("TORCH_CUDA_ARCH_LIST") and not torch.cuda.device_count():
+            os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(home)
     from torch.utils import cpp_extension as cpp
 
     class Build(cpp.BuildExtension):

@@ -2,7 +2,7 @@
 
 A server has imported both, and runs no operation: it forks for every program, which sets its folder, its environment
 and its streams, and then runs and ends as any process of Python does, signals too. What a program finds imported,
-compiled or set differs from a process of its own: those that ask for that take ``real``.
+compiled or set differs from a process of its own, and words have the same hashes in all of them.
 """
 
 import atexit
@@ -22,10 +22,10 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
-_AT_IMPORT = {"MPLBACKEND", "PYTHONPATH", "PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD"}
-"""Variables that are read when the server starts or imports: a program's are the server's."""
+_AT_IMPORT = ("PYTHON", "LD_", "LC_", "LANG", "MPLBACKEND", "CUDA_VISIBLE_DEVICES")
+"""How variables begin that are read when the server starts or imports: a program's are the server's."""
 _ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 """Threads of a pool, once started, would be lost at a fork."""
 
@@ -82,7 +82,7 @@ def start(
     """Python with what ``program`` names: ``-m MODULE`` or a file, then its arguments."""
     env = _plain(os.environ if env is None else env)
     server, known = _server()
-    read = [name for name in _AT_IMPORT if env.get(name) != known.get(name)]
+    read = [x for x in {**known, **env} if x.startswith(_AT_IMPORT) and env.get(x) != known.get(x)]
     assert not read, f"read at import: {read}"
     order = {"program": [str(word) for word in program], "cwd": str(cwd or Path.cwd()), "env": env}
     return Command(server, order)
@@ -113,8 +113,10 @@ def _server() -> tuple[socket.socket, dict[str, str]]:
     """A server of this process, which ends with it, and its environment."""
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     env = _plain(os.environ)
+    command = [sys.executable, __file__, str(far.fileno())]
+    quiet = subprocess.DEVNULL  # a terminal would show lines before they are flushed
     with far:
-        subprocess.Popen([sys.executable, __file__, str(far.fileno())], env=env, pass_fds=[far.fileno()])
+        subprocess.Popen(command, env=env, pass_fds=[far.fileno()], stdin=quiet, stdout=quiet)
     return near, env
 
 
@@ -136,7 +138,9 @@ def _next_program(orders: socket.socket) -> list[str]:
         os.write(line, f"{pid}\n".encode())
         for file in streams:
             os.close(file)
-        os.write(line, f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with contextlib.suppress(BrokenPipeError):  # nobody may wait for it any more
+            os.write(line, f"{status}\n".encode())
         os._exit(0)
     os.close(line)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -148,6 +152,7 @@ def _next_program(orders: socket.socket) -> list[str]:
     os.environ.clear()
     os.environ.update(order["env"])
     time.tzset()
+    sys.modules["torch"].default_generator.seed()  # as each process draws one of its own
     return order["program"]
 
 
@@ -178,7 +183,7 @@ def _run(program: list[str]) -> int:
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as ended:
         if ended.code is None or isinstance(ended.code, int):
-            return ended.code or 0
+            return (ended.code or 0) & 0xFF
         sys.stderr.write(f"{ended.code}\n")
         return 1
     except BaseException as error:
@@ -191,12 +196,26 @@ def _end(status: int) -> NoReturn:
     """Without taking apart all that the server has imported, which takes as long as importing it."""
     threading._shutdown()
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    written = _flush(sys.stdout)
+    gc.collect()  # what the program has left, whose files end with it; the rest is frozen
+    if not (_flush(sys.stdout) and written):
+        status = 120
+    _flush(sys.stderr)
     if status < 0:
         signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
+
+
+def _flush(stream: TextIO | None) -> bool:
+    try:
+        if stream is not None and not stream.closed:
+            stream.flush()
+    except Exception as error:
+        sys.stderr.write(f"Exception ignored in: {stream!r}\n")
+        sys.excepthook(type(error), error, error.__traceback__)
+        return False
+    return True
 
 
 if __name__ == "__main__":

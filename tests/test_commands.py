@@ -16,6 +16,12 @@ import atexit, os, sys, threading, time
 print(sys.argv[1:], os.getcwd(), os.environ.get("SAID"), __name__, sys.path[0], os.isatty(0), sys.stdin.read())
 atexit.register(print, "left")
 threading.Thread(target=lambda: (time.sleep(0.1), print("and the thread"))).start()
+class Left:
+    def __init__(self):
+        Left.self = self
+    def __del__(self):
+        print("taken apart")
+        raise KeyError
 def end(code):
     {end}
 end(int(sys.argv[1]))
@@ -43,6 +49,9 @@ def both(words, tmp_path, env=None):
         "pass",
         "sys.exit(code)",
         "sys.exit('a word')",
+        "sys.exit(-15)",
+        "sys.stdout.close()",
+        "Left()",
         "raise KeyError(code)",
         "raise KeyboardInterrupt",
         "os.kill(os.getpid(), 9)",
@@ -98,6 +107,16 @@ def test_signals_reach_it(tmp_path):
         (tmp_path / "there").unlink()
 
 
-def test_what_is_read_at_import_cannot_be_asked_for(tmp_path):
-    with pytest.raises(AssertionError, match="'MPLBACKEND'"):
-        commands.run(["-m", "pyvae", "--version"], tmp_path, {**os.environ, "MPLBACKEND": "svg"})
+def test_each_draws_numbers_of_its_own(tmp_path):
+    (tmp_path / "draws.py").write_text(
+        "import random, torch, numpy\nprint(random.random(), torch.rand(1).item(), numpy.random.rand())"
+    )
+    drawn = [commands.run(["draws.py"], tmp_path).stdout.split() for _ in range(2)]
+    assert [len(numbers) for numbers in drawn] == [3, 3]
+    assert not set(drawn[0]) & set(drawn[1])
+
+
+@pytest.mark.parametrize("name", ["MPLBACKEND", "PYTHONHASHSEED", "LC_ALL"])
+def test_what_is_read_at_import_cannot_be_asked_for(tmp_path, name):
+    with pytest.raises(AssertionError, match=f"'{name}'"):
+        commands.run(["-m", "pyvae", "--version"], tmp_path, {**os.environ, name: "1"})

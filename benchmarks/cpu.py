@@ -1,4 +1,4 @@
-"""Everything that the README's tables of a CPU are made from: ``python benchmarks/cpu.py [--quick] [--only PART ...]``.
+"""What the tables of a CPU in docs/benchmarks.md come from: ``python benchmarks/cpu.py [--quick] [--only PART ...]``.
 
 One part after another, each a program of its own, which can be called alone too; on a quiet machine, 25 minutes. Then
 ``python benchmarks/report.py`` writes the tables. What a part does not finish, or finds wrong, fails the whole, after

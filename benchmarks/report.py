@@ -1,7 +1,9 @@
-"""Write the tables of the README from benchmarks/results: ``python benchmarks/report.py [--check]``.
+"""Write the tables of README.md and docs/benchmarks.md from benchmarks/results: ``python benchmarks/report.py
+[--check]``.
 
 A table stands between ``<!-- results: NAME -->`` and ``<!-- end -->`` and is made from ``results/NAME.json``; the first
-word of NAME says of what kind it is. The tables ``gpu`` are made from the lines of every ``results/gpu-*`` folder.
+word of NAME says of what kind it is. The tables ``gpu`` are made from the lines of every ``results/gpu-*`` folder, and
+``speed``, the README's, from a few of all of these.
 """
 
 import argparse
@@ -13,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from gpu_stages import results as gpu_results
-from gpu_stages.markdown import gpu_tables
+from gpu_stages.markdown import gpu_headlines, gpu_tables
 from rate_rows import rows_of, words
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs/benchmarks.md")
 RESULTS = ROOT / "benchmarks/results"
 _NO_GPU = "Nothing has been measured on a GPU yet."
 _GIVEN_MORE = {"pyvae, named noise", "pyvae, bits", "pyvae, grid"}
+_HURRY = ("pythae", "disent", "disentangling-vae", "pyvae")
+"""What the table of speed names, each as it comes."""
 _SLOT = re.compile(r"(<!-- results: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -206,6 +210,29 @@ def _milliseconds(us: float) -> str:
     return f"{us / 1e3:.2f}" if us < 1e4 else f"{us / 1e3:.1f}"
 
 
+def speed_table(results: Path) -> str:
+    """One objective, network and batch size, for a reader in a hurry: libraries on a CPU, then pyvae on each GPU."""
+    lines = ["| beta-VAE, Burgess network, batches of 64 | steps a second |", "|---|---:|"]
+    said = []
+    path = results / "peers-cpu.json"
+    if path.is_file():
+        result = json.loads(path.read_text())
+        rows = [row for row in rows_of(result) if row["objective"] == "beta-vae"]
+        most = max(row["threads"] for row in rows)
+        rates = {row["library"]: row["steps_per_second"][1] for row in rows if row["threads"] == most}
+        for library in (name for name in _HURRY if name in rates):
+            name = f"{library} {result['versions'].get(library, '')}".strip()
+            lines.append(f"| CPU, {words(most)}: {name} | {_rate(rates[library])} |")
+            if kept := rates.get(f"{library}, buffers kept"):
+                lines.append(f"| the same, given pyvae's setting of the memory allocator | {_rate(kept)} |")
+        said.append(_provenance({**result["machine"], "threads": most}))
+    for card, what, rate, source in gpu_headlines(gpu_results.known(results)):
+        lines.append(f"| {card}: pyvae, {what} | {rate:,.0f} |")
+        if source not in said:
+            said.append(source)
+    return "\n\n".join(["\n".join(lines), " ".join(said)])
+
+
 TABLES = {
     "train": train_table,
     "ops": ops_table,
@@ -220,10 +247,12 @@ def _provenance(machine: dict[str, Any]) -> str:
     return f"{device}; torch {machine['torch']}; commit {machine['commit']}, {machine['date']}; medians."
 
 
-def render(readme: str, results: Path = RESULTS) -> str:
-    """The README with every table made anew."""
+def render(page: str, results: Path = RESULTS) -> str:
+    """A page with every table made anew."""
 
     def fill(slot: re.Match[str]) -> str:
+        if slot[2] == "speed":
+            return f"{slot[1]}{speed_table(results)}\n{slot[3]}"
         if slot[2] == "gpu":
             tables = gpu_tables(gpu_results.known(results), ops_table)
             return f"{slot[1]}{tables or _NO_GPU}\n{slot[3]}"
@@ -234,7 +263,7 @@ def render(readme: str, results: Path = RESULTS) -> str:
         table = TABLES[slot[2].split("-")[0]](result)
         return f"{slot[1]}{table}\n\n{_provenance(result['machine'])}\n{slot[3]}"
 
-    return _SLOT.sub(fill, readme)
+    return _SLOT.sub(fill, page)
 
 
 def main() -> None:
@@ -243,11 +272,16 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a table is out of date")
     check = parser.parse_args().check
-    before = README.read_text()
-    after = render(before)
-    if check and before != after:
-        sys.exit("README.md is not what benchmarks/results says: run python benchmarks/report.py")
-    README.write_text(after)
+    old = []
+    for page in PAGES:
+        before = page.read_text()
+        after = render(before)
+        if check and before != after:
+            old.append(str(page.relative_to(ROOT)))
+        elif not check:
+            page.write_text(after)
+    if old:
+        sys.exit(f"not what benchmarks/results says: {', '.join(old)}: run python benchmarks/report.py")
 
 
 if __name__ == "__main__":

@@ -1,160 +1,173 @@
-"""Write a page for each op from its docstring: ``python docs/build.py``; with ``--check``, only look."""
+"""Write the tables of the documentation that the code knows best: ``python docs/build.py``; ``--check`` only looks.
+
+A table stands between ``<!-- made: KIND NAME ... -->`` and ``<!-- end -->``; ``KINDS`` says of what kinds there are.
+"""
 
 import argparse
-import ast
 import inspect
 import re
 import sys
-import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import pyvae
+from pyvae.engine.recipe import Recipe, objective_name
+from pyvae.errors import PyvaeError
+from pyvae.metrics import METRICS
+from pyvae.recipes import RECIPES
+from pyvae.studies.published import CERTAINTIES, QUANTITIES, STUDIES, Published
 
 DOCS = Path(__file__).resolve().parent
-KERNELS = DOCS.parent / "kernels"
+RESULTS = DOCS.parent / "benchmarks/results"
+_SLOT = re.compile(r"(<!-- made: ([\w-]+)((?: \w[\w:,.-]*)*) -->\n).*?(<!-- end -->)", re.DOTALL)
+_NOT_RUN = "not run at full length yet"
 
 
-class Notes(NamedTuple):
-    """What a docstring leaves out."""
-
-    formula: str
-    backward: str
-    moves: str
-    not_for: str
+def recipes() -> str:
+    """Every recipe, with the page that explains it."""
+    rows = [(f"[`{name}`]({explained(name)})", said) for name, (said, _) in RECIPES.items()]
+    return _table(("recipe", "what it is"), rows)
 
 
-NOTES = {
-    "bernoulli_nll": Notes(
-        "L = (1 / B) sum_i sum_p [softplus(l_ip) - l_ip x_ip]",
-        "dL / dl_ip = (sigmoid(l_ip) - x_ip) / B. On a GPU the backward reads logits and target again, the forward "
-        "stores nothing; on a CPU loss and gradient come from one pass. A target that asks for a gradient is refused. "
-        "The backward has no derivative: gradients of gradients go through `pyvae.reference`.",
-        "For logits of s bytes and a target of t bytes (bits: 1/8): s + t forward, 2 s + t backward, a pixel.",
-        "For probabilities: keep the logits; a probability near 1 has lost what the loss needs. For Gaussian or other "
-        "likelihoods. For a handful of pixels, where calling anything costs more than the sum.",
-    ),
-    "reparameterize_kl": Notes(
-        "z = mu + exp(logvar / 2) eps, KL_j = (1 / B) sum_i (mu_ij^2 + e^logvar_ij - 1 - logvar_ij) / 2",
-        "dmu = dz + dKL mu / B; dlogvar = dz (z - mu) / 2 + dKL (e^logvar - 1) / (2 B). The noise is drawn again "
-        "from its key instead of stored.",
-        "Two inputs read and z written forward, two inputs and dz read and two gradients written backward.",
-        "When you need the noise itself, or a posterior that is not a diagonal Gaussian.",
-    ),
-    "aggregate_log_density": Notes(
-        "log q(z_i) = log sum_m W_im prod_j N(z_ij; mu_mj, sigma_mj), and the same with the product outside of the sum",
-        "To z, mu and logvar, from the stored log-densities [B, D + 1] and the pairs computed again.",
-        "The tables [B, D] stay in the cache, and of B x B x D exponentials none is stored: arithmetic bounds it.",
-        "For a data set small enough to sum over all of it, which is exact. On a CPU it is its reference.",
-    ),
-    "importance_log_weight": Notes(
-        "log w = log p(x|z) + log p(z) - log q(z|x) for each of M x K samples of an image",
-        "To logits, z, mu and logvar; the images have none.",
-        "s bytes a pixel and sample forward, 2 s backward; the target once for all samples of an image.",
-        "With one sample and the closed KL: bernoulli_nll and reparameterize_kl have less variance.",
-    ),
-    "gather_bits": Notes(
-        "images_bp = bit p of store[index_b]",
-        "None: images are data.",
-        "1/8 byte a pixel read, s + 1/8 written, for images of s bytes a pixel.",
-        "For grey or coloured images. Where a batch fits into the loader's time anyway.",
-    ),
-    "permute_dims": Notes(
-        "z'_ij = z_(pi_j(i) j) with an independent uniform permutation pi_j of the batch for every latent j",
-        "The gather's: the gradient is permuted back.",
-        "Each entry once in, once out; the permutation once out, for the backward.",
-        "Where every row must stay whole: then torch.randperm.",
-    ),
-    "code_histogram": Notes(
-        "n_jfbc = number of rows whose latent j lies in bin b of its range, and whose factor f is of class c",
-        "None: counts.",
-        "The codes twice, for the range and for the bins; the counts stay in the cache.",
-        "When the codes come in batches: collect them with pyvae.metrics.StreamedMetrics first.",
-    ),
-    "posterior_entropy": Notes(
-        "H(q(z_j)) and H(q(z_j | v_f)) of the mixtures of N posteriors, by quadrature on a grid",
-        "None: it is a metric.",
-        "N x D posteriors once; the density's nodes stay in the cache: arithmetic bounds it.",
-        "For a few hundred codes, where sampling is as quick. Its error is said by `tol`, that of sampling is not.",
-    ),
+def explained(name: str) -> str:
+    """The page whose tables tell of a recipe, as a link from docs/recipes.md."""
+    for path in sorted((DOCS / "methods").glob("*.md")):
+        for slot in _SLOT.finditer(path.read_text()):
+            if slot[2] == "recipe" and name in slot[3].split():
+                return f"methods/{path.name}"
+    raise PyvaeError(
+        f"no page of docs/methods tells of the recipe {name}: write <!-- made: recipe {name} --> in one"
+    )
+
+
+def recipe(*names: str) -> str:
+    """What to type for each of these recipes, and the settings behind it."""
+    lines = "\n".join(f"pyvae train {name}" for name in names)
+    head = ("setting", *(f"`{name}`" for name in names))
+    settings = [_settings(RECIPES[name][1]) for name in names]
+    keys = dict.fromkeys(key for each in settings for key in each)
+    rows = [(f"`--{key.replace('_', '-')}`", *(each.get(key, "-") for each in settings)) for key in keys]
+    return f"```sh\n{lines}\n```\n\n{_table(head, rows)}"
+
+
+def _settings(of: Recipe) -> dict[str, str]:
+    """What makes it this recipe: those of the run that papers name, and those of its objective."""
+    always = ("architecture", "latents", "batch_size", "optimizer", "lr", "steps")
+    plain = {each.name: each.default for each in fields(Recipe)}
+    named = {name: getattr(of, name) for name in plain if name in always or getattr(of, name) != plain[name]}
+    del named["objective"]
+    own = {each.name: getattr(of.objective, each.name) for each in fields(of.objective)}
+    shown = {name: _value(value) for name, value in {**named, **own}.items() if value is not None}
+    return {"objective": f"`{objective_name(of.objective)}`", **shown}
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, tuple):
+        return ", ".join(map(_value, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def published(*names: str) -> str:
+    """The numbers of tables that ``pyvae reproduce`` knows, as STUDY, or as STUDY:ARM,ARM for some of its lines."""
+    ours, rows = full_length(RESULTS), []
+    sources: dict[str, int] = {}
+    for name in names:
+        study, _, arms = name.partition(":")
+        for arm in STUDIES[study].arms:
+            for number in arm.published if not arms or arm.name in arms.split(",") else ():
+                source = sources.setdefault(_source(number), len(sources) + 1)
+                mine = ours.get((study, arm.name, number.quantity), _NOT_RUN)
+                rows.append(
+                    (f"`{arm.name}`", QUANTITIES[number.quantity], number.show(), mine, f"({source})")
+                )
+    table = _table(("line", "what", "published", "ours", "source"), rows)
+    return "\n".join([table, "", *(f"{number}. {source}." for source, number in sources.items())])
+
+
+def _source(number: Published) -> str:
+    sure = CERTAINTIES[number.certainty]
+    return f"{number.source[0].upper()}{number.source[1:]}: {sure}"
+
+
+def full_length(results: Path) -> dict[tuple[str, str, str], str]:
+    """What ``make gpu`` has found of published tables, by study, arm and quantity: the mean over the seeds."""
+    sys.path.insert(0, str(DOCS.parent / "benchmarks"))
+    from gpu_stages.results import DRY, known, newest
+
+    values: dict[tuple[str, str, str], list[float]] = {}
+    for line in newest(known(results)).values():
+        if line["stage"] == "published_tables" and line.get("gpu") != DRY:
+            for number in line.get("results", {}).get("numbers", ()):
+                key = line["study"], line["arm"], number["quantity"]
+                values.setdefault(key, []).append(number["ours"]["value"])
+    return {
+        key: f"{sum(each) / len(each):.4g} ({len(each)} seed{'s' * (len(each) > 1)})"
+        for key, each in values.items()
+    }
+
+
+def studies() -> str:
+    """All of them, one section each."""
+    parts = []
+    for name, study in STUDIES.items():
+        parts += [f"## {study.title}", f"```sh\npyvae reproduce {name}\n```", published(name)]
+        parts.append("\n".join(f"- {note}" for note in study.notes))
+    return "\n\n".join(parts)
+
+
+def metrics() -> str:
+    """Every metric of a table of codes, as its docstring begins."""
+    rows = []
+    for name, metric in METRICS.items():
+        first = (inspect.getdoc(metric) or "").split("\n\n")[0]
+        rows.append((f"`{name}`", _inline(first)))
+    return _table(("metric", "what it is"), rows)
+
+
+KINDS: dict[str, Callable[..., str]] = {
+    "recipes": recipes,
+    "recipe": recipe,
+    "published": published,
+    "studies": studies,
+    "metrics": metrics,
 }
 
 
-def page(op: str) -> str:
-    """The page of an op."""
-    function, notes = getattr(pyvae, op), NOTES[op]
-    signature = str(inspect.signature(function)).replace("torch.Tensor", "Tensor")
-    signature = re.sub(r"<([\w.]+): \d+>", r"\1", signature)
-    # the public path of a result
-    signature = re.sub(r"(pyvae\.reference)\.\w+\.", r"\1.", signature)
-    parts = [
-        f"# {op}",
-        "<!-- written by docs/build.py from the docstring: change that -->",
-        f"```\n{op}{signature}\n```",
-        f"    {notes.formula}",
-        _prose(inspect.getdoc(function) or ""),
-        "## Backward",
-        _fill(notes.backward),
-        "## Bytes",
-        _fill(notes.moves),
-        *_device_code(op),
-        "## When not to use it",
-        _fill(notes.not_for),
-        f"Specification: `pyvae.reference.{op}`. Tests: [`tests/test_{op}.py`](../../tests/test_{op}.py). "
-        f"Times: [`benchmarks/bench_{op}.py`](../../benchmarks/bench_{op}.py).",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _device_code(op: str) -> list[str]:
-    path = KERNELS / f"{op}.py"
-    if not path.is_file():
-        return []
-    said = ast.get_docstring(ast.parse(path.read_text())) or ""
-    return [f"On a GPU, [`kernels/{op}.py`](../../kernels/{op}.py): {_inline(said)}"]
-
-
-def _prose(docstring: str) -> str:
-    """A docstring of this project as Markdown: sections as headings, arguments as a list, examples as code."""
-    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", docstring).replace("``", "`")
-    text, _, examples = text.partition("\n>>> ")
-    out = []
-    for block in re.split(r"\n(?=(?:Args|Returns|Raises):\n)", text):
-        name, _, body = block.partition(":\n")
-        if name in ("Args", "Returns", "Raises"):
-            body = textwrap.dedent(body)
-            out.append(f"**{name}**\n\n{_entries(body) if name == 'Args' else _inline(body)}")
-        else:
-            out.append(block.strip())
-    if examples:
-        out.append(f"```pycon\n>>> {examples.rstrip()}\n```")
-    return "\n\n".join(out)
-
-
-def _entries(body: str) -> str:
-    entries = re.split(r"\n(?=\S)", body.strip())
-    return "\n".join(f"- {_inline(entry)}" for entry in entries)
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _inline(text: str) -> str:
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
     return " ".join(text.split())
 
 
-def _fill(text: str) -> str:
-    return textwrap.fill(text, 120)
+def render(page: str) -> str:
+    """A page with every such table made anew."""
+    return _SLOT.sub(lambda slot: f"{slot[1]}\n{KINDS[slot[2]](*slot[3].split())}\n\n{slot[4]}", page)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is not current")
     check = parser.parse_args().check
     old = []
-    for op in NOTES:
-        path = DOCS / "ops" / f"{op}.md"
-        if check and (not path.is_file() or path.read_text() != page(op)):
-            old.append(path.name)
-        elif not check:
-            path.write_text(page(op))
+    for path in sorted(DOCS.rglob("*.md")):
+        before = path.read_text()
+        after = render(before)
+        if check and before != after:
+            old.append(str(path.relative_to(DOCS.parent)))
+        elif before != after:
+            path.write_text(after)
     if old:
         print(f"not current: {', '.join(old)}: run python docs/build.py", file=sys.stderr)
     return bool(old)

@@ -7,7 +7,9 @@ The ops are in :mod:`pyvae.functional`; :mod:`pyvae.reference` specifies each in
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+# what it is called when it is installed, since pyvae is another project's; pyvae_engine looks for this line
+DISTRIBUTION = "pyvae-engine"
 
 if TYPE_CHECKING:
     from pyvae import bounds as bounds
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
         tc_batch,
     )
     from pyvae.runs import Run as Run
+    from pyvae.runs import compare as compare
     from pyvae.runs import open as open
     from pyvae.runs import train as train
 
@@ -77,7 +80,7 @@ _MODULES = (
 )
 _PLACES = {
     **dict.fromkeys(__all__, "pyvae.functional"),
-    **dict.fromkeys(("Run", "open", "train"), "pyvae.runs"),
+    **dict.fromkeys(("Run", "compare", "open", "train"), "pyvae.runs"),
     "PyvaeError": "pyvae.errors",
     "Recipe": "pyvae.engine.recipe",
 }

@@ -1,21 +1,6 @@
-"""``pyvae`` and ``python -m pyvae``: the command line, which alone needs tyro."""
+"""``python -m pyvae``: the command line."""
 
-import sys
-
-
-def main() -> None:
-    """:func:`pyvae.cli.main`, or one line where tyro is missing."""
-    try:
-        from pyvae import cli
-    except KeyboardInterrupt:  # while it is read, which takes a second
-        sys.stderr.write("pyvae: interrupted\n")
-        sys.exit(130)
-    except ModuleNotFoundError as error:
-        if error.name != "tyro":
-            raise
-        sys.exit("pyvae: error: the command line needs tyro: pip install tyro")
-    cli.main()
-
+from pyvae_engine.__main__ import main
 
 if __name__ == "__main__":
     main()

@@ -204,11 +204,12 @@ class Run:
             factors = dataset.factor_classes(np.arange(len(dataset)))
         return Codes(table.mu, table.logvar, factors, table.factor_names, table.factor_sizes, table)
 
-    def report(self, *, span: float = 2.0) -> Path:
+    def report(self, *, span: float = 2.0, explorer: bool = True) -> Path:
         """Evaluate it and write ``report.html``, ``metrics.json`` and ``figures/``; returns the path of the page.
 
         Args:
             span: latent traversals go from ``-span`` to ``span``.
+            explorer: whether the page has sliders, and the decoder's weights to draw with.
 
         Raises:
             RunError: no checkpoint, data that is not what it was, or a file that cannot be written.
@@ -218,7 +219,7 @@ class Run:
         directory, dataset = self._opened()
         check_writable(directory.figures)
         with usual_torch():
-            return report.report(directory, dataset, span=span)
+            return report.report(directory, dataset, span=span, explorer=explorer)
 
     def traverse(
         self, *, span: float = 2.0, columns: int = 11, seeds: Sequence[int] | int | None = None
@@ -247,7 +248,7 @@ class Run:
         """Write what it has learnt to a file that needs no pyvae; see :func:`pyvae.nets.export.export`.
 
         Args:
-            path: ends in ".pt2" (torch.export) or ".onnx" (``pip install 'pyvae[onnx]'``).
+            path: ends in ".pt2" (torch.export) or ".onnx" (``pip install 'pyvae-engine[onnx]'``).
             part: "autoencoder", "encoder", "decoder" or "generator".
             step: as :meth:`model` takes it.
 
@@ -289,6 +290,14 @@ class Run:
             return found
         return RunDirectory(found.path, replace(found.recipe, data=self._place))
 
+    def _share(self, datasets: Iterable[Dataset]) -> None:
+        """Take the data that it was trained on from some that are open, where it is among them."""
+        if self._dataset is None and self._place is None:
+            newest = self._directory().newest_checkpoint().metadata
+            wanted = (newest["data"], tuple(newest["image_shape"]))
+            same = (each for each in datasets if (each.fingerprint, each.image_shape) == wanted)
+            self._dataset = next(same, None)
+
     def _opened(self) -> tuple[RunDirectory, Dataset]:
         if self._dataset is None:
             directory, self._dataset = open_run(self.path, self._place, self._own)
@@ -315,6 +324,46 @@ def open(
         RunError: there is no run.
     """
     return Run(path, data=data, own=[each for each in (architecture, objective) if each is not None])
+
+
+def compare(
+    runs: Iterable[StrPath | Run],
+    *,
+    out: StrPath | None = None,
+    span: float = 2.0,
+    data: StrPath | None = None,
+) -> Path:
+    """Write one page with runs side by side: numbers with their differences, curves in one chart, the same images
+    reconstructed by each. The same as ``pyvae report RUN_A RUN_B ...``; no file of a run is touched.
+
+    Args:
+        runs: two or more, of any recipes; the first is what the others are compared with.
+        out: the page; by default ``comparison.html`` in the folder that holds all of the runs.
+        span: latent traversals go from ``-span`` to ``span``.
+        data: where the data of all of them lies, if it is not where it lay when they were made.
+
+    Returns:
+        its path.
+
+    Raises:
+        RunError: fewer than two runs or one of them twice, ``out`` is another file than such a page, no checkpoint,
+            data that is not what it was, or a file that cannot be written.
+    """
+    from pyvae.report.beside import write_beside
+
+    if isinstance(runs, str | os.PathLike):
+        raise RunError('runs: give two or more, as ["runs/a", "runs/b"]')
+    opened: list[tuple[RunDirectory, Dataset]] = []
+    for each in runs:
+        if not isinstance(each, Run) and Path(each).is_file():
+            # a shell's runs/* names the pages that lie there too
+            _LOG.warning("%s is a file, not the directory of a run: left out", each)
+            continue
+        run = each if isinstance(each, Run) else Run(each, data=data)
+        run._share([dataset for _, dataset in opened])
+        opened.append(run._opened())
+    with usual_torch():
+        return write_beside(opened, None if out is None else whole_path(Path(out)), span=span)
 
 
 @overload

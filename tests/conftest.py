@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+import interpreter
 from pyvae.base import native
 from pyvae.nets import convolutions
 
 GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"
+    interpreter.quicken(pytest.MonkeyPatch())
 
 # whatever the processor: those of what is refused take it away
 os.environ["PYVAE_INSIST"] = "1"

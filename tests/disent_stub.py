@@ -12,6 +12,6 @@ def import_disent() -> None:
     from without_torchvision import stand_in
 
     # before the stand-in: torchmetrics would take it for the real thing
-    pytest.importorskip("lightning", reason="pip install pyvae[examples]")
+    pytest.importorskip("lightning", reason="pip install pyvae-engine[examples]")
     stand_in()
-    pytest.importorskip("disent", reason="pip install --no-deps disent, and pyvae[examples]")
+    pytest.importorskip("disent", reason="pip install --no-deps disent, and pyvae-engine[examples]")

@@ -87,6 +87,18 @@ def test_an_unknown_name_is_refused(name, monkeypatch):
     assert line == f"  none: {expected[1:-1]}"
 
 
+def test_doctor_names_the_largest_files_of_the_cache_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYVAE_CACHE", str(tmp_path))
+    for size in range(1, 12):
+        (tmp_path / f"{size}.h5").write_bytes(bytes(size * 2**20))
+    said = doctor.describe().splitlines()
+    start = said.index("data cache") + 2
+    assert said[start:] == [
+        *(f"  {size}.h5: {size} MiB" for size in range(11, 3, -1)),
+        "  3 smaller files: 6 MiB",
+    ]
+
+
 def test_triton_on_request(monkeypatch):
     monkeypatch.setenv("PYVAE_BACKEND", "triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")

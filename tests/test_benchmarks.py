@@ -820,6 +820,25 @@ class TestReport:
         ]
         assert said == "Peak of one thread: fp32 118 GFLOP/s (a loop). bf16: no instructions."
 
+    def test_the_table_of_speed_has_each_library_as_it_comes_and_with_our_allocator(self, tmp_path):
+        rates = {"disent": (1, 2), "disent, buffers kept": (3, 4), "pyvae, bf16": (9, 9), "pyvae": (5, 6)}
+        rows = [
+            {"library": name, "objective": objective, "threads": threads, "steps_per_second": [0, rate, 99]}
+            for name, both in rates.items()
+            for objective, factor in (("beta-vae", 1), ("iwae", 100))
+            for threads, rate in zip((1, 2), (factor * x for x in both), strict=True)
+        ]
+        versions, machine = {"disent": "0.8"}, {**MACHINE, "threads": [1, 2]}
+        result = {"machine": machine, "versions": versions, "setting": "net", "rates": rows, "skipped": {}}
+        (tmp_path / "peers-cpu.json").write_text(json.dumps(result))
+        table = script("report").speed_table(tmp_path).splitlines()
+        assert table[2:5] == [
+            "| CPU, 2 threads: disent 0.8 | 2.0 |",
+            "| the same, given pyvae's setting of the memory allocator | 4.0 |",
+            "| CPU, 2 threads: pyvae | 6.0 |",
+        ]
+        assert table[-1] == "a CPU, 2 threads; torch 2; commit abc, 2026-01-01; medians."
+
     def test_slots_are_filled_from_files_and_an_edit_is_noticed(self, tmp_path):
         report = script("report")
         rates = {"popular": 10.0, "pyvae": 25.0}

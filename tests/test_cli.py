@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import commands
 from pyvae.backend import OPS
 from pyvae.base import native
 
@@ -24,9 +23,7 @@ def cache(tmp_path_factory):
 def pyvae(cache, tmp_path):
     def call(*arguments, **environment):
         env = {**os.environ, "PYVAE_CACHE": str(cache), "OMP_NUM_THREADS": "1", **environment}
-        env.pop("TRITON_INTERPRET", None)
-        command = [sys.executable, "-m", "pyvae", *map(str, arguments)]
-        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+        return commands.run(["-m", "pyvae", *arguments], tmp_path, env)
 
     return call
 
@@ -354,14 +351,7 @@ def test_a_schedule_longer_than_the_run_is_named(pyvae):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_toy_that_is_stopped_says_how_to_go_on(tmp_path, number):
     command = ("reproduce", "tighter-bounds-toy", "--scale", "0.005", "--seeds", "1000", "--out", "out")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pyvae", *command],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = commands.start(["-m", "pyvae", *command], tmp_path, {**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while not (tmp_path / "out/report.html").exists() and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -49,10 +49,11 @@ def test_a_plain_loop_is_the_same_loss(example, capsys):
 
 
 def test_a_study_for_a_laptop(tmp_path):
-    """Twelve models trained, scored and reported; of their steps, a few."""
+    """Each of its methods and settings trained, scored and reported; of their seeds one, of their steps a few."""
     text = (EXAMPLES / "studies/laptop.toml").read_text()
     short = re.sub("^steps = 700$", "steps = 20", text, flags=re.MULTILINE)
     short = re.sub("capacity_steps = 350", "capacity_steps = 10", short)
+    short = re.sub('^seeds = "0-1"$', 'seeds = "0"', short, flags=re.MULTILINE)
     assert "steps = 20" in short
     (tmp_path / "laptop.toml").write_text(short)
     command = [sys.executable, "-m", "pyvae", "study", "laptop.toml", "--out", "out"]
@@ -60,10 +61,10 @@ def test_a_study_for_a_laptop(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == "out/report.html\n"
     rows = read_results(tmp_path / "out/results.csv")
-    assert len(rows) == 12
+    assert len(rows) == 6
     assert {row.steps_done for row in rows} == {20}
     # twenty steps tell settings of one method apart
-    assert len({row.recon for row in rows}) >= 6
+    assert len({row.recon for row in rows}) >= 4
     for row in rows:
         assert 0 <= row.scores["mig"] <= 1
         assert row.failure is None
@@ -73,14 +74,14 @@ def test_a_study_for_a_laptop(tmp_path):
 
 
 def test_lightning(example):
-    pytest.importorskip("lightning", reason="pip install pyvae[examples]")
+    pytest.importorskip("lightning", reason="pip install pyvae-engine[examples]")
     found = example("lightning_vae").main(15)
     assert found["recon"] < 600
     assert 0 <= found["mig"] <= 1
 
 
 def test_lightning_is_the_same_loss(example, capsys):
-    pytest.importorskip("lightning", reason="pip install pyvae[examples]")
+    pytest.importorskip("lightning", reason="pip install pyvae-engine[examples]")
     loss, gradient = example("lightning_same").main(4)
     assert loss < SAME_LOSS
     assert gradient < SAME_GRADIENT
@@ -88,7 +89,7 @@ def test_lightning_is_the_same_loss(example, capsys):
 
 
 def test_pythae(example, capsys):
-    pytest.importorskip("pythae", reason="pip install pyvae[examples]")
+    pytest.importorskip("pythae", reason="pip install pyvae-engine[examples]")
     found = example("pythae_losses").main(2)
     assert list(found) == ["BetaVAE", "BetaTCVAE", "FactorVAE"]
     for name, (loss, gradient) in found.items():

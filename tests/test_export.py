@@ -27,7 +27,9 @@ from pyvae.runs import Run
 from tiny import Corner, TinyData
 
 ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-needs_onnx = pytest.mark.skipif(bool(ONNX), reason=f"pip install 'pyvae[onnx]' ({', '.join(ONNX)} missing)")
+needs_onnx = pytest.mark.skipif(
+    bool(ONNX), reason=f"pip install 'pyvae-engine[onnx]' ({', '.join(ONNX)} missing)"
+)
 FORMATS = [".pt2", pytest.param(".onnx", marks=needs_onnx)]
 SLOW_ONNX = [".pt2", pytest.param(".onnx", marks=[needs_onnx, pytest.mark.slow])]
 SHAPE = (1, 8, 8)
@@ -412,7 +414,9 @@ def test_a_batch_of_one_size_is_refused(tmp_path):
 
 def test_onnx_is_asked_for_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "find_spec", lambda name: None if name == "onnxruntime" else object())
-    assert refused(tmp_path / "model.onnx") == "model.onnx needs onnxruntime: pip install 'pyvae[onnx]'"
+    assert (
+        refused(tmp_path / "model.onnx") == "model.onnx needs onnxruntime: pip install 'pyvae-engine[onnx]'"
+    )
 
 
 def test_a_run_is_exported(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""What `make gpu` found, in the README and in few lines."""
+"""What `make gpu` found, in docs/benchmarks.md and in few lines."""
 
 from scripts import module, scripts  # noqa: F401
 
@@ -51,15 +51,23 @@ class TestTables:
         dry = [{**line, "gpu": module("gpu_stages.results").DRY} for line in self.lines()]
         assert self.text(dry) == ""
 
-    def test_the_readme_has_them_when_their_files_are_there(self, tmp_path):
+    def test_a_page_has_them_when_their_files_are_there(self, tmp_path):
         results, report = module("gpu_stages.results"), module("report")
         slot = "<!-- results: gpu -->\n<!-- end -->\n"
         assert "Nothing has been measured on a GPU yet." in report.render(slot, tmp_path)
         for line in self.lines():
             results.append(tmp_path / "gpu-h200/results.jsonl", line)
         filled = report.render(slot, tmp_path)
-        assert "#### NVIDIA H200" in filled
+        assert "### NVIDIA H200" in filled
         assert report.render(filled, tmp_path) == filled
+
+    def test_the_table_of_speed_has_few_of_them_and_never_a_dry_run(self, tmp_path):
+        results, report = module("gpu_stages.results"), module("report")
+        for line in self.lines():
+            results.append(tmp_path / "gpu-h200/results.jsonl", line)
+            results.append(tmp_path / "gpu-dry/results.jsonl", {**line, "gpu": results.DRY})
+        rows = [line for line in report.speed_table(tmp_path).splitlines() if line.startswith("| ")]
+        assert rows[1:] == ["| NVIDIA H200: pyvae, torch's layers, tf32, the same way | 2,000 |"]
 
     def test_the_summary_says_what_to_do_next(self):
         text = module("gpu_stages.summary").summary(self.lines(), self.GPU, "2.11")

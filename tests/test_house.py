@@ -160,5 +160,5 @@ def test_kernels_are_imported_where_they_are_launched():
 def test_every_package_is_shipped():
     tomllib = pytest.importorskip("tomllib")
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    held = {".".join(p.parent.relative_to(ROOT).parts) for p in MODULES} | {"pyvae.kernels"}
+    held = {".".join(p.parent.relative_to(ROOT).parts) for p in MODULES} | {"pyvae.kernels", "pyvae_engine"}
     assert sorted(listed) == sorted(held)

@@ -400,7 +400,7 @@ def test_report_and_traversal(run):
     assert "Generated images" in text
     assert "information bound" in text
     assert "Reconstructions" not in text
-    assert text.count("data:image/png") == 5
+    assert text.count("data:image/png") == 4 + 13  # those of the explorer
     files = traverse(run, TinyData(), seeds=(11,), columns=6)
     assert [path.name for path in files] == ["codes-11.png"]
     with pytest.raises(PyvaeError, match="2 to 100 columns"):

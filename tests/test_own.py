@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+import commands
 from pyvae.base.source import source_of
 from pyvae.bounds import Share
 from pyvae.engine import checkpoint
@@ -268,11 +269,10 @@ if __name__ == "__main__":
     trained(Path("run"), recipe(int(sys.argv[1]), objective=Mine, architecture=build))
 """,
     )
-    command = [sys.executable, "train.py"]
-    subprocess.run([*command, "2"], cwd=tmp_path, check=True, stderr=subprocess.DEVNULL)
+    commands.run(["train.py", "2"], tmp_path).check_returncode()
     # other lines may change, and it goes on
     (tmp_path / "train.py").write_text((tmp_path / "train.py").read_text() + "    print('done')\n")
-    subprocess.run([*command, "4"], cwd=tmp_path, check=True, stderr=subprocess.DEVNULL)
+    commands.run(["train.py", "4"], tmp_path).check_returncode()
     (tmp_path / "train.py").unlink()
     run = RunDirectory.open(tmp_path / "run")
     assert run.load_net()[1] == 4

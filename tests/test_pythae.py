@@ -12,7 +12,7 @@ from pyvae import reference
 from pyvae.errors import PyvaeError
 from pyvae.random import Stream, fresh_key
 
-pytest.importorskip("pythae", reason="pip install pyvae[examples]")
+pytest.importorskip("pythae", reason="pip install pyvae-engine[examples]")
 
 from pythae.models import (
     AE,

@@ -16,12 +16,14 @@ from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.evaluation import averages as evaluation
 from pyvae.evaluation.averages import correlation_ratio, evaluate
+from pyvae.nets import build
 from pyvae.objectives import BetaVAE, CapacityVAE, FactorVAE
 from pyvae.random import Stream, make_key
 from pyvae.report import report, traversal
-from pyvae.report.figures import draw_trace, smooth, trace_caption
+from pyvae.report.figures import draw_trace
+from pyvae.report.panels import caption, smooth
 from pyvae.report.trained import load_trained
-from tiny import TinyData
+from tiny import Corner, TinyData
 
 RECIPE = Recipe(objective=BetaVAE(), data="tiny", architecture="kim", batch_size=8, steps=6, latents=4)
 
@@ -105,6 +107,8 @@ def test_evaluation_weighs_a_last_batch_that_is_smaller(run, monkeypatch):
 
 
 class Page(HTMLParser):
+    """What a page shows, without the explanations of its terms."""
+
     def __init__(self, text: str) -> None:
         super().__init__()
         self.sources: list[str] = []
@@ -113,6 +117,7 @@ class Page(HTMLParser):
         self.rows: list[list[str]] = []
         self.strongest: list[tuple[int, int]] = []
         self.in_cell = False
+        self.unseen = 0
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -121,19 +126,28 @@ class Page(HTMLParser):
                 self.sources.append(value)
             if name == "href":
                 self.links.append(value)
-        assert tag not in ("script", "link", "iframe")
+        assert tag not in ("link", "iframe")
+        assert tag != "script" or "src" not in dict(attrs)
+        if self.unseen or tag in ("script", "style") or dict(attrs).get("role") == "tooltip":
+            self.unseen += 1
+            return
         if tag == "tr":
             self.rows.append([])
-        self.in_cell = tag in ("th", "td")
-        if self.in_cell:
+        if tag in ("th", "td"):
+            self.in_cell = True
             if "strongest" in (dict(attrs).get("class") or ""):
                 self.strongest.append((len(self.rows) - 1, len(self.rows[-1])))
             self.rows[-1].append("")
 
     def handle_endtag(self, tag):
-        self.in_cell = False
+        if self.unseen:
+            self.unseen -= 1
+        elif tag in ("th", "td"):
+            self.in_cell = False
 
     def handle_data(self, data):
+        if self.unseen:
+            return
         self.text += data
         if self.in_cell:
             self.rows[-1][-1] += data
@@ -144,8 +158,11 @@ def test_the_page_is_complete_and_needs_nothing_else(run):
     page = Page(path.read_text())
     metrics = json.loads((run.path / "metrics.json").read_text())
     assert path == run.path / "report.html"
-    assert page.links == []
-    assert len(page.sources) == 8
+    parts = (
+        "results", "explorer", "training", "reconstructions", "latent-traversals", "recipe", "compare",
+    )  # fmt: skip
+    assert page.links == [f"#{part}" for part in parts]
+    assert len(page.sources) == 7 + 13  # those of the explorer: what to start from, and the input
     assert all(s.startswith(("data:image/png;base64,", "data:image/gif;base64,")) for s in page.sources)
     assert f"{metrics['recon']:.2f} nats" in page.text
     assert f"{metrics['kl']:.2f} nats" in page.text
@@ -180,10 +197,12 @@ def test_two_reports_say_the_same(run):
     assert (run.path / "metrics.json").read_text() == first
 
 
-def test_a_short_run_says_so(tmp_path):
+def test_a_short_run_says_so_and_the_explorer_can_be_left_out(tmp_path):
     run = make_run(tmp_path / "run", steps=2)
     longer = RunDirectory.create_or_resume(run.path, replace(RECIPE, steps=1000))
-    assert "made 2 of its 1,000 steps" in Page(report(longer, TinyData()).read_text()).text
+    text = report(longer, TinyData(), explorer=False).read_text()
+    assert "made 2 of its 1,000 steps" in Page(text).text
+    assert "pyvaeNetwork" not in text
 
 
 def test_other_data_than_it_was_trained_on(run):
@@ -209,8 +228,9 @@ def test_three_channels_and_one_logged_step(tmp_path):
 def test_what_a_user_wrote_is_escaped(tmp_path):
     run = make_run(tmp_path / "<b>run", steps=1, data="tiny<script>")
     text = report(run, TinyData()).read_text()
-    assert "<script>" not in text
+    assert "tiny<script>" not in text
     assert "tiny&lt;script&gt;" in text
+    assert "<b>run" not in text
 
 
 def titles(trace):
@@ -268,7 +288,7 @@ def test_a_short_trace_is_drawn_as_it_is(rows):
     np.testing.assert_array_equal(values, [trace["kl_0"], trace["kl_1"]])
     assert markers == ["." if rows < 5 else "None"] * 2
     np.testing.assert_array_equal(lines(trace, "reconstruction")[0], [trace["recon"]])
-    assert "running mean" not in trace_caption(trace)
+    assert "running mean" not in caption(trace)
 
 
 def test_a_long_trace_is_smoothed_but_for_its_schedule():
@@ -276,7 +296,7 @@ def test_a_long_trace_is_smoothed_but_for_its_schedule():
     np.testing.assert_array_equal(lines(trace, "reconstruction")[0], [trace["recon"], smooth(trace["recon"])])
     np.testing.assert_array_equal(lines(trace, "KL of each latent")[0], [smooth(trace["kl_0"])])
     np.testing.assert_array_equal(lines(trace, "capacity")[0], [trace["capacity"]])
-    assert "running mean" in trace_caption(trace)
+    assert "running mean" in caption(trace)
 
 
 def test_smoothing_keeps_means_and_constants():
@@ -284,6 +304,26 @@ def test_smoothing_keeps_means_and_constants():
     ramp = np.arange(500.0)
     np.testing.assert_allclose(smooth(ramp)[20:-20], ramp[20:-20])
     np.testing.assert_allclose(smooth(np.array([1.0, 2.0])), [1.5, 1.5])
+    values = np.random.default_rng(0).normal(size=353)
+    values[[3, 200]] = np.nan
+    expected = [np.nanmean(values[max(i - 7, 0) : i + 8]) for i in range(353)]
+    np.testing.assert_allclose(smooth(values), expected)
+
+
+def test_smoothing_forgets_a_spike():
+    values = np.full(300, 2.0)
+    values[20] = 3e38
+    np.testing.assert_array_equal(smooth(values)[27:], 2.0)
+
+
+def test_a_picture_of_many_latents_has_those_of_the_highest_kl(monkeypatch):
+    monkeypatch.setattr(traversal, "MOST_ROWS", 2)
+    net, data = build("mlp", 1, 3, side=12).eval(), Corner()
+    with torch.inference_mode():
+        mu, _ = net.encoder(data.images(torch.tensor([7])))
+    found = traversal.compute(net, data.images(7), mu, [0.1, 3.0, 2.0], 2.0, 5)
+    assert found.order == [1, 2]
+    assert found.decoded.shape == (2, 5, 1, 12, 12)
 
 
 def test_runs_without_anything_to_report(tmp_path):

@@ -230,8 +230,10 @@ def test_a_finished_study(finished):
     assert "A study &lt;of&gt; nothing" in text
     assert "A note &amp; more." in text
     assert "0.5 to 0.6" in text
-    assert text.count("data:image/png;base64,") == 1 + 3 * 2
-    assert "http" not in text
+    assert text.count("data:image/png;base64,") == 1 + 2 * 2
+    assert text.count('<div class="charts">') == 2
+    assert "http:" not in text
+    assert "https:" not in text
 
 
 def test_a_scaled_study_is_no_reproduction(finished):

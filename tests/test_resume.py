@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import commands
 from pyvae.base.files import replacing
 from pyvae.engine import checkpoint
 from pyvae.engine.files import write_atomically
@@ -119,12 +120,11 @@ def test_seeds_give_different_runs(tmp_path, straight):
     ).read_text().splitlines()[1]
 
 
-def start(path: Path, steps: int = 200, checkpoint_seconds: float = 0.1) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPT), str(path), str(steps), str(checkpoint_seconds)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def start(path: Path, steps: int = 200, checkpoint_seconds: float = 0.1) -> commands.Command:
+    return commands.start([SCRIPT, path, steps, checkpoint_seconds])
 
 
-def wait_for_progress(process: subprocess.Popen, path: Path, steps: int):
+def wait_for_progress(process: commands.Command, path: Path, steps: int):
     trace = path / "trace.csv"
     while process.poll() is None:
         if trace.exists() and trace.read_text().count("\n") > steps // 3:
@@ -154,7 +154,8 @@ def kill_and_resume(path: Path, straight: Path, kills: int, seed: int):
         process.kill()
         process.communicate()
     process = start(path)
-    assert process.wait(timeout=300) == 0, process.stderr.read()
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
     assert_same(straight, path)
 
 

@@ -1,5 +1,6 @@
 """Which CUDA toolkit the operators are built with."""
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -106,8 +107,18 @@ def test_cuda_operators_are_built_where_a_toolkit_is_and_the_others_anyhow(root,
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     home = whole(root / "opt/cuda") if there else None
     monkeypatch.setitem(SETUP["extension"].__globals__, "toolkit", lambda cuda: home)
+    monkeypatch.setitem(SETUP["extension"].__globals__, "find_compiler", lambda: None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "")
+    if there:
+        (home / "bin/nvcc").write_text("#!/bin/sh\nprintf 'compute_%s\\n' 80 86 90 103 120\n")
+    monkeypatch.setattr(sys, "argv", ["setup.py", "bdist_wheel"])
     monkeypatch.chdir(SOURCE)
-    (module,) = SETUP["extension"]()["ext_modules"]
+    given = SETUP["extension"]()
+    (module,) = given["ext_modules"]
     assert (str(root / "opt/cuda/include") in module.include_dirs) is there
     assert any(source.endswith(".cu") for source in module.sources) is there
     assert any("cpu" in source for source in module.sources)
+    assert given["options"]["bdist_wheel"].get("build_number") == ("1cu130" if there else None)
+    # without a GPU torch would find none to compile for
+    assert os.environ["TORCH_CUDA_ARCH_LIST"] == ("8.0;9.0;12.0+PTX" if there else "")

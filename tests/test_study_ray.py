@@ -25,7 +25,7 @@ from pyvae.studies.on_ray import RayPlace
 from pyvae.studies.runner import run_study
 from pyvae.studies.work import Settings
 
-pytest.importorskip("ray", reason="needs pyvae[ray]")
+pytest.importorskip("ray", reason="needs pyvae-engine[ray]")
 STEPS = 300
 SETTINGS = Settings(device="cpu", checkpoint_seconds=0.02)
 
@@ -195,7 +195,7 @@ def test_no_cluster_is_told(tmp_path, data):
 
 def test_ray_that_is_missing_is_told(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(PyvaeError, match=r"--ray needs Ray: pip install 'pyvae\[ray\]'"):
+    with pytest.raises(PyvaeError, match=r"--ray needs Ray: pip install 'pyvae-engine\[ray\]'"):
         RayPlace("local")
 
 

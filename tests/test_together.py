@@ -5,8 +5,6 @@ import gc
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -17,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import commands
 from abreast import CPU, OBJECTIVES, RECIPE, Abreast, eight, put_abreast, runs_of
 from pyvae.engine import checkpoint, loop, trainer
 from pyvae.engine.loop import train, train_together
@@ -321,9 +320,8 @@ def test_what_is_refused_changes_nothing(refused, message, tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def start(out: Path) -> subprocess.Popen:
-    command = [sys.executable, str(SCRIPT), str(out), str(LENGTH), "0.05"]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+def start(out: Path) -> commands.Command:
+    return commands.start([SCRIPT, out, LENGTH, 0.05])
 
 
 def steps_of(out: Path) -> set[int]:
@@ -334,7 +332,7 @@ def steps_of(out: Path) -> set[int]:
     return found
 
 
-def wait_for_rows(process: subprocess.Popen, out: Path) -> None:
+def wait_for_rows(process: commands.Command, out: Path) -> None:
     while process.poll() is None and not (out / "seed-7/trace.csv").exists():
         time.sleep(0.01)
 
@@ -350,7 +348,8 @@ def kill_and_resume(out: Path, straight: Path, kills: int, seed: int) -> list[se
         process.communicate()
         stood.append(steps_of(out))
     process = start(out)
-    assert process.wait(timeout=300) == 0, process.stderr.read()
+    _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
     for n in range(8):
         assert_same(out / f"seed-{n}", straight / f"seed-{n}")
     return stood

@@ -1,4 +1,4 @@
-"""The README's tables of GPUs, from lines of results: what is right, what failed, and how fast it is."""
+"""The tables of GPUs in docs/benchmarks.md, from lines of results: what is right, what failed, and how fast it is."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +24,13 @@ CHECKS = {
 _RATES = ("popular", "popular_compiled", "rates", "compiled", "objectives")
 _FUSED = ("fused_rates", "fused_members")
 _CONSTANTS = ("early_launches", "launches", "optimizers")
+_HEADLINES = {
+    ("rates", "pyvae --no-capture"): "torch's layers, fp32, `--no-capture`",
+    ("rates", "pyvae --precision fp32"): "torch's layers, fp32, steps as CUDA graphs (default)",
+    ("rates", "pyvae --precision tf32"): "torch's layers, tf32, the same way",
+    ("fused_rates", "fused, fp16, plain graph"): "kernels of its own, `--precision fp16`",
+    ("fused_members", "16 members, fp16, plain graph"): "the same, steps of 16 models side by side",
+}
 OpsTable = Callable[[dict[str, Any]], str]
 
 
@@ -41,10 +48,19 @@ def gpu_tables(lines: list[Line], ops_table: OpsTable) -> str:
             found = {k: line for k, line in of_card(lines, card).items() if k[1] not in ("start", "all")}
             if not found:
                 continue
-            sections.append(
-                "\n\n".join([f"#### {card}", *_parts(found, ops_table), _provenance(card, found)])
-            )
+            sections.append("\n\n".join([f"### {card}", *_parts(found, ops_table), _provenance(card, found)]))
     return "\n\n".join(sections)
+
+
+def gpu_headlines(lines: list[Line]) -> Iterator[tuple[str, str, float, str]]:
+    """The few rates that say most: of each card what ran, its steps a second, and where that was measured."""
+    for card in dict.fromkeys(line.get("gpu") for line in lines):
+        if not card or card == results.DRY:
+            continue
+        found = of_card(lines, card)
+        for key, what in _HEADLINES.items():
+            if "steps_per_second" in (line := found.get(key, {})):
+                yield card, what, line["steps_per_second"][1], _provenance(card, found)
 
 
 def _parts(found: Newest, ops_table: OpsTable) -> Iterator[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-BUILD = "pip install --no-build-isolation -e .   or   python setup.py build_ext --inplace"
+BUILD = "in a checkout of pyvae, pip install .   or   python setup.py build_ext --inplace"
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,5 @@
-"""``pyvae doctor``: versions, devices, which backend each op takes and why, what computes convolutions on a
-CPU, and the data cache."""
+"""``pyvae doctor``: versions, what else is called pyvae, devices, which backend each op takes and why, what computes
+convolutions on a CPU, and the data cache."""
 
 import os
 import platform
@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 import pyvae
+import pyvae_engine
 from pyvae.backend import choose, wanted_backend
 from pyvae.base import processor
 from pyvae.cli.invocation import say
@@ -18,6 +19,8 @@ from pyvae.nets.convolutions import arithmetic
 
 _PACKAGES = ("torch", "triton", "numpy", "h5py", "safetensors", "matplotlib", "tensorboard", "nvtx", "tyro")
 _KERNELS_OF = {"tc_batch": "permute_dims"}
+_FILES = 8
+"""Files of the cache that are named: packed images leave one for each set."""
 _PRODUCTS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _VARIABLES = (
     "PYVAE_BACKEND",
@@ -41,6 +44,7 @@ class Doctor:
 def describe() -> str:
     """The report, a line for each fact."""
     sections = {
+        **({"to put right": found} if (found := pyvae_engine.beside()) else {}),
         "versions": [f"pyvae {pyvae.__version__}", f"python {platform.python_version()}", *_versions()],
         "devices": _devices(),
         "ops": _ops(),
@@ -150,5 +154,13 @@ def _engine(device: torch.device) -> str:
 
 def _cache() -> list[str]:
     directory = cache.directory()
-    files = sorted(directory.glob("*")) if directory.is_dir() else []
-    return [str(directory), *(f"{f.name}: {f.stat().st_size / 2**20:.0f} MiB" for f in files)]
+    found = directory.glob("*") if directory.is_dir() else ()
+    sizes = sorted(((file.stat().st_size, file.name) for file in found), reverse=True)
+    lines = [str(directory), *(f"{name}: {_mebibytes(size)}" for size, name in sizes[:_FILES])]
+    if rest := sizes[_FILES:]:
+        lines.append(f"{len(rest)} smaller files: {_mebibytes(sum(size for size, _ in rest))}")
+    return lines
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.0f} MiB"

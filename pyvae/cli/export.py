@@ -16,7 +16,7 @@ class Export:
     run: Positional[Path]
     """Run directory."""
     file: Positional[Path]
-    """Ends in .pt2 or .onnx; the latter needs `pip install 'pyvae[onnx]'`."""
+    """Ends in .pt2 or .onnx; the latter needs `pip install 'pyvae-engine[onnx]'`."""
     part: str | None = None
     """What the file computes: "autoencoder", "encoder" or "decoder", of a GAN "generator" or "encoder"; default: the
     first."""

@@ -47,7 +47,7 @@ class Reproduce:
     capture: bool = True
     """On a GPU, run several steps as one CUDA graph: faster, and the same results."""
     ray: str | None = None
-    """Train on a Ray cluster: its ADDRESS, or "local" for one on this machine. `pip install 'pyvae[ray]'`."""
+    """Train on a Ray cluster: its ADDRESS, or "local" for one on this machine. `pip install 'pyvae-engine[ray]'`."""
     num_gpus: float | None = None
     """On Ray, GPUs of a group of runs that train together, 0.5 for two groups on each."""
     num_cpus: float | None = None

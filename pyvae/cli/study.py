@@ -41,7 +41,7 @@ class Study:
     devices: int = 1
     """For --plan, devices that work at the same time."""
     ray: str | None = None
-    """Run it on a Ray cluster: its ADDRESS, or "local" for one on this machine. `pip install 'pyvae[ray]'`."""
+    """Run it on a Ray cluster: its ADDRESS, or "local" for one on this machine. `pip install 'pyvae-engine[ray]'`."""
     num_gpus: float | None = None
     """On Ray, GPUs of a group, 0.5 for two groups on each."""
     num_cpus: float | None = None

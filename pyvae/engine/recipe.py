@@ -190,7 +190,7 @@ def objective_label(objective: Objective) -> str:
 def differences(mine: Recipe, theirs: Recipe) -> list[str]:
     """Fields in which two recipes differ, with both values, but for the length of the run and where the data lies."""
     changed = changed_sources(mine, {source.spec: source.sha256 for source in theirs.sources})
-    a, b = _flat(mine), _flat(theirs)
+    a, b = flat(mine), flat(theirs)
     return [f"{name} has changed" for name in changed] + [
         f"{name} is {b.get(name, 'absent')} there and {a.get(name, 'absent')} here"
         for name in a | b
@@ -213,12 +213,12 @@ def changed_sources(mine: Recipe, hashes: Mapping[str, str]) -> list[str]:
     return [s.name if s.alone else s.file for s in mine.sources if theirs.get(str(s), s.sha256) != s.sha256]
 
 
-def _flat(recipe: Recipe) -> dict[str, Any]:
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """All settings by their names, the objective's among the others; where a user's own code lies is no part of it."""
     values = recipe.to_json()
     values.pop("sources", None)
     objective = values.pop("objective")
     name = objective.pop("name")
-    # where a user's code lies is no part of it
     own = {source.spec: str(source) for source in recipe.sources}
     values["architecture"] = own.get(values["architecture"], values["architecture"])
     return {"objective": own.get(name, name), **objective, **values}

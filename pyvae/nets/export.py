@@ -56,7 +56,7 @@ def export(
         net: an :class:`pyvae.nets.Autoencoder`; any module whose ``encoder`` gives ``(mu, logvar)`` of images and whose
             ``decoder`` gives logits of ``mu``; or an :class:`pyvae.nets.adversarial.AdversarialPair`.
         image_shape: channels, height and width of its images.
-        path: ends in ".pt2" (``torch.export.load(path).module()``) or ".onnx" (``pip install 'pyvae[onnx]'``).
+        path: ends in ".pt2" (``torch.export.load(path).module()``) or ".onnx" (``pip install 'pyvae-engine[onnx]'``).
         part: what the file computes. Inputs and outputs have these names in ONNX; a .pt2 takes its input by position,
             and gives a dict.
 
@@ -172,7 +172,7 @@ def _check_arguments(
     if path.suffix == ".onnx" and (
         missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     ):
-        raise ExportError(f"{path.name} needs {', '.join(missing)}: pip install 'pyvae[onnx]'")
+        raise ExportError(f"{path.name} needs {', '.join(missing)}: pip install 'pyvae-engine[onnx]'")
     if len(image_shape) != 3 or not all(isinstance(n, int) and n > 0 for n in image_shape):
         raise ExportError(f"image_shape: expected (channels, height, width), got {image_shape}")
     if not isinstance(net, nn.Module):

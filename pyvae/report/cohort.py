@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
+from pyvae.report.glossary import TERMS
 from pyvae.studies.analysis import LEAST_PAIRS, differ
 from pyvae.studies.plan import Model, StudyPlan
 from pyvae.studies.results import Row
@@ -21,26 +22,6 @@ Column = npt.NDArray[np.float64]
 Setting = tuple[tuple[str, Any], ...]
 """Swept hyperparameters of a model, (name, value) each."""
 
-_TITLES = {
-    "recon": "reconstruction, nats",
-    "kl": "KL, nats",
-    "mig": "MIG",
-    "mig-chen": "MIG (Chen et al.)",
-    "factor-vae": "FactorVAE score",
-    "beta-vae": "BetaVAE score",
-    "dci": "DCI disentanglement",
-    "sap": "SAP",
-    "modularity": "modularity",
-    "explicitness": "explicitness",
-    "irs": "IRS",
-    "dci.completeness": "DCI completeness",
-    "dci.informativeness": "DCI informativeness",
-    "unsupervised.gaussian_total_correlation": "total correlation, nats",
-    "unsupervised.gaussian_wasserstein_correlation": "Wasserstein correlation",
-    "unsupervised.gaussian_wasserstein_correlation_norm": "Wasserstein, relative",
-    "unsupervised.mutual_information": "mutual information, nats",
-    "udr": "UDR",
-}
 _CHECKS_OF_FITS = ("train", "evaluation")
 """Parts of a metric that say how well its own classifier was fitted, and nothing of a model."""
 _LOWEST = ("recon", "kl", "unsupervised")
@@ -177,8 +158,8 @@ def show(value: Any) -> str:
 
 def title_of(score: str) -> str:
     """What a column is called in figures and tables."""
-    if score in _TITLES:
-        return _TITLES[score]
+    if (found := TERMS.get(score)) is not None:
+        return f"{found.name}, {found.unit}" if found.unit else found.name
     return score.replace("_", " ").replace(".", " ")
 
 

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,8 @@ from pyvae.report.cohort import (
     title_of,
 )
 from pyvae.report.figures import save
-from pyvae.report.markup import document, duration, figure, row
+from pyvae.report.glossary import glossary
+from pyvae.report.markup import Section, document, duration, figure, row
 from pyvae.report.palette import Palette, palette_of
 from pyvae.report.ranking import rank
 from pyvae.studies.analysis import Mean, Shares, best_setting, rank_correlation, shares
@@ -41,17 +41,6 @@ from pyvae.studies.work import Settings, dataset_of
 
 _MOST_FAILURES = 40
 _MOST_VALUES = 12
-_BODY = Template("""<p class="note">$subtitle</p>
-$notices
-<h2>What was asked</h2>
-<div class="scroll">$asked</div>
-<ul>$notes</ul>
-$cohorts
-<h2>What was spent</h2>
-<div class="scroll">$spent</div>
-<p class="note">$spent_caption</p>
-$failures
-""")
 _VIOLINS = (
     "Each violin holds the models of one method, all settings and seeds together; in brackets how many. The dot is the "
     "median, the bar goes from the first to the third quartile; up to ten models are drawn as points instead of the "
@@ -114,21 +103,23 @@ def write_comparison(
     cohorts = cohorts_of(plan, rows)
     through = sum(map(is_through, rows))
     failed = [r for r in rows if r.failure]
-    body = _BODY.substitute(
-        subtitle=html.escape(_subtitle(plan, rows)),
-        notices=_notices(len(plan.models), through, len(failed)),
-        asked=_asked(plan, rows),
-        notes="".join(f"<li>{html.escape(note)}</li>" for note in plan.notes),
-        cohorts="".join(
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in plan.notes)
+    sections = [
+        Section("What was asked", f'<div class="scroll">{_asked(plan, rows)}</div>\n<ul>{notes}</ul>'),
+        *(
             _section(cohort, plan.metrics, out, colours, f"-{i + 1}" if len(cohorts) > 1 else "", opened)
             for i, cohort in enumerate(cohorts)
         ),
-        spent=_spent(rows),
-        spent_caption=_SPENT,
-        failures=_failures(failed),
-    )
+        Section("What was spent", f'<div class="scroll">{_spent(rows)}</div>\n<p class="note">{_SPENT}</p>'),
+        Section("What failed", _failures(failed)),
+        Section(
+            "What the scores mean", glossary(name for cohort in cohorts for name in (*cohort.columns, "udr"))
+        ),
+    ]
+    notices = _notices(len(plan.models), through, len(failed))
+    lead = f'<p class="note">{html.escape(_subtitle(plan, rows))}</p>\n{notices}'
     path = out / "report.html"
-    write_atomically(path, document(plan.title, body).encode(errors="backslashreplace"))
+    write_atomically(path, document(plan.title, lead, sections).encode(errors="backslashreplace"))
     return path
 
 
@@ -251,19 +242,20 @@ def _section(
     colours: Palette,
     suffix: str,
     opened: Callable[[Recipe], Dataset],
-) -> str:
+) -> Section:
     """Everything about one data set."""
     recipe = cohort.models[0].recipe
     images = _Images(lambda: opened(recipe))
     ranking = rank(cohort, out, images)
     cohort = cohort.with_column("udr", ranking.scores)
-    parts = [f"<h2>{html.escape(cohort.data)}: {_count(len(cohort.models), 'finished model')}</h2>"]
+    heading = f"{cohort.data}: {_count(len(cohort.models), 'finished model')}"
+    parts: list[str] = []
     there = {name.split(".")[0] for name in cohort.scores}
     if lacking := [name for name in metrics if name not in there]:
         how = f"`pyvae evaluate RUN --metrics {' '.join(lacking)}` computes it, or says why not"
         parts.append(_note(f"None of them has a value of {', '.join(lacking)}: {how}."))
     if not cohort.columns:
-        return "".join([*parts, _note("None of them has a score yet.")])
+        return Section(heading, "".join([*parts, _note("None of them has a score yet.")]))
     unseeded = all(len(at) == 1 for at in cohort.cells.values())
     parts += _scores(cohort, out, colours, suffix)
     parts += [f"<h3>Best settings</h3>{_best(cohort)}", _note(_BEST)]
@@ -271,21 +263,27 @@ def _section(
     parts += _variance(cohort, out, suffix, unseeded=unseeded)
     parts += _unsupervised(cohort, out, colours, suffix, ranking.reasons)
     parts += _traversals(cohort, out, suffix, images)
-    return "".join(parts)
+    return Section(heading, "".join(parts))
 
 
 def _scores(cohort: Cohort, out: Path, colours: Palette, suffix: str) -> Iterator[str]:
     figures = out / "figures"
     yield "<h3>Scores by method</h3>"
     yield figure(
-        save(distributions.draw_violins(cohort, colours), figures / f"violins{suffix}.png"), _VIOLINS
+        save(distributions.draw_violins(cohort, colours), figures / f"violins{suffix}.png"),
+        _VIOLINS,
+        alt="A violin of every method for each score",
     )
     drawn: set[str] = set()
     for number, (methods, picture) in enumerate(distributions.draw_settings(cohort, colours), start=1):
         if not drawn:
             yield "<h3>Scores by hyperparameter</h3>"
         caption = "The same for further methods." if drawn else _SETTINGS
-        yield figure(save(picture, figures / f"settings{suffix}-{number}.png"), caption)
+        yield figure(
+            save(picture, figures / f"settings{suffix}-{number}.png"),
+            caption,
+            alt=f"Scores by hyperparameter of {', '.join(methods)}",
+        )
         drawn |= set(methods)
     swept = {model.method for model in cohort.models if model.settings}
     if drawn and swept - drawn:
@@ -336,7 +334,11 @@ def _agreement(cohort: Cohort, out: Path, suffix: str) -> Iterator[str]:
         yield _note("Rank correlations need two scores that differ between at least three models.")
         return
     picture = relations.draw_correlations(cohort, names)
-    yield figure(save(picture, out / f"figures/correlations{suffix}.png"), _CORRELATIONS)
+    yield figure(
+        save(picture, out / f"figures/correlations{suffix}.png"),
+        _CORRELATIONS,
+        alt="Rank correlations of every two scores",
+    )
     if constant := [title_of(name) for name in cohort.columns if name not in names]:
         yield _note(
             f"Left out, as they are the same for all models or known of fewer than three: {', '.join(constant)}."
@@ -350,7 +352,11 @@ def _variance(cohort: Cohort, out: Path, suffix: str, *, unseeded: bool) -> Iter
     if not found:
         yield _note("No score differs between two models, so there is no variance to divide.")
         return
-    yield figure(save(relations.draw_shares(found), out / f"figures/shares{suffix}.png"), _SHARES)
+    yield figure(
+        save(relations.draw_shares(found), out / f"figures/shares{suffix}.png"),
+        _SHARES,
+        alt="Shares of method, setting and seed in the variance of each score",
+    )
     if unseeded:
         yield _note(
             "No setting has more than one seed: what the seed did stands under setting, and the share of the seed is 0 "
@@ -385,7 +391,11 @@ def _unsupervised(
         if picture is None:
             yield _note("There is no score from factors to hold UDR against.")
         else:
-            yield figure(save(picture, out / f"figures/udr{suffix}.png"), _RANKING)
+            yield figure(
+                save(picture, out / f"figures/udr{suffix}.png"),
+                _RANKING,
+                alt="UDR of each model against its other scores",
+            )
             yield _ranking_table(cohort)
     yield from map(_note, reasons)
 
@@ -417,7 +427,9 @@ def _traversals(cohort: Cohort, out: Path, suffix: str, dataset: Callable[[], Da
         if drawn.path is None:
             reasons.setdefault(drawn.text, []).append(heading)
         else:
-            pictures.append(figure(drawn.path, drawn.text))
+            pictures.append(
+                figure(drawn.path, drawn.text, alt="Latent traversals of the models that the caption names")
+            )
     yield from [_note(_TRAVERSALS), *pictures] if pictures else []
     for why, headings in reasons.items():
         yield _note(f"No traversals of {', '.join(headings)}: {why}.")
@@ -473,7 +485,7 @@ def _failures(failed: Sequence[Row]) -> str:
     more = len(failed) - len(lines)
     rest = _note(f"{more:,} more are in results.csv.") if more else ""
     table = f"<table>{row(['model', 'why'], cell='th')}{''.join(lines)}</table>"
-    return f'<h2>What failed</h2><div class="scroll">{table}</div>{rest}'
+    return f'<div class="scroll">{table}</div>{rest}'
 
 
 def _note(text: str) -> str:

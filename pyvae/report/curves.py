@@ -5,8 +5,9 @@ import logging
 
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
-from pyvae.report.figures import Trace, draw_trace, save, trace_caption
-from pyvae.report.markup import figure
+from pyvae.report.charts import charts
+from pyvae.report.figures import draw_trace, save
+from pyvae.report.panels import Trace, caption, panels_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -21,9 +22,10 @@ def trace_of(run: RunDirectory) -> Trace | None:
 
 
 def draw(run: RunDirectory, trace: Trace | None) -> str:
-    """``figures/trace.png`` with its caption, or a note that there is none."""
+    """Charts to be read off, and ``figures/trace.png`` for papers; or a note that there is no trace."""
     if trace is None:
         return (
             f'<p class="notice">The trace of {html.escape(run.path.name)} is lost: there are no curves.</p>'
         )
-    return figure(save(draw_trace(trace), run.figures / "trace.png"), trace_caption(trace))
+    save(draw_trace(trace), run.figures / "trace.png")
+    return charts(panels_of(trace), caption(trace))

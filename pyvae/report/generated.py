@@ -40,7 +40,7 @@ def draw_samples(run: RunDirectory, pair: AdversarialPair) -> Path:
     """Write ``figures/samples.png``."""
     from matplotlib.figure import Figure
 
-    objective = _objective(run)
+    objective = objective_of(run)
     count = _ROWS * _SAMPLE_COLUMNS
     images = _images(objective, pair, objective.draw(make_key(_SAMPLE_SEED), count))
     figure = Figure(figsize=(0.6 * _SAMPLE_COLUMNS, 0.6 * _ROWS), layout="constrained")
@@ -64,7 +64,7 @@ def draw_codes(
     for seed in seeds:
         if not 0 <= seed < 2**64:
             raise RunError(f"seeds of the noise must be from 0 to 2^64 - 1, got {seed}")
-    objective = _objective(run)
+    objective = objective_of(run)
     files = []
     for seed in seeds:
         images = moved(objective, pair, objective.draw(make_key(seed), 1), columns)
@@ -80,11 +80,16 @@ def draw_codes(
             [f"{v:.1f}".replace("-0.0", "0.0") for v in values],
             fontsize=8,
         )
-        names = [f"c{j}" for j in range(objective.continuous)] + ["class"] * bool(objective.categories)
+        names = names_of(objective)
         axes.set_yticks([height * (r + 0.5) for r in range(len(names))], names, fontsize=8)
         axes.tick_params(length=0)
         files.append(save(figure, run.figures / f"codes-{seed}.png"))
     return files
+
+
+def names_of(objective: InfoGAN) -> list[str]:
+    """What the codes are called: c0, c1, ..., and the categorical one, which is the last."""
+    return [f"c{j}" for j in range(objective.continuous)] + ["class"] * bool(objective.categories)
 
 
 @torch.inference_mode()
@@ -105,7 +110,7 @@ def moved(objective: InfoGAN, pair: AdversarialPair, codes: Codes, columns: int)
 @torch.inference_mode()
 def information(run: RunDirectory, pair: AdversarialPair) -> list[float]:
     """The bound of each code in nats, over a fixed set of generated images."""
-    objective = _objective(run)
+    objective = objective_of(run)
     codes = objective.draw(make_key(_BOUND_SEED), _BOUND_IMAGES)
     total = torch.zeros(objective.codes, dtype=torch.float64)
     for first in range(0, _BOUND_IMAGES, _BATCH):
@@ -120,7 +125,12 @@ def _images(objective: InfoGAN, pair: AdversarialPair, codes: Codes) -> Tensor:
     return pair.generator.images(objective.generator_input(codes))
 
 
-def _objective(run: RunDirectory) -> InfoGAN:
+def objective_of(run: RunDirectory) -> InfoGAN:
+    """The objective of a run with a generator.
+
+    Raises:
+        RunError: it has none.
+    """
     objective = run.recipe.objective
     if not isinstance(objective, InfoGAN):
         raise RunError(f"{run.path} has an encoder and a decoder, no generator")

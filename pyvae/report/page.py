@@ -1,42 +1,37 @@
 """``report.html``: everything about a run on one page that needs nothing else."""
 
 import html
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from pyvae.data.dataset import Dataset, FactorDataset
+from pyvae.data.dataset import Dataset
 from pyvae.engine.files import write_atomically
-from pyvae.engine.recipe import objective_label
+from pyvae.engine.recipe import Recipe, objective_label
 from pyvae.engine.run import RunDirectory
+from pyvae.errors import printable
 from pyvae.evaluation import read_likelihood, read_scores, write_metrics
 from pyvae.evaluation.averages import Evaluation, evaluate
-from pyvae.report import curves, generated, reconstructions, snapshots, traversal
-from pyvae.report.figures import Trace
-from pyvae.report.markup import document, duration, figure
+from pyvae.report import curves, generated, markup, reconstructions, snapshots, traversal
+from pyvae.report.charts import SCRIPT
+from pyvae.report.explorer import pair_section, section
+from pyvae.report.glossary import TERMS, explained, glossary, scores_in, term
+from pyvae.report.latents import active_latents, codes_table, latents_table
+from pyvae.report.markup import Section, document, duration, figure
+from pyvae.report.panels import Trace
+from pyvae.report.settings import meanings
 from pyvae.report.trained import Trained, TrainedPair, load_trained, load_trained_pair
 
-_BODY = Template("""<p class="note">$subtitle</p>
-$notices
-<h2>Results</h2>
-<div class="columns"><div>$results</div><div class="scroll">$latents</div></div>
-<p class="note">$caption</p>
-<h2>Training</h2>
-$trace
-$pictures
-<h2>Recipe</h2>
-<div class="columns"><div>$recipe</div><div>$provenance</div></div>
-""")
 
-
-def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0) -> Path:
+def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0, explorer: bool = True) -> Path:
     """Evaluate the run's newest weights and write ``metrics.json``, ``figures/`` and ``report.html``.
 
     Args:
         run: with a checkpoint; without a trace there are no curves.
         dataset: that of its recipe.
         span: traversals go from ``-span`` to ``span``.
+        explorer: whether the page has sliders, and the decoder's weights to draw with.
 
     Returns:
         the path of the page, which holds all of its images.
@@ -46,7 +41,7 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0) -> Path:
             cannot be, or a file that cannot be written.
     """
     if run.adversarial:
-        return report_pair(run, dataset)
+        return report_pair(run, dataset, explorer=explorer)
     dataset = run.shown(dataset)
     trained = load_trained(run, dataset)
     trace = curves.trace_of(run)
@@ -55,64 +50,89 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0) -> Path:
     metrics = evaluation.to_json(dataset)
     write_metrics(run, steps, dataset, metrics)
     traversals = traversal.draw(run, net, dataset, evaluation.kl, span=span)
-    pictures = [
-        "<h2>Reconstructions</h2>",
-        figure(reconstructions.draw(run, net, dataset), reconstructions.CAPTION),
-        "<h2>Latent traversals</h2>",
-        *(
-            figure(
-                path,
-                f"From image {seed:,}: each row sets one latent from {-span:g} to {span:g}, highest KL first.",
-            )
-            if path.suffix == ".png"
-            else figure(path, "The same in motion: one square per latent, highest KL first, in rows of five.")
-            for path, seed in traversals
-        ),
-        _snapshots(run, dataset, trace, span),
+    rows = min(net.latents, traversal.MOST_ROWS)
+    few = f": {rows} of {net.latents:,}" if rows < net.latents else ""
+    moved = [
+        figure(
+            path,
+            f"From image {seed:,}: each row sets one latent from {-span:g} to {span:g}, highest KL first{few}.",
+            alt=f"Decoded images in a row for each of {rows} latents, from image {seed:,}",
+        )
+        if path.suffix == ".png"
+        else figure(
+            path,
+            "The same in motion: one square per latent, highest KL first, in rows of five.",
+            alt="The traversals above as an animation",
+        )
+        for path, seed in traversals
     ]
+    pictures = [
+        Section(
+            "Reconstructions",
+            figure(reconstructions.draw(run, net, dataset), reconstructions.CAPTION, alt=reconstructions.ALT),
+        ),
+        Section("Latent traversals", "".join(moved)),
+        Section("Traversals on the way", _snapshots(run, dataset, trace, span)),
+    ]
+    scores = read_scores(run, steps, dataset)
+    likelihood = read_likelihood(run, steps, dataset)
     return _write(
         run,
         dataset,
         trained,
-        results=[
-            *_results(metrics),
-            *_likelihood(read_likelihood(run, steps, dataset)),
-            *_scores(read_scores(run, steps, dataset)),
+        tiles=[
+            *_averages(metrics),
+            *((key, f"{value:.3f}", "") for key, value in scores_in(scores) if key == "mig"),
+            ("active_latents", *active_latents(metrics["kl_of_latents"])),
         ],
-        latents=_latents(evaluation, dataset),
+        results=[*_averages(metrics), *_likelihood(likelihood), *_scores(scores)],
+        latents=latents_table(metrics, traversal.names_of(net, dataset)),
+        keys=["eta_squared"] if evaluation.dependence else [],
         caption=_caption(evaluation),
         trace=trace,
+        explorer=section(net, dataset, evaluation) if explorer else "",
         pictures=pictures,
     )
 
 
-def report_pair(run: RunDirectory, dataset: Dataset) -> Path:
+def report_pair(run: RunDirectory, dataset: Dataset, *, explorer: bool = True) -> Path:
     """The page of a generator and its critic: samples, what each code does, and scores of the information head."""
     trained = load_trained_pair(run, dataset)
     trace = curves.trace_of(run)
     bounds = generated.information(run, trained.net)
     total = sum(bounds)
     write_metrics(run, trained.steps, dataset, {"information": total, "information_of_codes": bounds})
+    samples = generated.draw_samples(run, trained.net)
+    codes = generated.draw_codes(run, trained.net)
     pictures = [
-        "<h2>Generated images</h2>",
-        figure(generated.draw_samples(run, trained.net), generated.SAMPLES_CAPTION),
-        "<h2>Codes</h2>",
-        *(figure(path, generated.CODES_CAPTION) for path in generated.draw_codes(run, trained.net)),
+        Section(
+            "Generated images",
+            figure(samples, generated.SAMPLES_CAPTION, alt="A grid of images that the generator made"),
+        ),
+        Section(
+            "Codes",
+            "".join(
+                figure(
+                    path, generated.CODES_CAPTION, alt="Generated images in a row for each code that is moved"
+                )
+                for path in codes
+            ),
+        ),
     ]
-    rows = "".join(
-        f'<tr><td>c{j}</td><td class="number">{bound:.3f}</td></tr>' for j, bound in enumerate(bounds)
-    )
     return _write(
         run,
         dataset,
         trained,
+        tiles=[("information", f"{total:.3f}", "nats")],
         results=[
-            ("information bound", f"{total:.3f} nats"),
+            ("information", f"{total:.3f}", "nats"),
             *_scores(read_scores(run, trained.steps, dataset)),
         ],
-        latents=f'<table><tr><th>code</th><th class="number">bound, nats</th></tr>{rows}</table>',
+        latents=codes_table(bounds, generated.names_of(generated.objective_of(run))),
+        keys=["information_of_code"],
         caption=generated.BOUND_CAPTION,
         trace=trace,
+        explorer=pair_section(generated.objective_of(run), trained.net) if explorer else "",
         pictures=pictures,
     )
 
@@ -122,35 +142,66 @@ def _write(
     dataset: Dataset,
     trained: Trained | TrainedPair,
     *,
-    results: Iterable[Sequence[str]],
+    tiles: Sequence[tuple[str, str, str]],
+    results: Sequence[tuple[str, str, str]],
     latents: str,
+    keys: Sequence[str],
     caption: str,
     trace: Trace | None,
-    pictures: Iterable[str],
+    explorer: str,
+    pictures: Sequence[Section],
 ) -> Path:
     steps = trained.steps
-    title = f"{objective_label(run.recipe.objective)}: {run.path.name}"
-    body = _BODY.substitute(
-        subtitle=html.escape(
-            f"{steps:,} steps on {_training_data(trained, dataset)}, seed {run.recipe.seed}"
-        ),
-        notices=_shortfall(steps, run.recipe.steps) + _other_data(trained, dataset),
-        results=_table(results),
-        latents=latents,
-        caption=caption,
-        trace=curves.draw(run, trace),
-        pictures="\n".join(pictures),
-        recipe=_table(_recipe(run)),
-        provenance=_table(_provenance(trained)),
+    speed = trained.steps_per_second
+    tiles = [
+        *tiles,
+        ("steps", f"{steps:,}", ""),
+        *([("speed", f"{speed:,.1f}", "steps/s")] if speed else []),
+    ]
+    subtitle = f"{steps:,} steps on {_training_data(trained, dataset)}, seed {run.recipe.seed}"
+    lead = (
+        f'<p class="note">{html.escape(subtitle)}</p>\n'
+        + (_shortfall(steps, run.recipe.steps) + _other_data(trained, dataset))
+        + markup.tiles((term(key), value, unit) for key, value, unit in tiles)
     )
+    shown = "".join(
+        f'<tr><th scope="row">{term(key)}</th><td>{html.escape(f"{value} {unit}".strip())}</td></tr>'
+        for key, value, unit in results
+    )
+    columns = (
+        f'<div class="columns"><div><table>{shown}</table></div><div class="scroll">{latents}</div></div>'
+    )
+    explained = glossary([*(key for key, *_ in (*tiles, *results)), *keys])
+    recipe = f"<div>{_table(_recipe(run))}</div><div>{_table(_provenance(trained))}</div>"
+    body = [
+        Section("Results", f'{columns}\n<p class="note">{caption}</p>\n{explained}'),
+        Section("Explorer", explorer),
+        Section("Training", curves.draw(run, trace)),
+        *pictures,
+        Section("Recipe", f'<div class="columns">{recipe}</div>'),
+        Section("Compare", _compare(run)),
+    ]
+    title = f"{objective_label(run.recipe.objective)}: {run.path.name}"
     path = run.path / "report.html"
-    write_atomically(path, document(title, body).encode(errors="backslashreplace"))
+    page = document(title, lead, body, scripts=[SCRIPT], kind="report")
+    write_atomically(path, page.encode(errors="backslashreplace"))
     return path
 
 
+def _compare(run: RunDirectory) -> str:
+    command = html.escape(printable(f"pyvae report {shlex.quote(str(run.path))} OTHER_RUN"))
+    return (
+        '<p class="note">Puts this run beside others in one page: numbers with their differences, curves in one chart, '
+        "the same images reconstructed by each. A click selects the line; name the other runs in place of "
+        f'OTHER_RUN.</p>\n<code class="command">{command}</code>'
+    )
+
+
 def _snapshots(run: RunDirectory, dataset: Dataset, trace: Trace | None, span: float) -> str:
-    pictures = "".join(figure(*drawn) for drawn in snapshots.draw(run, dataset, trace, span=span))
-    return f"<h2>Traversals on the way</h2>\n{pictures}" if pictures else ""
+    return "".join(
+        figure(path, caption, alt="Decoded images in a row for each latent, of weights on the way")
+        for path, caption in snapshots.draw(run, dataset, trace, span=span)
+    )
 
 
 def _shortfall(steps: int, planned: int) -> str:
@@ -170,46 +221,24 @@ def _other_data(trained: Trained | TrainedPair, dataset: Dataset) -> str:
     return f'<p class="notice">The images and results below are of other data than it was trained on: {shown}.</p>'
 
 
-def _results(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("reconstruction", f"{metrics['recon']:.2f} nats"),
-        ("KL", f"{metrics['kl']:.2f} nats"),
-        ("ELBO", f"{metrics['elbo']:.2f} nats"),
-    ]
+def _averages(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    return [(key, f"{metrics[key]:.2f}", "nats") for key in ("recon", "kl", "elbo")]
 
 
-def _likelihood(found: dict[str, Any] | None) -> Iterable[tuple[str, str]]:
+def _likelihood(found: dict[str, Any] | None) -> Iterator[tuple[str, str, str]]:
     if found is None:
         return
     error = "" if found["log_p_error"] is None else f" \u00b1 {found['log_p_error']:.2f}"
     held_out = "" if found["data"] == found["trained_on"] else f" of {found['data']}"
-    yield "log p(x)", f"{found['log_p']:.2f}{error} nats, {found['images']:,} images{held_out}"
-    yield "IWAE-64", f"{found['iwae_64']:.2f} nats, {found['difference']:.2f} from log p(x)"
-    yield "effective samples", f"{found['effective_sample_size']:.1f} of {found['samples']:,}"
-    yield "active units", f"{found['active_units']} of {found['latents']}"
+    yield "log_p", f"{found['log_p']:.2f}{error}", f"nats, {found['images']:,} images{held_out}"
+    yield "iwae_64", f"{found['iwae_64']:.2f}", f"nats, {found['difference']:.2f} from log p(x)"
+    yield "effective_sample_size", f"{found['effective_sample_size']:.1f}", f"of {found['samples']:,}"
+    yield "active_units", str(found["active_units"]), f"of {found['latents']}"
 
 
-def _scores(scores: dict[str, dict[str, Any]]) -> Iterable[tuple[str, str]]:
-    for name, parts in scores.items():
-        if isinstance(parts.get("score"), float):
-            yield name, f"{parts['score']:.3f}"
-
-
-def _latents(evaluation: Evaluation, dataset: Dataset) -> str:
-    names = dataset.factor_names if isinstance(dataset, FactorDataset) else ()
-    head = "".join(f'<th class="number">{html.escape(name)}</th>' for name in ("KL, nats", *names))
-    rows = [f"<tr><th>latent</th>{head}</tr>"]
-    for j in sorted(range(len(evaluation.kl)), key=lambda j: -evaluation.kl[j]):
-        active = evaluation.kl[j] >= traversal.ACTIVE_NATS
-        cells = [f'<td class="number">{evaluation.kl[j]:.3f}</td>']
-        shares = evaluation.dependence[j] if evaluation.dependence else []
-        for share in shares:
-            strongest = active and share == max(shares)
-            kind = "number strongest" if strongest else "number"
-            cells.append(f'<td class="{kind}">{share:.2f}</td>')
-        kind = "active" if active else "inactive"
-        rows.append(f'<tr class="{kind}"><td>z{j}</td>{"".join(cells)}</tr>')
-    return f"<table>{''.join(rows)}</table>"
+def _scores(scores: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
+    for key, value in scores_in(scores):
+        yield key, f"{value:.3f}", TERMS[key].unit
 
 
 def _caption(evaluation: Evaluation) -> str:
@@ -219,8 +248,8 @@ def _caption(evaluation: Evaluation) -> str:
     )
     if evaluation.dependence:
         text += (
-            " The factor columns give &eta;&sup2;, the share of the variance of the latent's mean that the factor "
-            "alone explains; the strongest factor of each active latent is marked."
+            f" The factor columns give {term('eta_squared')}, the share of the variance of the latent's mean that the "
+            "factor alone explains; the strongest factor of each active latent is marked."
         )
     else:
         text += (
@@ -229,15 +258,20 @@ def _caption(evaluation: Evaluation) -> str:
     return text
 
 
-def _recipe(run: RunDirectory) -> Iterable[tuple[str, str]]:
-    values = run.recipe.to_json()
+def _recipe(run: RunDirectory) -> Iterator[tuple[str, str]]:
+    """Settings and their values; the name of a setting, with what it means, is HTML."""
+    recipe = run.recipe
+    texts = meanings(Recipe) | meanings(type(recipe.objective))
+    values = recipe.to_json()
     objective = values.pop("objective")
     values.pop("format")
     values.pop("sources", None)
     for name, value in {"objective": objective.pop("name"), **objective, **values}.items():
-        yield name.replace("_", " "), str(value)
-    for source in run.recipe.sources:
-        yield f"SHA-256 of {source.file}", source.sha256
+        called = name.replace("_", " ")
+        text = texts.get(name)
+        yield explained(called, text) if text else html.escape(called), str(value)
+    for source in recipe.sources:
+        yield html.escape(f"SHA-256 of {source.file}"), source.sha256
 
 
 def _provenance(trained: Trained | TrainedPair) -> Iterable[tuple[str, str]]:
@@ -251,9 +285,12 @@ def _provenance(trained: Trained | TrainedPair) -> Iterable[tuple[str, str]]:
     if (taken := metadata.get("convolutions", "none")) != "none":
         before = [f"{name} until step {step:,}" for name, step in metadata.get("convolutions_before", [])]
         yield "convolutions", f"{taken} ({', '.join(before)})" if before else taken
-    yield from metadata.get("versions", {}).items()
+    for name, version in metadata.get("versions", {}).items():
+        yield html.escape(name), version
 
 
-def _table(rows: Iterable[Sequence[str]]) -> str:
-    cells = "".join(f"<tr><th>{html.escape(a)}</th><td>{html.escape(b)}</td></tr>" for a, b in rows)
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    cells = "".join(
+        f'<tr><th scope="row">{name}</th><td>{html.escape(value)}</td></tr>' for name, value in rows
+    )
     return f"<table>{cells}</table>"

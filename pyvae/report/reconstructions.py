@@ -12,6 +12,7 @@ from pyvae.nets import Autoencoder
 from pyvae.report.figures import draw_reconstructions, save
 
 _IMAGES = 20
+ALT = f"{_IMAGES} images in rows, below each row what the network makes of them"
 CAPTION = "Inputs above the means of their reconstructions."
 
 

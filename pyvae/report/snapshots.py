@@ -12,7 +12,7 @@ from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.evaluation.averages import evaluate, posterior
 from pyvae.report import traversal
-from pyvae.report.figures import Trace
+from pyvae.report.panels import Trace
 
 _LOG = logging.getLogger(__name__)
 _COLUMNS = 11

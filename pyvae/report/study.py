@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,32 +17,20 @@ from pyvae.evaluation import read_metrics
 from pyvae.evaluation.averages import evaluate
 from pyvae.objectives import ControlVAE
 from pyvae.report import curves, reconstructions, snapshots, traversal
-from pyvae.report.figures import save, smooth
-from pyvae.report.markup import document, duration, figure, row
+from pyvae.report.charts import SCRIPT
+from pyvae.report.figures import save
+from pyvae.report.glossary import glossary
+from pyvae.report.markup import Section, document, duration, figure, row
+from pyvae.report.panels import smooth
 from pyvae.report.trained import load_trained
 from pyvae.studies.findings import Findings, Measured, Number, Ours, read_findings
-from pyvae.studies.published import CERTAINTIES, QUANTITIES, Published, Quantity
+from pyvae.studies.published import CERTAINTIES, LIKELIHOODS, QUANTITIES, Published, Quantity
 from pyvae.studies.verdict import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SPAN = 2.0
-_BODY = Template("""<p class="note">$subtitle</p>
-$notices
-<h2>Results</h2>
-<div class="scroll">$results</div>
-<p class="note">$caption</p>
-<ul>$notes</ul>
-<h2>Training</h2>
-$traces
-<h2>Arms</h2>
-$arms
-<h2>Runs</h2>
-<div class="scroll">$runs</div>
-<h2>Sources</h2>
-<ol>$sources</ol>
-""")
 
 
 def write_page(out: Path, dataset: Dataset) -> Path:
@@ -63,26 +50,35 @@ def write_page(out: Path, dataset: Dataset) -> Path:
     runs = {arm: [_run(out, each) for each in found["runs"] if each["arm"] == arm] for arm in found["arms"]}
     first = found["runs"][0]
     finished = len(runs[found["arms"][0]])
-    body = _BODY.substitute(
-        subtitle=html.escape(
-            f"{found['study']}: {len(found['arms'])} arms, {finished} of {found['seeds']} seeds, on "
-            f"{found['data']}, precision {first['recipe']['precision']}, engine "
-            f"{' and '.join(sorted({each['engine'] for each in found['runs']}))}"
-        ),
-        notices="".join(f'<p class="notice">{html.escape(text)}</p>' for text in found["obstacles"]),
-        results=_results(found),
-        caption=_caption(found),
-        notes="".join(f"<li>{html.escape(note)}</li>" for note in found["notes"]),
-        traces=figure(
-            save(_draw_traces(runs), out / "figures/traces.png"),
-            "Running means over minibatches against the step, a line for each seed; C as it is.",
-        ),
-        arms="".join(_arm(arm, of_arm[0], dataset) for arm, of_arm in runs.items()),
-        runs=_runs(found),
-        sources="".join(f"<li>{html.escape(source)}</li>" for source in _sources(found)),
+    subtitle = (
+        f"{found['study']}: {len(found['arms'])} arms, {finished} of {found['seeds']} seeds, on {found['data']}, "
+        f"precision {first['recipe']['precision']}, engine "
+        f"{' and '.join(sorted({each['engine'] for each in found['runs']}))}"
     )
+    notices = "".join(f'<p class="notice">{html.escape(text)}</p>' for text in found["obstacles"])
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in found["notes"])
+    traces = figure(
+        save(_draw_traces(runs), out / "figures/traces.png"),
+        "Running means over minibatches against the step, a line for each seed; C as it is.",
+        alt="Reconstruction, KL, weight of the KL and capacity against the step, for every arm and seed",
+    )
+    sources = "".join(f"<li>{html.escape(source)}</li>" for source in _sources(found))
+    sections = [
+        Section(
+            "Results",
+            f'<div class="scroll">{_results(found)}</div>\n<p class="note">{_caption(found)}</p>\n<ul>{notes}</ul>'
+            + glossary(LIKELIHOODS.get(quantity, quantity) for quantity in found["quantities"]),
+        ),
+        Section("Training", traces),
+        Section("Arms", "".join(_arm(arm, of_arm[0], dataset) for arm, of_arm in runs.items())),
+        Section("Runs", f'<div class="scroll">{_runs(found)}</div>'),
+        Section("Sources", f"<ol>{sources}</ol>"),
+    ]
+    lead = f'<p class="note">{html.escape(subtitle)}</p>\n{notices}'
     path = out / "report.html"
-    write_atomically(path, document(found["title"], body).encode(errors="backslashreplace"))
+    write_atomically(
+        path, document(found["title"], lead, sections, scripts=[SCRIPT]).encode(errors="backslashreplace")
+    )
     return path
 
 
@@ -176,12 +172,18 @@ def _arm(name: str, run: RunDirectory, whole: Dataset) -> str:
     return (
         f"<h3>{html.escape(name)}, seed {run.recipe.seed}</h3>"
         + curves.draw(run, trace)
-        + figure(reconstructions.draw(run, trained.net, dataset), reconstructions.CAPTION)
+        + figure(
+            reconstructions.draw(run, trained.net, dataset), reconstructions.CAPTION, alt=reconstructions.ALT
+        )
         + figure(
             picture,
             f"From image {seed:,}: each row sets one latent from {-_SPAN:g} to {_SPAN:g}, highest KL first.",
+            alt=f"Decoded images in a row for each latent, from image {seed:,}",
         )
-        + "".join(figure(*drawn) for drawn in snapshots.draw(run, dataset, trace, span=_SPAN))
+        + "".join(
+            figure(path, caption, alt="Decoded images in a row for each latent, of weights on the way")
+            for path, caption in snapshots.draw(run, dataset, trace, span=_SPAN)
+        )
     )
 
 

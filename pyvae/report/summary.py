@@ -11,8 +11,9 @@ from pyvae.engine import checkpoint
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.evaluation.metrics_file import kept_metrics
-from pyvae.report.figures import DPI, Trace, draw_trace, trace_caption
+from pyvae.report.figures import DPI, draw_trace
 from pyvae.report.markup import picture, row
+from pyvae.report.panels import Trace, caption
 
 _PICTURES = ("reconstructions", "samples", "traversal-*", "codes-*", "snapshot-*")
 _MOST = 4
@@ -40,7 +41,7 @@ def summary(run: RunDirectory) -> str:
     if trace is not None:
         parts.append(_curves(trace))
     drawn = [path for name in _PICTURES for path in sorted(run.figures.glob(f"{name}.png"))]
-    parts += [picture("jpeg", _small(path), path.stem) for path in drawn[:_MOST]]
+    parts += [picture("jpeg", _small(path), path.stem, alt=path.stem) for path in drawn[:_MOST]]
     if not drawn and steps:
         parts.append("<p><code>run.report()</code> draws reconstructions and what each latent does.</p>")
     return "\n".join(parts)
@@ -87,4 +88,4 @@ def _small(path: Path) -> bytes:
 def _curves(trace: Trace) -> str:
     content = io.BytesIO()
     draw_trace(trace).savefig(content, format="png", dpi=DPI * 0.6, bbox_inches="tight")
-    return picture("png", content.getvalue(), trace_caption(trace))
+    return picture("png", content.getvalue(), caption(trace), alt="curves of the training")

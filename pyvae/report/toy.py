@@ -6,24 +6,18 @@ import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING
 
 from pyvae.engine.files import write_atomically
 from pyvae.evaluation.signal_to_noise import Curve
 from pyvae.report.figures import save
-from pyvae.report.markup import document, figure
+from pyvae.report.markup import Section, document, figure, row
 from pyvae.studies.analysis import average
 from pyvae.studies.toys import read_toy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BODY = Template("""$notice
-$figure
-<table><tr><th>gradient in</th><th>estimator</th><th>against</th><th>slope</th><th>theory</th></tr>$rows</table>
-<p class="note">$caption</p>
-""")
 _NAMES = {"theta": "mu, generative", "phi": "b, inference"}
 
 
@@ -44,23 +38,29 @@ def write_page(out: Path) -> Path:
         if scale == 1
         else f"Scaled run: {scale:g} of the draws. Slopes are noisier than those of a full one."
     )
-    body = _BODY.substitute(
-        notice=f'<p class="notice">{notice}</p>' if notice else "",
-        figure=figure(
-            save(_draw(curves[seeds[0]]), out / "figures/snr.png"),
-            f"Signal-to-noise ratio of gradients, seed {seeds[0]}, with the slope fitted from 3 samples on; dashed, "
-            "the slope of the theory through the middle of the points. Dotted: what noise alone would look like "
-            "without the correction for the number of draws; nothing below it is drawn or fitted.",
-        ),
-        rows="".join(rows),
-        caption=html.escape(
-            f"{toy.dimensions} dimensions, gradients of a batch of {toy.batch} of {toy.data} data, parameters "
-            f"{toy.perturbation:g} from the optimum; {len(seeds)} seeds, mean and standard error. Theory: Rainforth et "
-            "al. 2018, theorem 1 (total), Tucker et al. 2019 (DReG), for K and M without end; DReG nears it late."
-        ),
+    drawn = figure(
+        save(_draw(curves[seeds[0]]), out / "figures/snr.png"),
+        f"Signal-to-noise ratio of gradients, seed {seeds[0]}, with the slope fitted from 3 samples on; dashed, "
+        "the slope of the theory through the middle of the points. Dotted: what noise alone would look like "
+        "without the correction for the number of draws; nothing below it is drawn or fitted.",
+        alt="Signal-to-noise ratios against K and against M, both axes logarithmic, for each estimator",
     )
+    caption = html.escape(
+        f"{toy.dimensions} dimensions, gradients of a batch of {toy.batch} of {toy.data} data, parameters "
+        f"{toy.perturbation:g} from the optimum; {len(seeds)} seeds, mean and standard error. Theory: Rainforth et "
+        "al. 2018, theorem 1 (total), Tucker et al. 2019 (DReG), for K and M without end; DReG nears it late."
+    )
+    head = row(["gradient in", "estimator", "against", "slope", "theory"], cell="th")
+    sections = [
+        Section("Signal and noise", drawn),
+        Section(
+            "Slopes",
+            f'<div class="scroll"><table>{head}{"".join(rows)}</table></div><p class="note">{caption}</p>',
+        ),
+    ]
+    lead = f'<p class="notice">{notice}</p>' if notice else ""
     path = out / "report.html"
-    write_atomically(path, document(title, body).encode())
+    write_atomically(path, document(title, lead, sections).encode())
     return path
 
 
@@ -73,7 +73,7 @@ def _row(curves: list[Curve]) -> str:
         shown = f"{mean.value:+.3f}" + (f" ± {mean.error:.3f}" if mean.error is not None else "")
     theory = "" if first.theory is None else f"{first.theory:+g}"
     cells = [_NAMES[first.parameter], first.estimator, first.against, shown, theory]
-    return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
+    return row(cells)
 
 
 def _draw(curves: Sequence[Curve]) -> Figure:

@@ -21,7 +21,10 @@ from pyvae.report.trained import load_trained, load_trained_pair
 # a square, an ellipse and a heart: the images that 1Konny/Beta-VAE and ControlVAE start from
 DSPRITES_SEEDS = (87040, 332800, 578560)
 ACTIVE_NATS = 0.05
+MOST_ROWS = 100
+"""Of a picture, which is to be looked at: the latents of the highest KL."""
 _FRAME_MILLISECONDS = 120
+_GREYS = 64
 _FARTHEST = 1e6
 
 
@@ -33,11 +36,11 @@ class Traversal(NamedTuple):
     reconstruction: Tensor
     """``[C, H, W]``, of the mean code."""
     order: list[int]
-    """Latents, the one of the highest KL first."""
+    """Latents, the one of the highest KL first; at most ``MOST_ROWS``."""
     values: Tensor
     """What each latent was set to, ``[columns]``."""
     decoded: Tensor
-    """``[D, columns, C, H, W]`` in [0, 1], rows in that order."""
+    """``[rows, columns, C, H, W]`` in [0, 1], rows in that order."""
 
 
 def traverse(
@@ -48,7 +51,8 @@ def traverse(
     columns: int = 11,
     seeds: Sequence[int] | None = None,
 ) -> list[Path]:
-    """Draw traversals of the run's newest weights as ``figures/traversal-<seed>.png`` and ``.gif``.
+    """Draw traversals of the run's newest weights as ``figures/traversal-<seed>.png`` and ``.gif``: of each latent, or
+    of the hundred of the highest KL.
 
     Of a generator ``figures/codes-<seed>.png``: its codes, trained on [-1, 1] alone, go from -1 to 1, and seeds are
     those of the noise.
@@ -84,11 +88,7 @@ def draw(
     seeds: Sequence[int] | None = None,
 ) -> list[tuple[Path, int]]:
     """Files and the seeds that they start from, for a network whose latents' KL is known."""
-    if not 0 < span <= _FARTHEST or not 2 <= columns <= generated.MOST_COLUMNS:
-        raise RunError(
-            f"a traversal needs a span above 0 and at most {_FARTHEST:g}, and 2 to {generated.MOST_COLUMNS} columns, "
-            f"got {span} and {columns}"
-        )
+    check(span, columns)
     seeds = default_seeds(dataset) if seeds is None else seeds
     for seed in seeds:
         if not 0 <= seed < len(dataset):
@@ -104,6 +104,15 @@ def draw(
     return files
 
 
+def check(span: float, columns: int) -> None:
+    """Raise RunError unless latents can go from ``-span`` to ``span`` in so many columns."""
+    if not 0 < span <= _FARTHEST or not 2 <= columns <= generated.MOST_COLUMNS:
+        raise RunError(
+            f"a traversal needs a span above 0 and at most {_FARTHEST:g}, and 2 to {generated.MOST_COLUMNS} columns, "
+            f"got {span} and {columns}"
+        )
+
+
 def default_seeds(dataset: Dataset) -> tuple[int, ...]:
     """Where traversals start from when nothing is said."""
     size = len(dataset)
@@ -116,13 +125,14 @@ def default_seeds(dataset: Dataset) -> tuple[int, ...]:
 def compute(
     net: Autoencoder, image: Tensor, mu: Tensor, kl: Sequence[float], span: float, columns: int
 ) -> Traversal:
-    """Set one latent at a time of the image's mean code ``mu [1, D]`` to ``columns`` values, and decode."""
-    order = sorted(range(net.latents), key=lambda j: -kl[j])
+    """Set one latent at a time of the image's mean code ``mu [1, D]`` to ``columns`` values, and decode; of many
+    latents the ``MOST_ROWS`` of the highest KL."""
+    order = sorted(range(net.latents), key=lambda j: -kl[j])[:MOST_ROWS]
     values = torch.linspace(-span, span, columns)
-    codes = mu.expand(net.latents, columns, -1).clone()
+    codes = mu.expand(len(order), columns, -1).clone()
     for row, j in enumerate(order):
         codes[row, :, j] = values
-    decoded = torch.sigmoid(net.decoder(codes.flatten(0, 1))).unflatten(0, (net.latents, columns))
+    decoded = torch.sigmoid(net.decoder(codes.flatten(0, 1))).unflatten(0, (len(order), columns))
     return Traversal(image, torch.sigmoid(net.decoder(mu))[0], order, values, decoded)
 
 
@@ -170,7 +180,10 @@ def _write_gif(traversal: Traversal, path: Path) -> Path:
         images = traversal.decoded[:, column]
         missing = -len(images) % 5
         padded = torch.cat([images, images.new_full((missing, *images.shape[1:]), 0.5)])
-        pixels = (tile(padded.unflatten(0, (-1, 5))) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        grid = tile(padded.unflatten(0, (-1, 5)))
+        if len(grid) == 1:  # half the bytes of 256 greys, and no eye tells them apart
+            grid = (grid * (_GREYS - 1)).round() / (_GREYS - 1)
+        pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         frame = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
         frames.append(frame.resize((frame.width * 2, frame.height * 2), Image.Resampling.NEAREST))
     content = io.BytesIO()

@@ -71,7 +71,7 @@ class RayPlace:
         head_seconds: float = 20.0,
     ) -> None:
         if importlib.util.find_spec("ray") is None:
-            raise PyvaeError("--ray needs Ray: pip install 'pyvae[ray]'")
+            raise PyvaeError("--ray needs Ray: pip install 'pyvae-engine[ray]'")
         if num_gpus is not None and not 0 <= num_gpus <= 1:
             raise PyvaeError(f"--num-gpus must be from 0 to 1, a group being on one GPU, got {num_gpus:g}")
         if num_cpus is not None and not num_cpus > 0:

@@ -44,10 +44,14 @@ _RAINFORTH = Recipe(
 
 RECIPES: dict[str, tuple[str, Recipe]] = {
     "demo": (
-        "A beta-VAE that finds the factors of dSprites in about a minute on two CPU cores: beta 4, batch 32, "
-        "Adam 1e-3, 3,000 steps; of no paper",
+        "A beta-TCVAE that finds position and scale of dSprites in about a minute on two CPU cores; of no paper",
         Recipe(
-            objective=BetaVAE(), architecture="burgess", init="kaiming", batch_size=32, lr=1e-3, steps=3_000
+            objective=TCVAE(beta=10.0, kl_estimate="exact", annealing_from=15.0, annealing_steps=2_000),
+            architecture="burgess",
+            init="kaiming",
+            batch_size=32,
+            lr=2e-3,
+            steps=4_000,
         ),
     ),
     "vae": (

@@ -24,6 +24,24 @@ def linear(step: Tensor, start: float, stop: float, steps: int) -> Tensor:
     return start + (stop - start) * (step.to(torch.float64) / steps).clamp(0.0, 1.0)
 
 
+def geometric(step: Tensor, start: float, stop: float, steps: int) -> Tensor:
+    """``start * (stop / start)^min(step / steps, 1)``: :func:`linear` of the logarithms.
+
+    Args:
+        step: int64, any shape, counted from 0.
+        start, stop: above 0.
+
+    Returns:
+        float64 of the shape of ``step``.
+
+    Raises:
+        ValueError: ``steps`` below 1, or ``start`` or ``stop`` not above 0.
+    """
+    if not (start > 0 and stop > 0):
+        raise ValueError(f"start, stop: expected numbers above 0, got {start} and {stop}")
+    return linear(step, math.log(start), math.log(stop), steps).exp()
+
+
 def stepwise(step: Tensor, start: float, stop: float, increment: float, period: int) -> Tensor:
     """``min(start + increment * floor(t / period), stop)`` of the iteration ``t = step + 1``, as ControlVAE's code
     counts: its 0.5 and 0.15 every 5,000 iterations give 16 from iteration 520,000 on and 18 from 585,000.

@@ -155,6 +155,8 @@ ALL = [
     AnnealedVAE("cyclical", 80_000),
     TCVAE(),
     TCVAE(weighting="mss"),
+    TCVAE(annealing_from=15.0, annealing_steps=80_000),
+    TCVAE(alpha=2.0, gamma=0.5, kl_estimate="exact", annealing_from=15.0, annealing_steps=80_000),
     DIPVAE(),
     DIPVAE(variant="ii"),
 ]
@@ -228,6 +230,24 @@ class TestTCVAE:
         terms = TCVAE(alpha=2.0, beta=6.0, gamma=0.5).terms(outputs(), torch.tensor(0))
         expected = 100 + 2 * terms["mi"] + 6 * terms["tc"] + 0.5 * terms["dwkl"]
         torch.testing.assert_close(terms["loss"], expected)
+
+    def test_the_exact_kl_replaces_the_sampled_one(self):
+        out = outputs()
+        sampled, exact = (
+            TCVAE(alpha=2.0, beta=6.0, gamma=0.5, kl_estimate=estimate).terms(out, torch.tensor(0))
+            for estimate in ("sampled", "exact")
+        )
+        difference = out.kl.sum() - sum(exact[name] for name in ("mi", "tc", "dwkl"))
+        assert abs(float(difference.detach())) > 0.01
+        torch.testing.assert_close(exact["loss"], sampled["loss"] + 2 * difference)
+
+    @pytest.mark.parametrize(("step", "multiple"), [(0, 16.0), (25, 8.0), (50, 4.0), (100, 1.0), (1000, 1.0)])
+    def test_annealed_weights_halve_in_equal_times(self, step, multiple):
+        objective = TCVAE(alpha=2.0, beta=6.0, gamma=0.5, annealing_from=16.0, annealing_steps=100)
+        terms = objective.terms(outputs(), torch.tensor(step))
+        penalty = 2 * terms["mi"] + 6 * terms["tc"] + 0.5 * terms["dwkl"]
+        torch.testing.assert_close(terms["loss"], 100 + multiple * penalty)
+        torch.testing.assert_close(float(terms["beta"]), multiple * 6)
 
     def test_the_parts_are_those_of_the_estimator(self):
         out = outputs()

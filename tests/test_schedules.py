@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pyvae.schedules import cyclical, linear, logistic, staged, stepwise
+from pyvae.schedules import cyclical, geometric, linear, logistic, staged, stepwise
 
 ALL = {
     "linear": lambda step: linear(step, 0.5, 16.0, 1000),
+    "geometric": lambda step: geometric(step, 15.0, 0.5, 1000),
     "stepwise": lambda step: stepwise(step, 0.5, 16.0, 0.15, 10),
     "logistic": lambda step: logistic(step, 1000),
     "cyclical": lambda step: cyclical(step, 1000, 4, 0.5),
@@ -28,6 +29,17 @@ def test_nothing_leaves_the_device(name):
     with FakeTensorMode():
         value = ALL[name](torch.zeros((), dtype=torch.int64, device="cuda"))
     assert value.device.type == "cuda"
+
+
+class TestGeometric:
+    def test_equal_times_are_equal_ratios(self):
+        values = geometric(torch.tensor([0, 10, 20, 30, 99]), 8.0, 1.0, 30)
+        torch.testing.assert_close(values, torch.tensor([8.0, 4.0, 2.0, 1.0, 1.0], dtype=torch.float64))
+
+    @pytest.mark.parametrize(("start", "stop"), [(0.0, 1.0), (1.0, 0.0), (math.nan, 1.0)])
+    def test_no_ratio_leads_from_or_to_zero(self, start, stop):
+        with pytest.raises(ValueError, match="start, stop: expected numbers above 0"):
+            geometric(torch.tensor(0), start, stop, 10)
 
 
 class TestStepwise:

@@ -118,7 +118,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", default="demo", choices=RECIPES)
-    parser.add_argument("--seeds", type=int, default=10, help="this many, from 0 on")
+    parser.add_argument("--seeds", type=int, default=10, help="this many")
+    parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, each of one thread")
     parser.add_argument(
         "--runs", type=Path, help="folder where the runs are kept; a temporary one by default"
@@ -133,7 +134,7 @@ def main() -> None:
         folder = options.runs or Path(temporary)
         jobs = [
             pool.submit(measure, options.recipe, seed, folder / f"seed-{seed}")
-            for seed in range(options.seeds)
+            for seed in range(options.first, options.first + options.seeds)
         ]
         for job in jobs:
             rows.append(job.result())

@@ -44,7 +44,11 @@ _RAINFORTH = Recipe(
 
 RECIPES: dict[str, tuple[str, Recipe]] = {
     "demo": (
-        "A beta-TCVAE that finds position and scale of dSprites in about a minute on two CPU cores; of no paper",
+        "A beta-TCVAE that finds position and scale of dSprites in about a minute on two CPU cores: beta 10, batch 32, "
+        "Adam 2e-3, 4,000 steps; of no paper. Its weights start 15 times as large and fall for 2,000 steps: a network "
+        "that pays much for information learns position first, without folds, and the total correlation turns the "
+        "latents to x and y. Of the seeds 0 to 9 nine give x, y and scale a latent each; in the tenth x and y stay "
+        "turned against their latents, and none learns shape or orientation so soon",
         Recipe(
             objective=TCVAE(beta=10.0, kl_estimate="exact", annealing_from=15.0, annealing_steps=2_000),
             architecture="burgess",

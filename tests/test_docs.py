@@ -126,7 +126,7 @@ def test_pictures_are_made_by_the_script_and_small_and_shown():
 @pytest.mark.slow
 def test_pictures_can_be_made_of_a_run(tmp_path, monkeypatch):
     pictures = docs_module("pictures")
-    pyvae.train("demo", out=tmp_path / "demo", beta=0.0, steps=30, device="cpu")
+    pyvae.train("demo", out=tmp_path / "demo", alpha=0.0, beta=0.0, gamma=0.0, steps=30, device="cpu")
     monkeypatch.setattr(pictures, "OUT", tmp_path / "made")
     monkeypatch.setattr(sys, "argv", ["pictures.py", str(tmp_path / "demo")])
     assert pictures.main() == 0

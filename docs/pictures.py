@@ -28,6 +28,8 @@ SPAN = 2.0
 TILES, SIDE, GAP, LINE = 5, 128, 6, 24
 FRAMES, MILLISECONDS, GREYS = 32, 70, 24
 WIDTH, MARGIN, SETTLED = 1180, 14, 5_000
+SEEN = 0.1
+"""A latent with less than this share of the largest KL moves too little to be seen."""
 FOLLOWS = 0.5
 """A latent is called after a factor that explains so much of its variance."""
 _CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -36,7 +38,8 @@ _CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 def strongest(numbers: dict[str, Any]) -> list[tuple[int, str]]:
     """Latents that say something, most nats first, each with the factor that it follows or its own name."""
     kl = numbers["kl_of_latents"]
-    order = sorted((j for j in range(len(kl)) if kl[j] >= ACTIVE_NATS), key=lambda j: -kl[j])
+    least = max(ACTIVE_NATS, SEEN * max(kl))
+    order = sorted((j for j in range(len(kl)) if kl[j] >= least), key=lambda j: -kl[j])
     named = []
     for j in order[:TILES]:
         shares = dict(
@@ -81,7 +84,7 @@ def _row(images: Any, names: list[str]) -> Image.Image:
     return row
 
 
-def still(source: Path, path: Path, width: int = 1000, colours: int = 48) -> None:
+def still(source: Path, path: Path, width: int = 1000, colours: int = 256) -> None:
     """A figure of the report, made small enough for a repository."""
     with Image.open(source) as image:
         picture = image.convert("RGB")
@@ -121,6 +124,8 @@ def screenshots(report: Path, running: Any) -> list[Path]:
     explorer = page.locator(".explorer:visible")
     if explorer.count():
         made.append(OUT / "explorer.png")
+        # it stays at the top, over what is below
+        page.evaluate("document.querySelectorAll('nav').forEach((each) => each.remove())")
         page.set_viewport_size(
             {"width": WIDTH, "height": round(explorer.first.bounding_box()["height"]) + 2 * MARGIN}
         )

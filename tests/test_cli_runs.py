@@ -357,6 +357,7 @@ def test_every_error_of_ours_is_one_of_the_users():
     }
     assert own - users == {
         "UnusableError",
+        "CannotRunError",
         "CropError",
         "TooFewCodes",
         "DamagedError",

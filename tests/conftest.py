@@ -1,6 +1,7 @@
 """Must run before anything imports triton, which torch.compile does too: kernels are interpreted without a GPU."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,6 +11,9 @@ import interpreter
 from pyvae.base import native
 from pyvae.nets import convolutions
 
+# shells start so what runs behind them, and programs of tests would inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"

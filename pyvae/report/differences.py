@@ -34,8 +34,8 @@ def numbers_of(member: Member) -> dict[str, Number]:
         nats = (member.data, member.run.recipe.likelihood)
         found |= {key: Number(metrics[key], nats) for key in ("recon", "elbo")}
         found["kl"] = Number(metrics["kl"], member.data)
-        active, latents = active_latents(metrics["kl_of_latents"])
-        found["active_latents"] = Number(int(active), latents)
+        kl = metrics["kl_of_latents"]
+        found["active_latents"] = Number(active_latents(kl), len(kl))
     if (known := metrics.get("marginal_likelihood")) is not None:
         of = tuple(known[part] for part in ("data", "images", "samples", "seed"))
         for key in ("log_p", "iwae_64", "effective_sample_size", "active_units"):

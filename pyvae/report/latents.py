@@ -42,6 +42,6 @@ def codes_table(bounds: Sequence[float], called: Sequence[str]) -> str:
     return f"<table>{head}{rows}</table>"
 
 
-def active_latents(kl: Sequence[float]) -> tuple[str, str]:
-    """How many latents are active, and of how many."""
-    return str(sum(each >= traversal.ACTIVE_NATS for each in kl)), f"of {len(kl)}"
+def active_latents(kl: Sequence[float]) -> int:
+    """How many latents are active."""
+    return sum(each >= traversal.ACTIVE_NATS for each in kl)

@@ -83,7 +83,7 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0, explorer: 
         tiles=[
             *_averages(metrics),
             *((key, f"{value:.3f}", "") for key, value in scores_in(scores) if key == "mig"),
-            ("active_latents", *active_latents(metrics["kl_of_latents"])),
+            ("active_latents", str(active_latents(evaluation.kl)), f"of {len(evaluation.kl)}"),
         ],
         results=[*_averages(metrics), *_likelihood(likelihood), *_scores(scores)],
         latents=latents_table(metrics, traversal.names_of(net, dataset)),

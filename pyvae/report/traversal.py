@@ -15,6 +15,7 @@ from pyvae.errors import RunError
 from pyvae.evaluation.averages import evaluate, posterior
 from pyvae.nets import Autoencoder
 from pyvae.report import generated
+from pyvae.report.bitmap import bitmap
 from pyvae.report.figures import save, show, tile, write
 from pyvae.report.trained import load_trained, load_trained_pair
 
@@ -183,8 +184,7 @@ def _write_gif(traversal: Traversal, path: Path) -> Path:
         grid = tile(padded.unflatten(0, (-1, 5)))
         if len(grid) == 1:  # half the bytes of 256 greys, and no eye tells them apart
             grid = (grid * (_GREYS - 1)).round() / (_GREYS - 1)
-        pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-        frame = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+        frame = bitmap(grid)
         frames.append(frame.resize((frame.width * 2, frame.height * 2), Image.Resampling.NEAREST))
     content = io.BytesIO()
     frames[0].save(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +16,7 @@ from pyvae.nets import Autoencoder
 from pyvae.nets.adversarial import AdversarialPair
 from pyvae.objectives import InfoGAN
 from pyvae.random import make_key
+from pyvae.report.bitmap import png
 from pyvae.report.explorer.lowering import CannotRunError
 from pyvae.report.traversal import ACTIVE_NATS, default_seeds, names_of
 
@@ -119,7 +119,7 @@ def of_autoencoder(net: Autoencoder, dataset: Dataset, evaluation: Evaluation) -
         note = f"{evaluation.kl[j]:.2f} nats"
         sliders.append(Slider(j, names[j], note, follows, share, span, active))
     starts = [
-        Start(f"image {i:,}", code, _png(image))
+        Start(f"image {i:,}", code, png(image))
         for i, code, image in zip(index.tolist(), codes, images, strict=True)
     ]
     return Content(sliders, starts, None, dataset.image_shape, "normal")
@@ -132,20 +132,10 @@ def of_pair(objective: InfoGAN, pair: AdversarialPair) -> Content:
     for seed in range(_FIRST_NOISE, _FIRST_NOISE + _STARTS):
         code = objective.generator_input(objective.draw(make_key(seed), 1))
         image = pair.generator.images(code)[0]
-        starts.append(Start(f"noise {seed}", code[0], _png(image)))
+        starts.append(Start(f"noise {seed}", code[0], png(image)))
     sliders = [Slider(objective.noise + j, f"c{j}", span=1.0) for j in range(objective.continuous)]
     choice = None
     if objective.categories:
         choice = Choice(objective.noise + objective.continuous, objective.categories)
     channels, height, width = image.shape
     return Content(sliders, starts, choice, (channels, height, width), "uniform")
-
-
-def _png(image: Tensor) -> bytes:
-    """An image ``[C, H, W]`` in [0, 1]."""
-    from PIL import Image
-
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    content = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(content, "PNG", optimize=True)
-    return content.getvalue()

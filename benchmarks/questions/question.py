@@ -1,0 +1,27 @@
+"""What a question is made of."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyvae
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Result = dict[str, Any]
+"""The file of a run."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One page of docs/findings."""
+
+    arms: tuple[str, ...]
+    """Methods of its study, in the order of tables and pictures."""
+    measure: Callable[[pyvae.Run], Result]
+    """What is kept of a finished run."""
+    pictures: Callable[[Sequence[Result]], Mapping[str, "Figure | bytes"]]
+    """By the name of the file."""
+    tables: Mapping[str, Callable[[Sequence[Result]], str]]
+    """By the name in the page, in Markdown."""

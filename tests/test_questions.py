@@ -1,10 +1,8 @@
 """The questions of docs/findings: what is kept of a run, and what is drawn of it."""
 
-import importlib
 import json
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +12,8 @@ import pyvae
 from pyvae import data
 from pyvae.metrics import mig_chen
 from pyvae.objectives import ControlVAE
+from scripts import ROOT, module, scripts  # noqa: F401
 from tiny import TinyData
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True)
-def benchmarks_on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-
-
-def question_module(name):
-    return importlib.import_module(f"questions.{name}")
 
 
 class TestPlant:
@@ -40,7 +28,7 @@ class TestPlant:
         ids=["stepwise", "linear", "adaptive", "smoothed"],
     )
     def test_its_rules_are_those_of_pyvae_control(self, objective):
-        plant = question_module("plant")
+        plant = module("questions.plant")
         trial = plant.Trial("", objective, steps=2_000, plant=200.0, lr_times=10.0, seed=3)
         found = plant.simulate(trial)
         gauss = random.Random(3).gauss
@@ -82,7 +70,7 @@ class TestPlant:
         from pyvae.studies.plan import read_plan
 
         plan = read_plan(ROOT / "examples/studies/findings/capacity.toml")
-        plant = question_module("plant")
+        plant = module("questions.plant")
         taken = {"linear": plant.trials("stepwise", 2e3)[3], "adaptive": plant.trials("adaptive", 2e3)[3]}
         for model in plan.models:
             objective = model.recipe.objective
@@ -93,20 +81,20 @@ class TestPlant:
                 # each has a field that the other's schedule does not read
                 unread = "capacity_steps" if model.method == "linear" else "capacity_period"
                 assert trial.objective == replace(objective, **{unread: getattr(trial.objective, unread)})
-        assert {model.method for model in plan.models} == set(question_module("capacity").ARMS)
+        assert {model.method for model in plan.models} == set(module("questions.capacity").ARMS)
 
 
 class TestCapacity:
     @pytest.mark.parametrize("p", [0.35, 0.5, 1.0])
     def test_the_exponent_of_a_law_is_found(self, p):
-        capacity = question_module("capacity")
+        capacity = module("questions.capacity")
         objective = ControlVAE(schedule="adaptive", capacity_steps=1_000)
         t = np.arange(0, 1_000, 10)
         found = capacity.exponent(t, 16 - 15.5 * (1 - (t + 1) / 1_000) ** p, objective)
         np.testing.assert_allclose([found["p"], *found["band"], *found["parts"]], p, atol=2e-3)
 
     def test_the_exponent_of_a_run_that_waits_and_then_rises_has_a_band(self):
-        capacity = question_module("capacity")
+        capacity = module("questions.capacity")
         objective = ControlVAE(schedule="adaptive", capacity_steps=1_000)
         t = np.arange(1_000)
         left = 1 - (t + 1) / 1_000
@@ -115,20 +103,20 @@ class TestCapacity:
         assert 0.85 < found["p"] < 0.95  # log 2 of log 1,000 is waited
 
     def test_mig_without_shape_is_the_mean_of_the_others(self):
-        capacity = question_module("capacity")
+        capacity = module("questions.capacity")
         gaps = {"shape": 0.0, "scale": 0.4, "orientation": 0.0, "posX": 0.8, "posY": 0.8}
         assert capacity.mig_of(gaps, shape=True) == pytest.approx(0.4)
         assert capacity.mig_of(gaps, shape=False) == pytest.approx(0.5)
 
     def test_a_level_that_no_snapshot_is_near_has_no_value(self):
-        at_level = question_module("capacity").at_level
+        at_level = module("questions.capacity").at_level
         found = [{"kl": 1.0, "recon": 10.0}, {"kl": 3.2, "recon": 7.0}, {"kl": 9.0, "recon": 3.0}]
         assert at_level(found, 3.0, lambda each: each["recon"]) == 7.0
         assert at_level(found, 5.0, lambda each: each["recon"]) is None
 
 
 def test_rows_are_means_over_as_many_steps():
-    thinned = question_module("runs").thinned
+    thinned = module("questions.runs").thinned
     trace = {"step": np.arange(0, 1_000, 10), "kl": np.arange(100.0)}
     assert thinned(trace, 4) == {"step": [120.0, 370.0, 620.0, 870.0], "kl": [12.0, 37.0, 62.0, 87.0]}
     assert thinned(trace, 500)["step"] == list(range(0, 1_000, 10))
@@ -153,7 +141,7 @@ def runs(tmp_path_factory):
 
 def test_the_codes_of_a_grid_are_those_of_its_images(runs):
     run = pyvae.open(runs / "linear/seed-0")
-    table = question_module("runs").grid_codes(run, 8, (3, 2, 1))
+    table = module("questions.runs").grid_codes(run, 8, (3, 2, 1))
     assert table.factor_sizes == (2, 3, 6)
     classes = table.classes() * torch.tensor([3, 2, 1])
     mu, logvar = run.model(8).encode(run.dataset.images(classes @ torch.tensor([30, 6, 1])))
@@ -162,7 +150,7 @@ def test_the_codes_of_a_grid_are_those_of_its_images(runs):
 
 
 def test_finished_runs_are_measured_once_and_drawn(runs, tmp_path, monkeypatch):
-    findings, capacity = importlib.import_module("findings"), question_module("capacity")
+    findings, capacity = module("findings"), module("questions.capacity")
     monkeypatch.setattr(capacity, "GRID", (3, 1, 1))
     monkeypatch.setattr(capacity, "ALL", (1, 1, 1))
     results, pages = tmp_path / "results", tmp_path / "pages"
@@ -196,13 +184,13 @@ def test_finished_runs_are_measured_once_and_drawn(runs, tmp_path, monkeypatch):
 
 
 def test_runs_are_asked_for():
-    findings = importlib.import_module("findings")
+    findings = module("findings")
     with pytest.raises(pyvae.PyvaeError, match="give the directory of its study"):
         findings.measure("capacity", None)
 
 
 def test_pages_say_what_the_files_say():
-    findings = importlib.import_module("findings")
+    findings = module("findings")
     for page in sorted(findings.PAGES.glob("*.md")):
         assert findings.render(page.read_text()) == page.read_text(), (
             f"{page.name}: run python benchmarks/findings.py draw"
@@ -210,7 +198,7 @@ def test_pages_say_what_the_files_say():
 
 
 def test_every_picture_is_shown_and_made_by_the_command():
-    findings = importlib.import_module("findings")
+    findings = module("findings")
     made = set()
     for name, question in findings.QUESTIONS.items():
         if found := findings.read(name):

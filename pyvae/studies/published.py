@@ -280,7 +280,7 @@ _NO_SHAPE = (
 _SHORT_ADAPTIVE = (
     "Scaled to fewer than some tens of thousands of steps, adaptive capacity hardly rises: the controller's integral "
     "gain is a rate and stays as it is, so that beta climbs, and C waits, for as long as it takes to press the KL to "
-    "the first set points."
+    "the first set points. docs/findings/capacity.md tells of a study that scales the gains and the learning rate too."
 )
 
 STUDIES: dict[str, Study] = {

@@ -1,6 +1,7 @@
 """The questions of docs/findings: what is kept of a run, and what is drawn of it."""
 
 import json
+import math
 import random
 from dataclasses import replace
 
@@ -32,11 +33,13 @@ class TestPlant:
         trial = plant.Trial("", objective, steps=2_000, plant=200.0, lr_times=10.0, seed=3)
         found = plant.simulate(trial)
         gauss = random.Random(3).gauss
+        equilibria, finest = plant.equilibria()
         state, k = objective.initial_control("cpu"), 0.0
         curves = {"capacity": [], "kl": [], "beta": []}
         raised = 0
         for t in range(trial.steps):
-            k += 0.05 * (plant.equilibrium_of(float(state.beta)) - k)
+            cell = min(int(math.log(float(state.beta)) * finest), plant.CELLS)
+            k += 0.05 * (equilibria[cell] - k)
             kl = k + 0.35 * np.sqrt(k / (k + 2)) * gauss(0, 1)
             before = float(state.capacity)
             state = objective.control(state, torch.tensor(kl, dtype=torch.float64), torch.tensor(t))
@@ -46,9 +49,17 @@ class TestPlant:
         for name, values in curves.items():
             blocks = (np.arange(2_000) / (2_000 / 150)).astype(int)
             means = [np.mean(np.asarray(values)[blocks == block]) for block in range(150)]
-            np.testing.assert_allclose(found[name], means, rtol=5e-3)
+            np.testing.assert_allclose(found[name], means, rtol=6e-4)
         if objective.schedule == "adaptive":
             assert found["raised"] == pytest.approx(raised / objective.capacity_steps, abs=2e-3)
+
+    def test_the_kl_of_a_beta_is_that_of_its_source(self):
+        plant = module("questions.plant")
+        equilibria, finest = plant.equilibria()
+        for beta, nats in plant.EQUILIBRIUM:
+            assert plant.equilibrium_of(beta) == pytest.approx(nats)
+            assert equilibria[round(math.log(beta) * finest)] == pytest.approx(nats, abs=0.02)
+        assert plant.equilibrium_of(1e6) == plant.EQUILIBRIUM[-1][1]
 
     def test_gains_and_rate_that_are_scaled_give_the_course_of_the_published_length(self):
         trials = json.loads((ROOT / "benchmarks/results/findings/plant/model-seed-0.json").read_text())[

@@ -11,8 +11,8 @@ dSprites, 25.40 nats at beta 1 and 15.35 at beta 4. The rest is the slope of rec
 Burgess et al.'s objective (results/findings/order/gamma-100-seed-0.json), below 8 nats, where that run has learnt what
 there was to learn: the first nats, of position, are dear to give up, and hold out against a beta of 100.
 
-In a run that is ``1 / scale`` times as short, C rises so many times as fast; what is asked is which of the gains and the
-learning rate (``plant`` goes with its inverse) must be multiplied for the same curves over t / T.
+In a run that is 20 times as short, C rises 20 times as fast; what is asked is which of the gains and the learning rate
+(the plant is so many times as quick) must be multiplied for the same curves over t / T.
 """
 
 import math
@@ -35,7 +35,7 @@ EQUILIBRIUM = (
     *((85.0, 2.35), (125.0, 1.6), (200.0, 0.8), (500.0, 0.02)),
 )
 """Beta, and the nats that it leaves; straight lines over log beta between them."""
-_CELLS = 2_000
+CELLS = 2_000
 FULL, SCALED = 1_500_000, 75_000
 POINTS = 150
 SLOW = 2_000.0
@@ -74,14 +74,14 @@ def simulate(trial: Trial) -> dict[str, Any]:
     kp, ki, low, end = o.kp, o.ki, o.beta_min, o.capacity_steps
     start, stop, smoothing = o.capacity_start, o.capacity, o.adaptive_smoothing
     kept, exp, log = min(trial.lr_times / trial.plant, 1.0), math.exp, math.log
-    equilibrium, finest = _equilibria()
+    equilibrium, finest = equilibria()
     k = integral = 0.0
     output = beta = reference = o.initial_beta
     capacity, raised = start, 0
     curves: dict[str, list[float]] = {name: [0.0] * POINTS for name in ("capacity", "kl", "beta")}
     block, counts = trial.steps / POINTS, [0] * POINTS
     for t in range(trial.steps):
-        k += kept * (equilibrium[min(int(log(beta) * finest), _CELLS)] - k)
+        k += kept * (equilibrium[min(int(log(beta) * finest), CELLS)] - k)
         kl = k + trial.sd * math.sqrt(k / (k + 2.0)) * gauss(0.0, 1.0)
         if o.schedule == "stepwise":
             capacity = min(start + o.capacity_increment * ((t + 1) // o.capacity_period), stop)
@@ -127,10 +127,10 @@ def equilibrium_of(beta: float) -> float:
     return float(np.interp(math.log(beta), np.log(betas), nats))
 
 
-def _equilibria() -> tuple[list[float], float]:
+def equilibria() -> tuple[list[float], float]:
     """K* in cells of log beta, and how many there are to 1."""
-    finest = _CELLS / math.log(EQUILIBRIUM[-1][0])
-    return [equilibrium_of(math.exp(cell / finest)) for cell in range(_CELLS + 1)], finest
+    finest = CELLS / math.log(EQUILIBRIUM[-1][0])
+    return [equilibrium_of(math.exp(cell / finest)) for cell in range(CELLS + 1)], finest
 
 
 def trials(schedule: Literal["stepwise", "adaptive"], plant: float) -> list[Trial]:

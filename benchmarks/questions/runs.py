@@ -9,7 +9,6 @@ import numpy.typing as npt
 import torch
 
 import pyvae
-from pyvae.data.sprites import FACTOR_NAMES, FACTOR_SIZES
 from pyvae.engine.run import RunDirectory
 from pyvae.evaluation.averages import Evaluation, evaluate
 from pyvae.metrics import CodeTable
@@ -61,9 +60,7 @@ def training_of(run: pyvae.Run) -> dict[str, Any]:
 def thinned(trace: dict[str, npt.NDArray[Any]], rows: int = ROWS) -> dict[str, list[float]]:
     """Means over blocks of the logged rows; of the step the mean too."""
     parts = np.array_split(np.arange(len(trace["step"])), min(rows, len(trace["step"])))
-    return {
-        name: [float(f"{values[part].mean():.5g}") for part in parts] for name, values in trace.items()
-    }
+    return {name: [float(f"{values[part].mean():.5g}") for part in parts] for name, values in trace.items()}
 
 
 def snapshot(run: pyvae.Run, step: int) -> Evaluation:
@@ -74,10 +71,9 @@ def snapshot(run: pyvae.Run, step: int) -> Evaluation:
 @torch.inference_mode()
 def grid_codes(run: pyvae.Run, step: int, strides: Sequence[int] = GRID) -> CodeTable:
     """Codes of a grid of dSprites in which each factor keeps one class of so many."""
-    kept = [torch.arange(0, size, stride) for size, stride in zip(FACTOR_SIZES, strides, strict=True)]
-    classes = torch.cartesian_prod(*kept)
-    places = torch.tensor([int(np.prod(FACTOR_SIZES[k + 1 :])) for k in range(len(FACTOR_SIZES))])
-    model = run.model(step)
-    parts = [model.encode(run.dataset.images(chunk)) for chunk in (classes @ places).split(_BATCH)]
+    data: Any = run.dataset
+    kept = [torch.arange(0, size, stride) for size, stride in zip(data.factor_sizes, strides, strict=True)]
+    index, model = data.index(torch.cartesian_prod(*kept)), run.model(step)
+    parts = [model.encode(data.images(chunk)) for chunk in index.split(_BATCH)]
     mu, logvar = (torch.cat(part) for part in zip(*parts, strict=True))
-    return CodeTable(mu, logvar, FACTOR_NAMES, tuple(len(each) for each in kept))
+    return CodeTable(mu, logvar, data.factor_names, tuple(len(each) for each in kept))

@@ -1,11 +1,12 @@
 """The questions of docs/findings: what is measured of a run for each, and how the answer is drawn."""
 
-from questions import capacity, order
+from questions import capacity, generators, order
 from questions.question import Question, Result
 
 QUESTIONS: dict[str, Question] = {
     "capacity": capacity.QUESTION,
     "order": order.QUESTION,
+    "generators": generators.QUESTION,
 }
 
 __all__ = ["QUESTIONS", "Question", "Result"]

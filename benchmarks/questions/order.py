@@ -10,9 +10,9 @@ from pyvae.data.dataset import FactorDataset
 from pyvae.evaluation.averages import posterior
 from pyvae.report.traversal import ACTIVE_NATS, compute, default_seeds
 from questions import order_pictures, order_tables
-from questions.question import Question, Result
+from questions.effects import siblings, total_effects
+from questions.question import Question, Result, short
 from questions.runs import snapshot
-from questions.siblings import siblings, total_effects
 from questions.thumbnails import pack
 
 PUBLISHED = (3.1, 7.3, 15.4, 23.8)
@@ -43,7 +43,8 @@ def capacity_at(run: pyvae.Run, step: int) -> float:
 
 @torch.inference_mode()
 def _snapshot(run: pyvae.Run, dataset: FactorDataset, step: int) -> Result:
-    net, found, codes = run.model(step).net, snapshot(run, step), []
+    net: Any = run.model(step).net
+    found, codes = snapshot(run, step), []
     for factor in range(len(dataset.factor_sizes)):
         index = siblings(dataset, factor, GROUPS)
         parts = [posterior(net, dataset, chunk)[0] for chunk in index.flatten().split(_BATCH)]
@@ -51,20 +52,21 @@ def _snapshot(run: pyvae.Run, dataset: FactorDataset, step: int) -> Result:
     return {
         "step": step,
         "capacity": capacity_at(run, step),
-        "recon": _short(found.recon),
-        "kl": [_short(each) for each in found.kl],
-        "effect": [[_short(each) for each in row] for row in total_effects(codes).tolist()],
+        "recon": short(found.recon),
+        "kl": [short(each) for each in found.kl],
+        "effect": [[short(each) for each in row] for row in total_effects(codes).tolist()],
     }
 
 
 def _traversal(run: pyvae.Run, steps: Sequence[int], capacity: float) -> Result:
-    """Of the latents that say anything, from the snapshot whose C is the nearest."""
+    """Of the latents that say anything, or the one that says most, from the snapshot whose C is the nearest."""
     step = min(steps, key=lambda each: abs(capacity_at(run, each) - capacity))
-    net, kl, seed = run.model(step).net, snapshot(run, step).kl, default_seeds(run.dataset)[-1]
+    net: Any = run.model(step).net
+    kl, seed = snapshot(run, step).kl, default_seeds(run.dataset)[-1]
     with torch.inference_mode():
         mu, _ = posterior(net, run.dataset, torch.tensor([seed]))
     moved = compute(net, run.dataset.images(seed), mu, kl, _SPAN, _COLUMNS)
-    rows = [row for row, j in enumerate(moved.order) if kl[j] >= ACTIVE_NATS][:_ROWS]
+    rows = [row for row, j in enumerate(moved.order) if kl[j] >= ACTIVE_NATS][:_ROWS] or [0]
     return {
         "published": capacity,
         "step": step,
@@ -72,10 +74,6 @@ def _traversal(run: pyvae.Run, steps: Sequence[int], capacity: float) -> Result:
         "latents": [moved.order[row] for row in rows],
         "images": pack(moved.decoded[rows]),
     }
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.4g}")
 
 
 QUESTION = Question(

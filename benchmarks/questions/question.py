@@ -13,6 +13,11 @@ Result = dict[str, Any]
 """The file of a run."""
 
 
+def short(value: float) -> float:
+    """Four digits: what a file of results needs of a number."""
+    return float(f"{value:.4g}")
+
+
 @dataclass(frozen=True)
 class Question:
     """One page of docs/findings."""

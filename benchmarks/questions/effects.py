@@ -1,9 +1,10 @@
-"""Images that differ in one factor alone, and which latents move between them."""
+"""Which factors move which latents."""
 
 import torch
 from torch import Tensor
 
 from pyvae.data.dataset import FactorDataset
+from pyvae.metrics import CodeTable
 
 
 def siblings(dataset: FactorDataset, factor: int, groups: int, seed: int = 0) -> Tensor:
@@ -30,3 +31,11 @@ def total_effects(codes: list[Tensor]) -> Tensor:
     every = torch.cat([mu.flatten(0, 1) for mu in codes]).double()
     variance = every.var(0, correction=0).unsqueeze(-1)
     return torch.where(variance > 0, left / variance, 0.0)
+
+
+def grid_effects(table: CodeTable) -> Tensor:
+    """The same of a table of the full grid, exactly."""
+    codes = table.mu.double().unflatten(0, table.factor_sizes)
+    left = [codes.var(k, correction=0).flatten(0, -2).mean(0) for k in range(len(table.factor_sizes))]
+    variance = table.mu.double().var(0, correction=0).unsqueeze(-1)
+    return torch.where(variance > 0, torch.stack(left, -1) / variance, 0.0)

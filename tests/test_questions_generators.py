@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from sprites_tiny import use_tiny_sprites
 
 import pyvae
 from pyvae.metrics import factor_vae, mig
 from pyvae.studies.plan import read_plan
+from sprites_tiny import use_tiny_sprites
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = {"steps": 3, "keep_at": (1, 2), "batch_size": 8, "device": "cpu", "log_every": 1}

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from sprites_tiny import GRID, use_tiny_sprites
 
 import pyvae
 from pyvae.evaluation.averages import correlation_ratio, evaluate
 from pyvae.metrics import CodeTable
 from pyvae.studies.plan import read_plan
+from sprites_tiny import GRID, use_tiny_sprites
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("shape", "scale", "orientation", "posX", "posY")

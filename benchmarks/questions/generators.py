@@ -89,7 +89,7 @@ def _traversed(run: pyvae.Run, model: Model, rows: int = 5) -> dict[str, list[in
 
 
 QUESTION = Question(
-    arms=("infogan", "infowgan-gp", "vae", "beta-vae-4"),
+    arms=("infogan", "infowgan-gp", "infowgan-gp-5", "vae", "beta-vae-4"),
     measure=measure,
     pictures=generators_pictures.pictures,
     tables={

@@ -10,7 +10,7 @@ import numpy as np
 
 from pyvae.report.figures import show, tile
 from pyvae.report.palette import palette_of, plain_axes
-from questions.generators_tables import METRICS, real_images
+from questions.generators_tables import METRICS, is_generator, real_images
 from questions.labels import label_ends
 from questions.question import Result
 from questions.thumbnails import SIDE, unpack
@@ -31,7 +31,7 @@ def pictures(found: Sequence[Result]) -> dict[str, Figure]:
         "generators-samples.png": _samples(first),
         "generators-codes.png": _codes(first),
     }
-    pairs = [result for result in first if "information" in result["trace"]]
+    pairs = [result for result in first if is_generator(result)]
     return drawn | ({"generators-training.png": _training(pairs)} if pairs else {})
 
 

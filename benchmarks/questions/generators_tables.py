@@ -8,8 +8,19 @@ from questions.question import Result
 from questions.tables import NONE_YET, machines, markdown, steps_and_minutes
 
 METRICS = {"factor-vae": "FactorVAE metric", "mig": "MIG"}
-_RECIPES = {"infogan": "infogan", "infowgan-gp": "infowgan-gp", "vae": "vae", "beta-vae-4": "beta-vae"}
+_RECIPES = {
+    "infogan": "infogan",
+    "infowgan-gp": "infowgan-gp",
+    "infowgan-gp-5": "infowgan-gp",
+    "vae": "vae",
+    "beta-vae-4": "beta-vae",
+}
 """Of each arm of the study, which names the length that its paper or code has."""
+
+
+def is_generator(result: Result) -> bool:
+    """Whether it has a generator and a critic, no encoder and decoder."""
+    return "discriminator_loss" in result["trace"]
 
 
 def real_images(recipe: Mapping[str, Any], step: int) -> int:
@@ -50,7 +61,7 @@ def scores(found: Sequence[Result]) -> str:
     rows = []
     for result in found:
         ends = {"end": result["snapshots"][-1]}
-        if result["arm"] not in ("infogan", "infowgan-gp"):
+        if not is_generator(result):
             early = [s for s in result["snapshots"] if real_images(result["recipe"], s["step"]) == seen]
             ends = {**({"as many images": early[0]} if early else {}), **ends}
         for when, at in ends.items():
@@ -66,7 +77,7 @@ def codes(found: Sequence[Result]) -> str:
     rows = []
     for result in found:
         own = result["codes"]
-        if result["arm"] in ("infogan", "infowgan-gp"):
+        if is_generator(result):
             for name, nats, std, effect in zip(
                 own["names"], own["nats"], own["std"], own["effect"], strict=True
             ):

@@ -57,8 +57,16 @@ def _capacity(trace: Trace | None, step: int) -> str:
 
 
 def _kept(run: RunDirectory) -> Iterator[Checkpoint]:
+    """Of its snapshots those that are whole."""
     for path in checkpoint.paths(run.snapshots):
-        try:
-            yield checkpoint.load(path)
-        except RunError as error:
-            _LOG.warning("%s: its picture is left out", error)
+        saved = _read(path)
+        if saved is not None:
+            yield saved
+
+
+def _read(path: Path) -> Checkpoint | None:
+    try:
+        return checkpoint.load(path)
+    except RunError as error:
+        _LOG.warning("%s: its picture is left out", error)
+        return None

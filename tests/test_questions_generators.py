@@ -14,7 +14,8 @@ from pyvae.studies.plan import read_plan
 from sprites_tiny import use_tiny_sprites
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS = {"steps": 3, "keep_at": (1, 2), "batch_size": 8, "device": "cpu", "log_every": 1}
+STEPS = {"steps": 3, "keep_at": (1, 2), "batch_size": 8, "lr": 0.02, "device": "cpu", "log_every": 1}
+"""A rate with which images change in every step."""
 
 
 @pytest.fixture

@@ -101,7 +101,9 @@ def _spent(found: Sequence[Result]) -> Figure:
 
 
 def _recon(found: Sequence[Result]) -> Figure:
+    """A line for each run, on a logarithmic scale."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     colours = palette_of(result["arm"] for result in found)
     figure = Figure(figsize=(_WIDTH * 0.75, 2.8), layout="constrained")
@@ -110,8 +112,9 @@ def _recon(found: Sequence[Result]) -> Figure:
     for result in found:
         axes.plot(result["trace"]["capacity"], result["trace"]["recon"], color=colours[result["arm"]], lw=1.0)
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        which("{x:g}")
     axes.set_xlabel("C, nats", fontsize=8)
     axes.set_ylabel("reconstruction, nats per image", fontsize=8)
     arms = _first_of_arms(found)

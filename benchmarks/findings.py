@@ -14,13 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from questions import QUESTIONS, Result
-from questions.runs import arm_of, finished_runs, says_of_every_run
-
 import pyvae
 from machine import save
 from pyvae.report.figures import save as save_figure
 from pyvae.report.figures import write
+from questions import QUESTIONS, Result
+from questions.runs import arm_of, finished_runs, says_of_every_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs/findings"

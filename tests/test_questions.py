@@ -187,8 +187,8 @@ def test_finished_runs_are_measured_once_and_drawn(runs, tmp_path, monkeypatch):
     (pages / "capacity.md").write_text("Before\n\n<!-- finding: capacity runs -->\n<!-- end -->\n\nafter\n")
     findings.draw(results, pages)
     text = (pages / "capacity.md").read_text()
-    assert "| linear, seed 0 | - |" in text
-    assert "| adaptive, seed 0 |" in text
+    assert "| `linear`, seed 0 | - |" in text
+    assert "| `adaptive`, seed 0 |" in text
     assert text.endswith("after\n")
     for name in ("capacity-course.png", "capacity-equal.png"):
         assert (pages / name).stat().st_size > 10_000

@@ -11,8 +11,9 @@ import pyvae
 from pyvae.metrics import mig_chen
 from pyvae.objectives import ControlVAE
 from questions.drawing import COLOURS, INK, tidy
-from questions.question import Question, Result, table
+from questions.question import Question, Result
 from questions.runs import GRID, grid_codes, snapshot
+from questions.tables import markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,12 +187,14 @@ def label_arms(axes: "Axes", found: Sequence[Result]) -> None:
 
 def runs_table(found: Sequence[Result]) -> str:
     """What each run came to."""
+    if not found:
+        return NONE_YET
     rows = []
     for result in found:
         p, last = result["exponent"], result["last_percent"]
         rows.append(
             [
-                f"{result['arm']}, seed {result['seed']}",
+                f"`{result['arm']}`, seed {result['seed']}",
                 "-" if p is None else f"{p['p']:.2f} ({p['band'][0]:.2f} to {p['band'][1]:.2f})",
                 f"{100 * result['share_at_full_capacity']:.0f}%",
                 f"{result['mean_beta']:.1f}",
@@ -199,7 +202,7 @@ def runs_table(found: Sequence[Result]) -> str:
                 *(f"{mig_of(result['mig_gaps'], shape=shape):.3f}" for shape in (False, True)),
             ]
         )
-    return table(
+    return markdown(
         [
             "run",
             "p (band)",
@@ -215,8 +218,18 @@ def runs_table(found: Sequence[Result]) -> str:
     )
 
 
+def trained(found: Sequence[Result]) -> str:
+    """What was run, and on what."""
+    if not found:
+        return NONE_YET
+    rows = [(f"`{each['arm']}`", str(each["seed"]), *steps_and_minutes(each)) for each in found]
+    return f"{markdown(('arm', 'seed', 'steps', 'minutes'), rows)}\n\n{machines(found)}"
+
+
 def levels_table(found: Sequence[Result]) -> str:
     """Reconstruction and MIG without shape at equal KL."""
+    if not found:
+        return NONE_YET
     levels = (*LEVELS[1::2], 16.0)
     rows = []
     for result in found:
@@ -226,8 +239,8 @@ def levels_table(found: Sequence[Result]) -> str:
             scored = [each for each in result["snapshots"] if "mig_gaps" in each]
             mig = at_level(scored, level, lambda each: mig_of(each["mig_gaps"], shape=False))
             cells.append("-" if recon is None or mig is None else f"{recon:.1f} / {mig:.3f}")
-        rows.append([f"{result['arm']}, seed {result['seed']}", *cells])
-    return table(["run", *(f"{level:g} nats" for level in levels)], rows)
+        rows.append([f"`{result['arm']}`, seed {result['seed']}", *cells])
+    return markdown(["run", *(f"{level:g} nats" for level in levels)], rows)
 
 
 def at_level(
@@ -242,5 +255,5 @@ QUESTION = Question(
     arms=ARMS,
     measure=measure,
     pictures=pictures,
-    tables={"runs": runs_table, "levels": levels_table},
+    tables={"trained": trained, "runs": runs_table, "levels": levels_table},
 )

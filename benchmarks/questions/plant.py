@@ -25,7 +25,8 @@ import numpy as np
 
 from pyvae.objectives import ControlVAE
 from questions.drawing import COLOURS, FAINT, INK, tidy
-from questions.question import Question, Result, table
+from questions.question import Question, Result
+from questions.tables import markdown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -206,7 +207,7 @@ def trials_table(found: Sequence[Result]) -> str:
                 *("-" if alike else f"{each:.2f}" for each in off),
             ]
         )
-    return table(["simulated run", "p", "C off by, nats", "KL off by, nats", "beta off by"], rows)
+    return markdown(["simulated run", "p", "C off by, nats", "KL off by, nats", "beta off by"], rows)
 
 
 QUESTION = Question(arms=("model",), compute=model, pictures=pictures, tables={"trials": trials_table})

@@ -13,6 +13,11 @@ Result = dict[str, Any]
 """The file of a run."""
 
 
+def short(value: float) -> float:
+    """Four digits: what a file of results needs of a number."""
+    return float(f"{value:.4g}")
+
+
 @dataclass(frozen=True)
 class Question:
     """One page of docs/findings."""
@@ -27,11 +32,3 @@ class Question:
     """What is kept of a finished run."""
     compute: Callable[[], Result] | None = None
     """What is kept of a question that is answered without runs; its one arm is named so, and the seed is 0."""
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """In Markdown; the first column is words, the others numbers."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return "\n".join(
-        f"|{'|'.join(line)}|" if line is lines[1] else f"| {' | '.join(line)} |" for line in lines
-    )

@@ -1,6 +1,5 @@
 """What every question needs of a run: its numbers over time, and its codes at a snapshot."""
 
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import numpy.typing as npt
 import torch
 
 import pyvae
-from pyvae.data.dataset import FactorDataset
 from pyvae.engine.run import RunDirectory
 from pyvae.evaluation.averages import Evaluation, evaluate
 from pyvae.metrics import CodeTable
@@ -72,14 +70,10 @@ def snapshot(run: pyvae.Run, step: int) -> Evaluation:
 
 @torch.inference_mode()
 def grid_codes(run: pyvae.Run, step: int, strides: Sequence[int] = GRID) -> CodeTable:
-    """Codes of the images of a grid in which each factor keeps one class of so many."""
-    dataset = run.dataset
-    assert isinstance(dataset, FactorDataset)
-    sizes = dataset.factor_sizes
-    kept = [torch.arange(0, size, stride) for size, stride in zip(sizes, strides, strict=True)]
-    classes = torch.cartesian_prod(*kept)
-    places = torch.tensor([math.prod(sizes[k + 1 :]) for k in range(len(sizes))])
-    model = run.model(step)
-    parts = [model.encode(dataset.images(chunk)) for chunk in (classes @ places).split(_BATCH)]
+    """Codes of a grid of dSprites in which each factor keeps one class of so many."""
+    data: Any = run.dataset
+    kept = [torch.arange(0, size, stride) for size, stride in zip(data.factor_sizes, strides, strict=True)]
+    index, model = data.index(torch.cartesian_prod(*kept)), run.model(step)
+    parts = [model.encode(data.images(chunk)) for chunk in index.split(_BATCH)]
     mu, logvar = (torch.cat(part) for part in zip(*parts, strict=True))
-    return CodeTable(mu, logvar, dataset.factor_names, tuple(len(each) for each in kept))
+    return CodeTable(mu, logvar, data.factor_names, tuple(len(each) for each in kept))

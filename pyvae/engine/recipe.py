@@ -118,7 +118,6 @@ class Recipe(Checked):
             ("likelihood", "bernoulli"),
             ("code", "encoder"),
             ("lr_stage_steps", None),
-            ("keep_at", ()),
         ):
             if getattr(self, name) != only:
                 raise refusal(

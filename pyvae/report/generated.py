@@ -16,6 +16,7 @@ from pyvae.report.figures import save, show, tile
 
 MOST_COLUMNS = 100
 """Of a picture of traversals, which is to be looked at."""
+_COLUMNS = 11
 _ROWS = 8
 _SAMPLE_COLUMNS = 16
 _BOUND_IMAGES = 4096
@@ -49,15 +50,13 @@ def draw_samples(run: RunDirectory, pair: AdversarialPair) -> Path:
 
 
 def draw_codes(
-    run: RunDirectory, pair: AdversarialPair, *, columns: int = 11, seeds: Sequence[int] | None = None
+    run: RunDirectory, pair: AdversarialPair, *, columns: int = _COLUMNS, seeds: Sequence[int] | None = None
 ) -> list[Path]:
     """Write ``figures/codes-<seed>.png`` for each seed of the noise.
 
     Raises:
         RunError: a number of columns or a seed that cannot be.
     """
-    from matplotlib.figure import Figure
-
     seeds = _FIRST_NOISE if seeds is None else seeds
     if not 2 <= columns <= MOST_COLUMNS:
         raise RunError(f"a traversal needs 2 to {MOST_COLUMNS} columns, got {columns}")
@@ -65,26 +64,35 @@ def draw_codes(
         if not 0 <= seed < 2**64:
             raise RunError(f"seeds of the noise must be from 0 to 2^64 - 1, got {seed}")
     objective = objective_of(run)
-    files = []
-    for seed in seeds:
-        images = moved(objective, pair, objective.draw(make_key(seed), 1), columns)
-        figure = Figure(figsize=(0.72 * (columns + 1.5), 0.72 * len(images) + 0.4), layout="constrained")
-        axes = figure.subplots()
-        show(axes, tile(images))
-        axes.set_axis_on()
-        axes.spines[:].set_visible(False)
-        height, width = (images.shape[d] + 2 for d in (-2, -1))
-        values = torch.linspace(-1, 1, columns).tolist()
-        axes.set_xticks(
-            [width * (c + 0.5) for c in range(columns)],
-            [f"{v:.1f}".replace("-0.0", "0.0") for v in values],
-            fontsize=8,
-        )
-        names = names_of(objective)
-        axes.set_yticks([height * (r + 0.5) for r in range(len(names))], names, fontsize=8)
-        axes.tick_params(length=0)
-        files.append(save(figure, run.figures / f"codes-{seed}.png"))
-    return files
+    return [_draw_moved(objective, pair, seed, columns, run.figures / f"codes-{seed}.png") for seed in seeds]
+
+
+def draw_codes_on_the_way(run: RunDirectory, pair: AdversarialPair, step: int) -> Path:
+    """Write ``figures/snapshot-<step>.png``: the codes of a generator that was kept after so many steps."""
+    path = run.figures / f"snapshot-{step}.png"
+    return _draw_moved(objective_of(run), pair, _FIRST_NOISE[-1], _COLUMNS, path)
+
+
+def _draw_moved(objective: InfoGAN, pair: AdversarialPair, seed: int, columns: int, path: Path) -> Path:
+    from matplotlib.figure import Figure
+
+    images = moved(objective, pair, objective.draw(make_key(seed), 1), columns)
+    figure = Figure(figsize=(0.72 * (columns + 1.5), 0.72 * len(images) + 0.4), layout="constrained")
+    axes = figure.subplots()
+    show(axes, tile(images))
+    axes.set_axis_on()
+    axes.spines[:].set_visible(False)
+    height, width = (images.shape[d] + 2 for d in (-2, -1))
+    values = torch.linspace(-1, 1, columns).tolist()
+    axes.set_xticks(
+        [width * (c + 0.5) for c in range(columns)],
+        [f"{v:.1f}".replace("-0.0", "0.0") for v in values],
+        fontsize=8,
+    )
+    names = names_of(objective)
+    axes.set_yticks([height * (r + 0.5) for r in range(len(names))], names, fontsize=8)
+    axes.tick_params(length=0)
+    return save(figure, path)
 
 
 def names_of(objective: InfoGAN) -> list[str]:

@@ -118,6 +118,13 @@ def report_pair(run: RunDirectory, dataset: Dataset, *, explorer: bool = True) -
                 for path in codes
             ),
         ),
+        Section(
+            "Codes on the way",
+            "".join(
+                figure(path, caption, alt="Generated images in a row for each code, of weights on the way")
+                for path, caption in snapshots.draw_codes(run)
+            ),
+        ),
     ]
     return _write(
         run,

@@ -1,6 +1,7 @@
 """Traversals of the weights that a run kept on the way."""
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from pyvae.engine.checkpoint import Checkpoint
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.evaluation.averages import evaluate, posterior
-from pyvae.report import traversal
+from pyvae.report import generated, traversal
 from pyvae.report.panels import Trace
 
 _LOG = logging.getLogger(__name__)
@@ -22,10 +23,7 @@ def draw(run: RunDirectory, dataset: Dataset, trace: Trace | None, *, span: floa
     """One picture, with its caption, for each snapshot that is whole: ``figures/snapshot-<step>.png``."""
     seed = traversal.default_seeds(dataset)[-1]
     drawn = []
-    for path in checkpoint.paths(run.snapshots):
-        saved = _read(path)
-        if saved is None:
-            continue
+    for saved in _kept(run):
         net = run.net_of(saved)
         kl = evaluate(net, dataset, run.recipe.likelihood).kl
         mu, _ = posterior(net, dataset, torch.tensor([seed]))
@@ -43,11 +41,27 @@ def draw(run: RunDirectory, dataset: Dataset, trace: Trace | None, *, span: floa
     return drawn
 
 
+def draw_codes(run: RunDirectory) -> list[tuple[Path, str]]:
+    """The same of a generator: what each of its codes drew."""
+    return [
+        (generated.draw_codes_on_the_way(run, run.pair_of(saved), saved.step), f"After step {saved.step:,}.")
+        for saved in _kept(run)
+    ]
+
+
 def _capacity(trace: Trace | None, step: int) -> str:
     if trace is None or not trace["capacity"].any():
         return ""
     before = trace["capacity"][trace["step"] < step]
     return f", C = {before[-1]:.1f} nats" if len(before) else ""
+
+
+def _kept(run: RunDirectory) -> Iterator[Checkpoint]:
+    """Of its snapshots those that are whole."""
+    for path in checkpoint.paths(run.snapshots):
+        saved = _read(path)
+        if saved is not None:
+            yield saved
 
 
 def _read(path: Path) -> Checkpoint | None:

@@ -13,7 +13,7 @@ from pyvae.objectives import ControlVAE
 from questions.drawing import COLOURS, INK, tidy
 from questions.question import Question, Result
 from questions.runs import GRID, grid_codes, snapshot
-from questions.tables import markdown
+from questions.tables import NONE_YET, machines, markdown, steps_and_minutes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

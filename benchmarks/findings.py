@@ -27,31 +27,32 @@ RESULTS = ROOT / "benchmarks/results/findings"
 _SLOT = re.compile(r"(<!-- finding: ([\w-]+) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def measure(question: str, runs: Path | None, results: Path = RESULTS) -> None:
-    """Write a file for every finished run that has none yet.
+def measure(question: str, runs: Path | None, results: Path = RESULTS) -> list[Path]:
+    """Write a file for every finished run that has none yet; returns their paths.
 
     Raises:
         PyvaeError: the question needs runs, and none are given; or a run cannot be read.
     """
-    asked = QUESTIONS[question]
+    asked, folder, written = QUESTIONS[question], results / question, []
     if asked.compute is not None:
-        _write(
-            results / question / f"{asked.arms[0]}-seed-0.json", arm=asked.arms[0], seed=0, **asked.compute()
-        )
+        arm = asked.arms[0]
+        written.append(_write(folder / f"{arm}-seed-0.json", arm=arm, seed=0, **asked.compute()))
     if asked.measure is None:
-        return
+        return written
     if runs is None:
         raise pyvae.PyvaeError(f"{question} is answered from runs: give the directory of its study")
     for path in finished_runs(runs):
         run, arm = pyvae.open(path), arm_of(path, runs)
-        out = results / question / f"{arm}-seed-{run.recipe.seed}.json"
+        out = folder / f"{arm}-seed-{run.recipe.seed}.json"
         if arm in asked.arms and not out.exists():
-            _write(out, **says_of_every_run(run, arm), **asked.measure(run))
+            written.append(_write(out, **says_of_every_run(run, arm), **asked.measure(run)))
+    return written
 
 
-def _write(out: Path, **content: Any) -> None:
+def _write(out: Path, **content: Any) -> Path:
     save(out, indent=None, **content)  # a number a line would be twice the bytes
     print(out, file=sys.stderr)
+    return out
 
 
 def read(question: str, results: Path = RESULTS) -> list[Result]:

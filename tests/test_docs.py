@@ -117,7 +117,8 @@ def test_pictures_are_made_by_the_script_and_small_and_shown():
         for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text())
     }
     pictures = sorted((ROOT / "docs/pictures").iterdir())
-    assert shown == {*pictures}
+    # those of docs/findings are of another script, and test_questions.py's
+    assert {path for path in shown if path.parent != ROOT / "docs/findings"} == {*pictures}
     for path in pictures:
         assert f'"{path.name}"' in script, path
         assert path.stat().st_size < 300_000, path

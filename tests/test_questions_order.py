@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -169,15 +168,3 @@ def test_the_study_has_the_arms_of_the_question(script):
     assert (given.code, trained.code) == ("factors", "encoder")
     assert given.objective == trained.objective
     assert trained.objective.capacity_steps == trained.steps
-
-
-@pytest.mark.parametrize("question", ["order", "generators"])
-def test_what_is_kept_is_small_and_the_page_is_current(question, script):
-    findings = script("findings")
-    page = ROOT / "docs/findings" / f"{question}.md"
-    text = page.read_text()
-    assert findings.render(text) == text
-    assert all(each.stat().st_size < 150_000 for each in (findings.RESULTS / question).glob("*.json"))
-    drawn = {each.name for each in page.parent.glob(f"{question}-*.png")}
-    assert drawn == set(re.findall(r"\]\(([\w-]+\.png)\)", text))
-    assert all((page.parent / name).stat().st_size < 300_000 for name in drawn)

@@ -12,7 +12,7 @@ from pyvae.metrics import mig_chen
 from pyvae.objectives import ControlVAE
 from questions.drawing import COLOURS, INK, tidy
 from questions.question import Question, Result
-from questions.runs import GRID, grid_codes, snapshot
+from questions.runs import GRID, dead_of, grid_codes, snapshot
 from questions.tables import NONE_YET, machines, markdown, steps_and_minutes
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def measure(run: pyvae.Run) -> Result:
         },
         "snapshots": found,
         "mig_gaps": gaps(run, run.step, ALL),
+        "dead": {str(step): dead_of(run, step) for step in steps[:: max(len(steps) // 6, 1)]},
     }
 
 

@@ -10,6 +10,7 @@ import torch
 
 import pyvae
 from pyvae.engine.run import RunDirectory
+from pyvae.evaluation import dead_units
 from pyvae.evaluation.averages import Evaluation, evaluate
 from pyvae.metrics import CodeTable
 
@@ -61,6 +62,12 @@ def thinned(trace: dict[str, npt.NDArray[Any]], rows: int = ROWS) -> dict[str, l
     """Means over blocks of the logged rows; of the step the mean too."""
     parts = np.array_split(np.arange(len(trace["step"])), min(rows, len(trace["step"])))
     return {name: [float(f"{values[part].mean():.5g}") for part in parts] for name, values in trace.items()}
+
+
+def dead_of(run: pyvae.Run, step: int) -> list[list[int]]:
+    """Dead units of the encoder, and all units, of each of its layers."""
+    model: Any = run.model(step)
+    return [[layer.dead, layer.units] for layer in dead_units(model.net.encoder, run.dataset)]
 
 
 def snapshot(run: pyvae.Run, step: int) -> Evaluation:

@@ -1,5 +1,6 @@
 """What the weights of a run are worth: scores of its codes, its likelihood, and the file that keeps both."""
 
+from pyvae.evaluation.dead import DeadUnits, dead_units
 from pyvae.evaluation.likelihood import (
     MARGINAL_LIKELIHOOD,
     check_likelihood,
@@ -13,12 +14,14 @@ from pyvae.evaluation.scores import OF_VARIANCES, Scores, check_scores, compute_
 __all__ = [
     "MARGINAL_LIKELIHOOD",
     "OF_VARIANCES",
+    "DeadUnits",
     "Metrics",
     "Scores",
     "check_likelihood",
     "check_scores",
     "compute_likelihood",
     "compute_scores",
+    "dead_units",
     "none_of",
     "read_likelihood",
     "read_metrics",

@@ -89,6 +89,11 @@ TERMS: dict[str, Term] = {
         "The share of the variance of a latent's mean that one factor alone explains (Fisher's correlation ratio): "
         "from 0 to 1. A latent that follows one factor has a number near 1 in one column and near 0 in the others.",
     ),
+    "dead_units": Term(
+        "dead units",
+        "Channels or features behind a ReLU that are 0 for every image of a fixed random subset. No gradient reaches "
+        "them, so they learn nothing more, and what they could have told of an image stays untold.",
+    ),
     "mig": Term(
         "MIG",
         "Mutual information gap: how much more the best latent knows of a factor than the second best, relative to "

@@ -13,6 +13,8 @@ from pyvae.engine.run import RunDirectory
 from pyvae.errors import printable
 from pyvae.evaluation import read_likelihood, read_scores, write_metrics
 from pyvae.evaluation.averages import Evaluation, evaluate
+from pyvae.evaluation.dead import dead_units
+from pyvae.nets import Autoencoder
 from pyvae.report import curves, generated, markup, reconstructions, snapshots, traversal
 from pyvae.report.charts import SCRIPT
 from pyvae.report.explorer import pair_section, section
@@ -22,6 +24,9 @@ from pyvae.report.markup import Section, document, duration, figure
 from pyvae.report.panels import Trace
 from pyvae.report.settings import meanings
 from pyvae.report.trained import Trained, TrainedPair, load_trained, load_trained_pair
+
+MOSTLY = 0.5
+"""A layer with more than this share of dead units is told of."""
 
 
 def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0, explorer: bool = True) -> Path:
@@ -88,7 +93,7 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0, explorer: 
         results=[*_averages(metrics), *_likelihood(likelihood), *_scores(scores)],
         latents=latents_table(metrics, traversal.names_of(net, dataset)),
         keys=["eta_squared"] if evaluation.dependence else [],
-        caption=_caption(evaluation),
+        caption=_caption(evaluation) + _dead(net, dataset),
         trace=trace,
         explorer=section(net, dataset, evaluation) if explorer else "",
         pictures=pictures,
@@ -263,6 +268,20 @@ def _caption(evaluation: Evaluation) -> str:
             " The factors of these images are not known, so nothing is said of which latent follows which."
         )
     return text
+
+
+def _dead(net: Autoencoder, dataset: Dataset) -> str:
+    """A sentence of layers of the encoder that are mostly dead; nothing where none is."""
+    if net.reads_factors:
+        return ""
+    layers = dead_units(net.encoder, dataset)
+    worst = max(layers, key=lambda layer: layer.share, default=None)
+    if worst is None or worst.share <= MOSTLY:
+        return ""
+    return (
+        f" The encoder has {term('dead_units')}: in its layer {1 + layers.index(worst)}, {worst.dead:,} of "
+        f"{worst.units:,}. A lower learning rate, or a KL whose weight rises slowly, keeps them alive."
+    )
 
 
 def _recipe(run: RunDirectory) -> Iterator[tuple[str, str]]:

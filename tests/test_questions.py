@@ -62,38 +62,38 @@ class TestPlant:
             assert equilibria[round(math.log(beta) * finest)] == pytest.approx(nats, abs=0.02)
         assert plant.equilibrium_of(1e6) == plant.EQUILIBRIUM[-1][1]
 
-    def test_gains_and_rate_that_are_scaled_give_the_course_of_the_published_length(self):
-        trials = json.loads((ROOT / "benchmarks/results/findings/plant/model-seed-0.json").read_text())[
-            "trials"
-        ]
-        slow = [trial for trial in trials if trial["plant"] == 2_000 and trial["schedule"] == "adaptive"]
-        full, plain, _, taken = slow[:4]
+    @pytest.mark.parametrize("steps", [200, 2_000])
+    def test_gains_that_are_scaled_give_the_course_of_the_published_length(self, steps):
+        path = ROOT / "benchmarks/results/findings/plant/model-seed-0.json"
+        of = [each for each in json.loads(path.read_text())["trials"] if each["plant"] == steps]
+        full, plain, taken = [each for each in of if each["schedule"] == "adaptive"][:3]
         assert (full["kp"], full["ki"], taken["kp"], taken["ki"], taken["lr_times"]) == (
             0.01,
             0.001,
             0.2,
             0.02,
-            10,
+            1,
         )
         off = [np.abs(np.subtract(trial["kl"], full["kl"])).mean() for trial in (plain, taken)]
-        assert off[1] < 0.1 < 0.5 < off[0]
+        assert off[1] < 0.3 < 3 < off[0]
 
     def test_the_study_scales_so(self):
         from pyvae.studies.plan import read_plan
 
         plan = read_plan(ROOT / "examples/studies/findings/capacity.toml")
-        plant = module("questions.plant")
-        taken = {"linear": plant.trials("stepwise", 2e3)[3], "adaptive": plant.trials("adaptive", 2e3)[3]}
+        plant, arms = module("questions.plant"), module("questions.capacity").ARMS
+        taken = {"linear": plant.trials("stepwise", 2e3)[2], "adaptive": plant.trials("adaptive", 2e3)[2]}
         for model in plan.models:
             objective = model.recipe.objective
-            assert (objective.kp, objective.ki, model.recipe.lr) == (0.2, 0.02, 1e-3)
+            assert (objective.kp, objective.ki) == (0.2, 0.02)
+            assert model.recipe.lr == (1e-3 if model.method == "linear-hot" else 1e-4)
             if model.method in taken:
                 trial = taken[model.method]
                 assert model.recipe.steps == trial.steps
                 # each has a field that the other's schedule does not read
                 unread = "capacity_steps" if model.method == "linear" else "capacity_period"
                 assert trial.objective == replace(objective, **{unread: getattr(trial.objective, unread)})
-        assert {model.method for model in plan.models} == set(module("questions.capacity").ARMS)
+        assert {model.method for model in plan.models} == set(arms)
 
 
 class TestCapacity:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ARMS = ("linear", "linear-stretched", "adaptive", "adaptive-held", "adaptive-smoothed")
+ARMS = ("linear", "linear-stretched", "adaptive", "adaptive-held", "adaptive-smoothed", "linear-hot")
 LEVELS = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
 """Nats at which MIG is measured, in the first snapshot whose KL is nearest; further at the end."""
 ALL = (1, 1, 1, 1, 1)

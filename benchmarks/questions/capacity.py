@@ -13,7 +13,7 @@ from pyvae.objectives import ControlVAE
 from questions.drawing import COLOURS, INK, tidy
 from questions.question import Question, Result
 from questions.runs import GRID, dead_of, grid_codes, snapshot
-from questions.tables import NONE_YET, machines, markdown, steps_and_minutes
+from questions.tables import NONE_YET, dead_units, machines, markdown, steps_and_minutes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -227,6 +227,17 @@ def trained(found: Sequence[Result]) -> str:
     return f"{markdown(('arm', 'seed', 'steps', 'minutes'), rows)}\n\n{machines(found)}"
 
 
+def dead_table(found: Sequence[Result]) -> str:
+    """Dead units of the encoder, at the last step at which they were counted."""
+    last = [max(result["dead"], key=int) for result in found]
+    return dead_units(
+        [
+            (f"`{result['arm']}`, seed {result['seed']}", int(step), result["dead"][step])
+            for result, step in zip(found, last, strict=True)
+        ]
+    )
+
+
 def levels_table(found: Sequence[Result]) -> str:
     """Reconstruction and MIG without shape at equal KL."""
     if not found:
@@ -256,5 +267,5 @@ QUESTION = Question(
     arms=ARMS,
     measure=measure,
     pictures=pictures,
-    tables={"trained": trained, "runs": runs_table, "levels": levels_table},
+    tables={"trained": trained, "runs": runs_table, "levels": levels_table, "dead": dead_table},
 )

@@ -12,7 +12,7 @@ from pyvae.report.traversal import ACTIVE_NATS, compute, default_seeds
 from questions import order_pictures, order_tables
 from questions.effects import siblings, total_effects
 from questions.question import Question, Result, short
-from questions.runs import snapshot
+from questions.runs import dead_of, snapshot
 from questions.thumbnails import pack
 
 PUBLISHED = (3.1, 7.3, 15.4, 23.8)
@@ -54,6 +54,7 @@ def _snapshot(run: pyvae.Run, dataset: FactorDataset, step: int) -> Result:
         "capacity": capacity_at(run, step),
         "recon": short(found.recon),
         "kl": [short(each) for each in found.kl],
+        "dead": None if net.reads_factors else dead_of(run, step),
         "effect": [[short(each) for each in row] for row in total_effects(codes).tolist()],
     }
 
@@ -77,8 +78,13 @@ def _traversal(run: pyvae.Run, steps: Sequence[int], capacity: float) -> Result:
 
 
 QUESTION = Question(
-    arms=("gamma-100", "gamma-1000", "factor-bottleneck"),
+    arms=("gamma-100", "gamma-100-slow", "gamma-1000", "factor-bottleneck"),
     measure=measure,
     pictures=order_pictures.pictures,
-    tables={"runs": order_tables.runs, "entry": order_tables.entry, "latents": order_tables.latents},
+    tables={
+        "runs": order_tables.runs,
+        "entry": order_tables.entry,
+        "latents": order_tables.latents,
+        "dead": order_tables.dead,
+    },
 )

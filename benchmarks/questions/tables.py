@@ -29,3 +29,15 @@ def steps_and_minutes(result: Result) -> tuple[str, str]:
     """How long the training was."""
     training = result["training"]
     return f"{training['steps']:,}", f"{training['seconds'] / 60:.0f}"
+
+
+def dead_units(counted: Sequence[tuple[str, int, list[list[int]] | None]]) -> str:
+    """Of encoders: run, step, and [dead, all] of each layer; None of a run that has no encoder."""
+    rows = [
+        (name, f"{step:,}", *(f"{dead} of {units}" for dead, units in layers))
+        for name, step, layers in counted
+        if layers is not None
+    ]
+    if not rows:
+        return NONE_YET
+    return markdown(("run", "step", *(f"layer {k + 1}" for k in range(len(rows[0]) - 2))), rows)

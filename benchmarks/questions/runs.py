@@ -81,6 +81,8 @@ def grid_codes(run: pyvae.Run, step: int, strides: Sequence[int] = GRID) -> Code
     data: Any = run.dataset
     kept = [torch.arange(0, size, stride) for size, stride in zip(data.factor_sizes, strides, strict=True)]
     index, model = data.index(torch.cartesian_prod(*kept)), run.model(step)
-    parts = [model.encode(data.images(chunk)) for chunk in index.split(_BATCH)]
-    mu, logvar = (torch.cat(part) for part in zip(*parts, strict=True))
+    # made first: of small pieces that stay among freed batches, each would keep the allocator from reusing one
+    mu, logvar = torch.empty(2, len(index), model.latents)
+    for place, chunk in zip(torch.arange(len(index)).split(_BATCH), index.split(_BATCH), strict=True):
+        mu[place], logvar[place] = model.encode(data.images(chunk))
     return CodeTable(mu, logvar, data.factor_names, tuple(len(each) for each in kept))

@@ -205,7 +205,11 @@ def test_blocks_are_no_part_of_the_result(monkeypatch):
     module = sys.modules["pyvae.metrics.total_correlation"]
     monkeypatch.setattr(module, "_SAMPLES_AT_ONCE", 7)
     monkeypatch.setattr(module, "_POSTERIORS_AT_ONCE", 11)
-    assert total_correlation(given, samples=600, progress=False).score == pytest.approx(found.score, abs=1e-6)
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 100)
+    other = total_correlation(given, samples=600, progress=False)
+    assert other.score == pytest.approx(found.score, abs=1e-6)
+    assert other.gaussian == pytest.approx(found.gaussian, abs=1e-12)
+    assert other.kl == pytest.approx(found.kl, abs=1e-6)
 
 
 def test_refusals():

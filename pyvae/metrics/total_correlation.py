@@ -14,6 +14,7 @@ from pyvae.metrics.table import CodeTable
 from pyvae.random import Stream, normal
 
 _SAMPLES_AT_ONCE, _POSTERIORS_AT_ONCE = 256, 1024
+_ROWS_AT_ONCE = 1 << 16
 _NOTHING = -80.0
 """Of a logarithm of a share of a sum. An exponential below the least normal float32 takes many times as long."""
 
@@ -85,11 +86,13 @@ def total_correlation(
     gain = own - mixture_log_density(z, table.mu, table.logvar, progress=progress)
 
     information = float(gain.mean())
-    posteriors = 0.5 * float((table.logvar.double() + math.log(2 * math.pi) + 1).mean(0).sum())
+    mean, covariance, log_variance = _moments(table)
+    posteriors = 0.5 * float((log_variance + math.log(2 * math.pi) + 1).sum())
     score = float(marginal.sum()) - posteriors - information
-    parts = np.array([information, score, float(table.mean_kl().sum()) - information - score])
+    kl = 0.5 * float((covariance.diag() + mean.square() - log_variance - 1).sum())
+    parts = np.array([information, score, kl - information - score])
     error = float(gain.std()) / math.sqrt(samples)
-    return TotalCorrelation(score, error, _gaussian(table), marginal.numpy(), parts)
+    return TotalCorrelation(score, error, _gaussian(covariance), marginal.numpy(), parts)
 
 
 def check_total_correlation(layout: Layout, *, samples: int, nodes: int, tol: float) -> None:
@@ -137,11 +140,22 @@ def mixture_log_density(z: Tensor, mu: Tensor, logvar: Tensor, *, progress: bool
     return (top + total.log()).squeeze(1) - constant
 
 
-def _gaussian(table: CodeTable) -> float:
-    """Total correlation of the Gaussian of the covariance of q(z)."""
-    mu = table.mu.double()
-    centred = mu - mu.mean(0)
-    covariance = centred.mT @ centred / len(mu) + torch.diag(table.logvar.double().exp().mean(0))
+def _moments(table: CodeTable) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean ``[D]`` and covariance ``[D, D]`` of q(z), and the mean log-variance ``[D]`` of its posteriors: float64."""
+    mean = table.mu.mean(0, dtype=torch.float64)
+    covariance, log_variance = (
+        torch.zeros(table.latents, table.latents, dtype=torch.float64),
+        torch.zeros_like(mean),
+    )
+    for mu, logvar in zip(table.mu.split(_ROWS_AT_ONCE), table.logvar.split(_ROWS_AT_ONCE), strict=True):
+        centred, lv = mu - mean, logvar.double()
+        covariance += centred.mT @ centred + torch.diag(lv.exp().sum(0))
+        log_variance += lv.sum(0)
+    return mean, covariance / len(table), log_variance / len(table)
+
+
+def _gaussian(covariance: Tensor) -> float:
+    """Total correlation of a Gaussian."""
     scale = covariance.diag().sqrt()
     sign, log_det = torch.linalg.slogdet(covariance / scale / scale[:, None])
     return max(-0.5 * float(log_det), 0.0) if sign > 0 else math.inf

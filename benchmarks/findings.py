@@ -1,7 +1,8 @@
-"""Answer questions from runs of studies: ``findings.py measure QUESTION RUNS``, then ``findings.py draw [--check]``.
+"""Answer questions from runs of studies: ``findings.py measure QUESTION [RUNS]``, then ``findings.py draw [--check]``.
 
 ``measure`` looks at every run in the directory RUNS of a study that has reached its last step, and writes what the
-answer needs of it to ``results/findings/QUESTION/ARM-seed-N.json``; a run that has its file already is left out.
+answer needs of it to ``results/findings/QUESTION/ARM-seed-N.json``; a run that has its file already is left out. The
+question ``plant`` needs no runs.
 ``draw`` makes the pictures of docs/findings from those files, and the tables there, which stand between ``<!-- finding:
 QUESTION TABLE -->`` and ``<!-- end -->``; ``--check`` changes nothing and fails if a table is out of date.
 """
@@ -11,13 +12,15 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
+
+from questions import QUESTIONS, Result
+from questions.runs import arm_of, finished_runs, says_of_every_run
 
 import pyvae
 from machine import save
 from pyvae.report.figures import save as save_figure
 from pyvae.report.figures import write
-from questions import QUESTIONS, Result
-from questions.runs import arm_of, finished_runs, says_of_every_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs/findings"
@@ -25,19 +28,31 @@ RESULTS = ROOT / "benchmarks/results/findings"
 _SLOT = re.compile(r"(<!-- finding: ([\w-]+) ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def measure(question: str, runs: Path, results: Path = RESULTS) -> list[Path]:
-    """Write a file for every finished run that has none yet."""
-    written = []
+def measure(question: str, runs: Path | None, results: Path = RESULTS) -> None:
+    """Write a file for every finished run that has none yet.
+
+    Raises:
+        PyvaeError: the question needs runs, and none are given; or a run cannot be read.
+    """
+    asked = QUESTIONS[question]
+    if asked.compute is not None:
+        _write(
+            results / question / f"{asked.arms[0]}-seed-0.json", arm=asked.arms[0], seed=0, **asked.compute()
+        )
+    if asked.measure is None:
+        return
+    if runs is None:
+        raise pyvae.PyvaeError(f"{question} is answered from runs: give the directory of its study")
     for path in finished_runs(runs):
-        run = pyvae.open(path)
-        out = results / question / f"{arm_of(path, runs)}-seed-{run.recipe.seed}.json"
-        if out.exists():
-            continue
-        content = QUESTIONS[question].measure(run)
-        save(out, **says_of_every_run(run, arm_of(path, runs)), **content)
-        print(out, file=sys.stderr)
-        written.append(out)
-    return written
+        run, arm = pyvae.open(path), arm_of(path, runs)
+        out = results / question / f"{arm}-seed-{run.recipe.seed}.json"
+        if arm in asked.arms and not out.exists():
+            _write(out, **says_of_every_run(run, arm), **asked.measure(run))
+
+
+def _write(out: Path, **content: Any) -> None:
+    save(out, indent=None, **content)  # a number a line would be twice the bytes
+    print(out, file=sys.stderr)
 
 
 def read(question: str, results: Path = RESULTS) -> list[Result]:
@@ -78,14 +93,17 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure", help="write small files of the runs of a study")
     measuring.add_argument("question", choices=QUESTIONS)
-    measuring.add_argument("runs", type=Path, help="directory of the study")
+    measuring.add_argument("runs", type=Path, nargs="?", help="directory of the study")
     drawing = commands.add_parser("draw", help="make the pictures and tables of docs/findings")
     drawing.add_argument(
         "--check", action="store_true", help="change nothing; fail if a table is out of date"
     )
     options = parser.parse_args()
     if options.command == "measure":
-        measure(options.question, options.runs)
+        try:
+            measure(options.question, options.runs)
+        except pyvae.PyvaeError as error:
+            sys.exit(f"findings.py: {error}")
     elif not options.check:
         draw()
     elif old := [page.name for page in PAGES.glob("*.md") if render(page.read_text()) != page.read_text()]:

@@ -30,9 +30,11 @@ def describe(threads: list[int] | None = None) -> dict[str, Any]:
     }
 
 
-def save(out: Path | None, threads: list[int] | None = None, **content: Any) -> None:
+def save(
+    out: Path | None, threads: list[int] | None = None, *, indent: int | None = 1, **content: Any
+) -> None:
     """Write what was measured, and where, if ``out`` names a file: whole, whenever the process may be killed."""
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"machine": describe(threads), **content}, indent=1)
+        text = json.dumps({"machine": describe(threads), **content}, indent=indent)
         write_atomically(out, f"{text}\n".encode())

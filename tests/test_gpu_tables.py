@@ -1,6 +1,13 @@
 """What `make gpu` found, in docs/benchmarks.md and in few lines."""
 
+from dataclasses import replace
+
+import torch
+
+from pyvae.engine.fused import supports
+from pyvae.studies.published import STUDIES
 from scripts import module, scripts  # noqa: F401
+from tiny import packed_data
 
 
 class TestTables:
@@ -173,3 +180,13 @@ class TestTables:
         assert "fp16: the largest gradients may double 4.5 times more" in text
         assert "next: early launches save 0.20 us each" in text
         assert "next: stages of loops: loss, 1 member: 1 instead of 3" in text
+
+
+def test_a_precision_of_the_fused_engine_alone_is_of_studies_that_it_trains(monkeypatch):
+    tables = module("gpu_stages.tables")
+    monkeypatch.setattr(supports, "lacks", lambda device: None)
+    for name, _, precision in tables.STUDIES:
+        for arm in STUDIES[name].arms:
+            recipe = replace(arm.recipe, precision=precision)
+            told = supports.supports(recipe, packed_data(), torch.device("cpu"))
+            assert precision != "fp16" or told is None, f"{name}, {arm.name}: {told}"

@@ -1,9 +1,10 @@
 """The questions of docs/findings: what is measured of a run for each, and how the answer is drawn."""
 
-from questions import capacity
+from questions import capacity, plant
 from questions.question import Question, Result
 
 QUESTIONS: dict[str, Question] = {
+    "plant": plant.QUESTION,
     "capacity": capacity.QUESTION,
 }
 

@@ -1,5 +1,6 @@
 """What every question needs of a run: its numbers over time, and its codes at a snapshot."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 import pyvae
-from pyvae.data.sprites import FACTOR_NAMES, FACTOR_SIZES
+from pyvae.data.dataset import FactorDataset
 from pyvae.engine.run import RunDirectory
 from pyvae.evaluation.averages import Evaluation, evaluate
 from pyvae.metrics import CodeTable
@@ -17,7 +18,7 @@ from pyvae.metrics import CodeTable
 ROWS = 300
 """Of a thinned trace."""
 GRID = (1, 1, 2, 2, 2)
-"""Every second orientation and position: an eighth of the images, and still every combination of the rest."""
+"""Of dSprites, every second orientation and position: an eighth of the images, and every combination of the rest."""
 _BATCH = 512
 
 
@@ -61,9 +62,7 @@ def training_of(run: pyvae.Run) -> dict[str, Any]:
 def thinned(trace: dict[str, npt.NDArray[Any]], rows: int = ROWS) -> dict[str, list[float]]:
     """Means over blocks of the logged rows; of the step the mean too."""
     parts = np.array_split(np.arange(len(trace["step"])), min(rows, len(trace["step"])))
-    return {
-        name: [float(f"{values[part].mean():.5g}") for part in parts] for name, values in trace.items()
-    }
+    return {name: [float(f"{values[part].mean():.5g}") for part in parts] for name, values in trace.items()}
 
 
 def snapshot(run: pyvae.Run, step: int) -> Evaluation:
@@ -73,11 +72,14 @@ def snapshot(run: pyvae.Run, step: int) -> Evaluation:
 
 @torch.inference_mode()
 def grid_codes(run: pyvae.Run, step: int, strides: Sequence[int] = GRID) -> CodeTable:
-    """Codes of a grid of dSprites in which each factor keeps one class of so many."""
-    kept = [torch.arange(0, size, stride) for size, stride in zip(FACTOR_SIZES, strides, strict=True)]
+    """Codes of the images of a grid in which each factor keeps one class of so many."""
+    dataset = run.dataset
+    assert isinstance(dataset, FactorDataset)
+    sizes = dataset.factor_sizes
+    kept = [torch.arange(0, size, stride) for size, stride in zip(sizes, strides, strict=True)]
     classes = torch.cartesian_prod(*kept)
-    places = torch.tensor([int(np.prod(FACTOR_SIZES[k + 1 :])) for k in range(len(FACTOR_SIZES))])
+    places = torch.tensor([math.prod(sizes[k + 1 :]) for k in range(len(sizes))])
     model = run.model(step)
-    parts = [model.encode(run.dataset.images(chunk)) for chunk in (classes @ places).split(_BATCH)]
+    parts = [model.encode(dataset.images(chunk)) for chunk in (classes @ places).split(_BATCH)]
     mu, logvar = (torch.cat(part) for part in zip(*parts, strict=True))
-    return CodeTable(mu, logvar, FACTOR_NAMES, tuple(len(each) for each in kept))
+    return CodeTable(mu, logvar, dataset.factor_names, tuple(len(each) for each in kept))

@@ -1,6 +1,6 @@
 """Does the discriminator see the total correlation, and is FactorVAE's code less entangled at equal reconstruction?"""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -116,13 +116,13 @@ def course(found: Sequence[Result]) -> "Figure":
     *axes, last = figure.subplots(1, len(found) + 1, sharey=True)
     for ax, result in zip(axes, found, strict=True):
         snapshots = result["snapshots"]
-        steps = [each["step"] for each in snapshots]
-        ax.plot(result["trace"]["step"], result["trace"]["tc"], color=FAINT, linewidth=0.8)
+        steps = thousands(each["step"] for each in snapshots)
+        ax.plot(thousands(result["trace"]["step"]), result["trace"]["tc"], color=FAINT, linewidth=0.8)
         _plot(ax, steps, [each["tc"] for each in snapshots], _DENSITY)
         for key, colour in _ESTIMATES.items():
             _plot(ax, steps, [each["discriminator"][key] for each in snapshots], colour)
         ax.set_title(f"total correlation, nats (seed {result['seed']})", fontsize=10, loc="left")
-        ax.set_xlabel("step (grey: log-odds of training batches)", fontsize=8)
+        ax.set_xlabel("thousand steps (grey: log-odds of training batches)", fontsize=8)
     for result in found:
         steps = [each["steps"] for each in result["caught_up"]]
         last.axhline(result["whole"]["tc"], color=_DENSITY, linewidth=1.2)
@@ -151,11 +151,11 @@ def parts_of_kl(found: Sequence[Result]) -> "Figure":
     axes = np.atleast_1d(figure.subplots(1, len(firsts), sharey=True))
     colours = [colour for _, colour in _PARTS.values()]
     for ax, result in zip(axes, firsts, strict=True):
-        steps = [each["step"] for each in result["snapshots"]]
+        steps = thousands(each["step"] for each in result["snapshots"])
         values = [[each[key] for each in result["snapshots"]] for key in _PARTS]
         ax.stackplot(steps, values, colors=colours, alpha=0.75, linewidth=0)
         ax.set_title(f"{result['arm']}, KL in nats", fontsize=9, loc="left")
-        ax.set_xlabel("step", fontsize=8)
+        ax.set_xlabel("thousand steps", fontsize=8)
         tidy(ax)
     _legend(axes[-1], dict(reversed(_PARTS.values())))
     return figure
@@ -194,6 +194,10 @@ def _legend(axes: "Axes", names: Mapping[str, str]) -> None:
 
     handles = [Line2D([], [], color=colour, linewidth=2.5) for colour in names.values()]
     axes.legend(handles, names, fontsize=8, frameon=False, labelcolor="linecolor")
+
+
+def thousands(steps: Iterable[float]) -> list[float]:
+    return [step / 1000 for step in steps]
 
 
 def arms_of(found: Sequence[Result]) -> list[str]:
@@ -260,7 +264,7 @@ def estimates_table(found: Sequence[Result]) -> str:
         "Gaussian of the covariance of q(z)": lambda r: r["whole"]["gaussian"],
         "Gaussian of the covariance of the means": lambda r: r["whole"]["gaussian_of_means"],
     }
-    for key in found[0]["whole"]["minibatch"]:
+    for key in found[0]["whole"]["minibatch"] if found else ():
         weighting, size = key.split()
         ways[f"beta-TCVAE's, {weighting}, batch {size}"] = lambda r, key=key: r["whole"]["minibatch"][key]  # type: ignore[misc]
     rows = []

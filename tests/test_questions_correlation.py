@@ -178,6 +178,8 @@ def test_runs_are_measured_and_drawn(runs, tmp_path, monkeypatch):
     text = (pages / "correlation.md").read_text()
     assert f"| factor-vae-35, seed 0 | {found[0]['snapshots'][-1]['recon']:.1f} |" in text
     assert "| by its density, an eighth of the images |" in text
+    last = pyvae.open(runs / "factor-vae-35/seed-0").trace()["tc"][-1]
+    assert f"| discriminator in training, last tenth: mean log-odds | {last:.2f} | - | - |" in text
     for name in ("correlation-course.png", "correlation-parts.png", "correlation-equal.png"):
         assert 10_000 < (pages / name).stat().st_size < 300_000
 

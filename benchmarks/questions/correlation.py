@@ -251,12 +251,17 @@ def runs_table(found: Sequence[Result]) -> str:
 def estimates_table(found: Sequence[Result]) -> str:
     """Total correlation of the last weights, by everything that goes by that name: a row a way, a column a run."""
 
+    def in_training(result: Result) -> float | None:
+        values = result["trace"].get("tc", ())
+        return float(np.mean(values[-(len(values) // 10 or 1) :])) if len(values) else None
+
     def discriminator(result: Result, key: str, at: int) -> float | None:
         return result["caught_up"][at][key] if "caught_up" in result else None
 
     ways: dict[str, Callable[[Result], float | None]] = {
         "by its density, all images": lambda r: r["whole"]["tc"],
         "by its density, an eighth of the images": lambda r: r["snapshots"][-1]["tc"],
+        "discriminator in training, last tenth: mean log-odds": in_training,
         "discriminator: mean log-odds": lambda r: discriminator(r, "log_odds", 0),
         "discriminator: bound": lambda r: discriminator(r, "bound", 0),
         "discriminator after more steps: mean log-odds": lambda r: discriminator(r, "log_odds", -1),

@@ -230,7 +230,9 @@ def test_a_likelihood_beside_metrics_that_cannot_be(here, call, monkeypatch, cap
     status, out = call("evaluate", "run", "--metrics", "marginal-likelihood", "mig")
     assert out == "marginal-likelihood log_p    -1.5000\n"
     assert status == "pyvae: error: mig could not be computed; the others could"
-    assert "images.npy are not known, and only unsupervised can do without" in caplog.text
+    assert (
+        "images.npy are not known, and only unsupervised and total-correlation can do without" in caplog.text
+    )
 
 
 def test_scores_of_other_data_leave_those_of_its_own(here, call, caplog):

@@ -13,8 +13,8 @@ from pyvae.report.glossary import TERMS, explained, glossary, scores_in, term
 from pyvae.report.markup import Section, document
 from pyvae.report.settings import meanings
 
-FITS = ("train", "evaluation")
-"""What begins so says how well a metric's own classifier was fitted, and nothing of a model."""
+FITS = ("train", "evaluation", "standard_error")
+"""What begins so says how well a metric's own classifier was fitted or how sure it is, and nothing of a model."""
 
 
 def test_every_metric_has_an_entry():

@@ -25,7 +25,9 @@ OPTIONS = {
     "explicitness": SPLIT,
     "irs": {"points": 600},
     "unsupervised": {"points": 600},
+    "total-correlation": {"samples": 100, "progress": False},
 }
+NO_FACTORS = ("unsupervised", "total-correlation")
 
 
 @pytest.fixture
@@ -77,8 +79,8 @@ def test_what_is_not_finite_is_null(table, monkeypatch):
 
 
 def test_refusals(table):
-    known = "mig, mig-chen, factor-vae, beta-vae, dci, sap, modularity, explicitness, irs, unsupervised"
-    with pytest.raises(ValueError, match=f"unknown metric 'fid'; there are {known}"):
+    known = "mig, mig-chen, factor-vae, beta-vae, dci, sap, modularity, explicitness, irs, unsupervised, "
+    with pytest.raises(ValueError, match=f"unknown metric 'fid'; there are {known}total-correlation"):
         evaluate(table, ["mig", "fid"])
     with pytest.raises(ValueError, match="unknown metric 'mgi'"):
         evaluate(table, ["mig"], options={"mgi": {}})
@@ -108,7 +110,7 @@ def situations():
     one[:, 2] = 3
     single = {"one": 1, "x": 96, "y": 8}
     unknown = metrics.CodeTable(*torch.zeros(2, 768, 3), (), ())
-    without = {name: {"without": ("shape", "scale", "x")} for name in METRICS if name != "unsupervised"}
+    without = {name: {"without": ("shape", "scale", "x")} for name in METRICS if name not in NO_FACTORS}
     wrong = {name: {"without": ("hue",)} for name in without}
     every = {name: {"without": tuple(codes.SMALL)} for name in without}
     return {
@@ -136,6 +138,7 @@ def situations():
                 "explicitness": {"max_iter": 0},
                 "irs": {"quantile": 2.0},
                 "unsupervised": {"points": 769},
+                "total-correlation": {"tol": 0.0},
             },
         ),
     }
@@ -160,10 +163,10 @@ def test_reasons_of_each_kind():
     compares = "compares latents: it needs at least 2, got 1"
     assert unavailable(METRICS, latents=1, **GRID, **quick) == {
         name: f"{name.replace('-', '_')} {compares}"
-        for name in ("mig", "mig-chen", "dci", "sap", "unsupervised")
+        for name in ("mig", "mig-chen", "dci", "sap", *NO_FACTORS)
     }
     assert unavailable(METRICS, latents=2, rows=12_000) == dict.fromkeys(
-        [name for name in METRICS if name != "unsupervised"], FACTORS_UNKNOWN
+        [name for name in METRICS if name not in NO_FACTORS], FACTORS_UNKNOWN
     )
     found = unavailable(METRICS, latents=2, **GRID)
     asked = "10000 asked for, the table has 768 rows: ask for fewer, or for all (None)"

@@ -199,6 +199,9 @@ def test_sampled_estimator_is_its_formula():
 
 
 def test_wrong_arguments():
+    for mu in (torch.zeros(0, 2), torch.zeros(2, 3, 4)):
+        with pytest.raises(ValueError, match=r"mu: expected \[N, D\] with N at least 1, got"):
+            posterior_entropy(mu, mu)
     mu = torch.zeros(6, 2)
     with pytest.raises(ValueError, match=r"mu: expected \[8, D\], the grid of \(2, 4\), got \[6, 2\]"):
         posterior_entropy(mu, mu, (2, 4))
@@ -319,6 +322,21 @@ def test_half_precision_is_computed_in_float32(dtype):
     mu, logvar = (x.to(dtype) for x in posteriors(3, 4))
     found, same = posterior_entropy(mu, logvar, (3, 4)), posterior_entropy(mu.float(), logvar.float(), (3, 4))
     assert torch.equal(found.marginal, same.marginal)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6, 1001])
+def test_posteriors_of_any_number_have_marginal_entropies(rows):
+    torch.manual_seed(0)
+    mu, logvar = torch.randn(rows, 3), torch.randn(rows, 3) - 1
+    logvar[:, 2] = -30.0
+    found = posterior_entropy(mu, logvar)
+    one_factor = posterior_entropy(mu, logvar, (rows,))
+    assert found.conditional == ()
+    assert found.marginal.tolist() == pytest.approx(one_factor.marginal.tolist(), abs=2e-6)
+    assert float(found.error.max()) <= 1e-5
+    exact = reference.posterior_entropy(mu[:, :2].double(), logvar[:, :2].double())
+    expected = [brute_force(mu[:, j], logvar[:, j], torch.ones(rows, dtype=torch.bool)) for j in (0, 1)]
+    assert exact.marginal.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_marginal_is_that_of_every_factor():

@@ -164,7 +164,7 @@ def test_the_study_has_the_arms_of_the_question(script):
     assert (
         tuple(dict.fromkeys(model.method for model in plan.models)) == script("questions.order").QUESTION.arms
     )
-    trained, _, given = (model.recipe for model in plan.models[::2])
+    trained, _, _, given = (model.recipe for model in plan.models[::2])
     assert (given.code, trained.code) == ("factors", "encoder")
     assert given.objective == trained.objective
     assert trained.objective.capacity_steps == trained.steps

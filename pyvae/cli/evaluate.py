@@ -19,7 +19,8 @@ class Evaluate:
     """Run directory."""
     metrics: tuple[str, ...] = QUICK_METRICS
     """Names of pyvae.metrics.METRICS, or "all" of them: DCI then takes minutes. Data without known factors has
-    "unsupervised" alone. Also "marginal-likelihood": log p(x), IWAE-64, effective sample size and active units."""
+    "unsupervised" and "total-correlation". Also "marginal-likelihood": log p(x), IWAE-64, effective sample size and
+    active units."""
     without: tuple[str, ...] = ()
     """Factors to leave out: "shape" for the four-factor MIG of Chen et al. 2018 and ControlVAE."""
     samples: int = 5000

@@ -9,11 +9,10 @@ from pyvae.evaluation.likelihood import (
     score_likelihood,
 )
 from pyvae.evaluation.metrics_file import Metrics, read_metrics, read_scores, write_metrics
-from pyvae.evaluation.scores import OF_VARIANCES, Scores, check_scores, compute_scores, none_of, score
+from pyvae.evaluation.scores import Scores, check_scores, compute_scores, none_of, score
 
 __all__ = [
     "MARGINAL_LIKELIHOOD",
-    "OF_VARIANCES",
     "DeadUnits",
     "Metrics",
     "Scores",

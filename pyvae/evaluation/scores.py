@@ -15,13 +15,10 @@ from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError
 from pyvae.evaluation.metrics_file import write_metrics
 from pyvae.metrics import METRICS, CodeTable, encode, evaluate_possible, unavailable
+from pyvae.metrics.registry import OF_VARIANCES, WITHOUT_FACTORS
 from pyvae.nets import Autoencoder
 from pyvae.nets.adversarial import AdversarialPair
 from pyvae.objectives import InfoGAN
-
-UNSUPERVISED = "unsupervised"
-OF_VARIANCES = frozenset({"mig-chen"})
-"""Metrics that read the variance of a posterior, not only the mean of a code."""
 
 
 class Scores(NamedTuple):
@@ -81,7 +78,7 @@ def compute_scores(
 
     Args:
         run: with a checkpoint.
-        dataset: that of its recipe; without known factors, "unsupervised" alone can be computed.
+        dataset: that of its recipe; without known factors, "unsupervised" and "total-correlation" can be computed.
         names: those of :data:`pyvae.metrics.METRICS` that :func:`check_scores`, to be asked first, has nothing against.
         device: where the encoder runs.
         without: factors to leave out, "shape" for the four-factor MIG of Chen et al. 2018.
@@ -161,8 +158,10 @@ def check_scores(
     if run.recipe.code == "factors":
         raise PyvaeError(f"the code of {run.path} is its true factors: there is no encoder to evaluate")
     if not isinstance(dataset, FactorDataset):
-        why = f"the factors of {run.recipe.data} are not known, and only {UNSUPERVISED} can do without"
-        return {name: why for name in names if name != UNSUPERVISED}
+        able = " and ".join(name for name in METRICS if name in WITHOUT_FACTORS)
+        why = f"the factors of {run.recipe.data} are not known, and only {able} can do without"
+        missing = {name: why for name in names if name not in WITHOUT_FACTORS}
+        return missing | _without_variance(run, [name for name in names if name not in missing])
     for factor in without:
         if factor not in dataset.factor_names:
             raise PyvaeError(f"without: no factor {factor!r}; there are {', '.join(dataset.factor_names)}")
@@ -206,6 +205,6 @@ def _options(rows: int, names: Sequence[str], without: Sequence[str]) -> dict[st
         parameters = signature(METRICS[name]).parameters
         sizes = (parameters[option] for option in ("points", "variance_points") if option in parameters)
         options[name] = {p.name: None for p in sizes if p.default is not None and p.default > rows}
-        if name != UNSUPERVISED:
+        if name not in WITHOUT_FACTORS:
             options[name]["without"] = tuple(without)
     return options

@@ -11,6 +11,7 @@ from pyvae.metrics.registry import METRICS, Evaluation, evaluate, evaluate_possi
 from pyvae.metrics.sap import Sap, sap
 from pyvae.metrics.streaming import StreamedMetrics
 from pyvae.metrics.table import CodeTable, encode
+from pyvae.metrics.total_correlation import TotalCorrelation, total_correlation
 from pyvae.metrics.udr import Udr, udr
 from pyvae.metrics.unsupervised import Unsupervised, unsupervised
 
@@ -29,6 +30,7 @@ __all__ = [
     "Modularity",
     "Sap",
     "StreamedMetrics",
+    "TotalCorrelation",
     "Udr",
     "Unsupervised",
     "beta_vae",
@@ -43,6 +45,7 @@ __all__ = [
     "mig_chen",
     "modularity",
     "sap",
+    "total_correlation",
     "udr",
     "unavailable",
     "unsupervised",

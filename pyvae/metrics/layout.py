@@ -209,3 +209,10 @@ def check_number(option: str, value: Any) -> None:
         raise TypeError(f"{option}: expected a number, got {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"{option}: expected a finite number, got {value}")
+
+
+def check_tolerance(tol: Any) -> None:
+    """Raise unless the tolerance of a quadrature is a finite number above 0."""
+    check_number("tol", tol)
+    if tol <= 0:
+        raise ValueError(f"tol: expected more than 0, got {tol}")

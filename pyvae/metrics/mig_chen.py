@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pyvae.metrics.layout import Layout, check_count, check_layout, check_number
+from pyvae.metrics.layout import Layout, check_count, check_layout, check_tolerance
 from pyvae.metrics.mig import information_gaps
 from pyvae.metrics.sampling import Draw, draw_key, draw_points
 from pyvae.metrics.table import CodeTable
@@ -94,9 +94,7 @@ def check_mig_chen(
         raise ValueError(f"estimator: expected 'quadrature' or 'sampled', got {estimator!r}")
     check_count("samples", samples, 2)
     check_count("nodes", nodes, 4)
-    check_number("tol", tol)
-    if tol <= 0:
-        raise ValueError(f"tol: expected more than 0, got {tol}")
+    check_tolerance(tol)
     layout.require_grid("mig_chen")
     return kept
 

@@ -18,6 +18,7 @@ from pyvae.metrics.mig_chen import check_mig_chen, mig_chen
 from pyvae.metrics.modularity import check_explicitness, check_modularity, explicitness, modularity
 from pyvae.metrics.sap import check_sap, sap
 from pyvae.metrics.table import CodeTable
+from pyvae.metrics.total_correlation import check_total_correlation, total_correlation
 from pyvae.metrics.unsupervised import check_unsupervised, unsupervised
 
 _CHECKED: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -31,11 +32,16 @@ _CHECKED: dict[Callable[..., Any], Callable[..., Any]] = {
     explicitness: check_explicitness,
     irs: check_irs,
     unsupervised: check_unsupervised,
+    total_correlation: check_total_correlation,
 }
 METRICS: dict[str, Callable[..., Any]] = {f.__name__.replace("_", "-"): f for f in _CHECKED}
 """Metrics of one table, by the names of the command line."""
 OF_GRID = frozenset({"mig-chen", "factor-vae", "beta-vae"})
 """Metrics that intervene on factors, and so need a code of every combination of classes."""
+OF_VARIANCES = frozenset({"mig-chen", "total-correlation"})
+"""Metrics that read the variance of a posterior, not only the mean of a code."""
+WITHOUT_FACTORS = frozenset({"unsupervised", "total-correlation"})
+"""Metrics that need no factors."""
 _CHECKS = {name: _CHECKED[f] for name, f in METRICS.items()}
 
 Options = Mapping[str, Mapping[str, Any]]
@@ -169,7 +175,7 @@ def defaults(name: str) -> dict[str, Any]:
 
 def reads_variances(name: str, options: Mapping[str, Any] | None = None) -> bool:
     """Whether a metric, with these options, reads the log-variances of the posteriors beside their means."""
-    return name == "mig-chen" or {**defaults(name), **(options or {})}.get("prune") == "kl"
+    return name in OF_VARIANCES or {**defaults(name), **(options or {})}.get("prune") == "kl"
 
 
 def fitted(name: str, options: Mapping[str, Any], rows: int) -> dict[str, Any]:

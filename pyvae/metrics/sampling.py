@@ -36,6 +36,8 @@ class Draw(IntEnum):
     IRS = 13
     UDR = 14
     UNSUPERVISED = 15
+    TOTAL_CORRELATION_ROWS = 16
+    TOTAL_CORRELATION_NOISE = 17
 
 
 class Split(NamedTuple):

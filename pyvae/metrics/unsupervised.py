@@ -34,7 +34,8 @@ def unsupervised(
     latents by histograms, in nats.
 
     Defaults are those of disentanglement_lib (unsupervised_study_v1). A constant latent is independent of all others
-    and adds 0 to each; codes that determine one another, as duplicates do, have an infinite total correlation.
+    and adds 0 to each; codes that determine one another, as duplicates do, have an infinite total correlation. The
+    codes are means, without the noise of their posteriors: `total_correlation` is that of q(z) itself.
 
     Args:
         table: N codes; its factors are not used.

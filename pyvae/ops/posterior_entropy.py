@@ -17,7 +17,7 @@ _LARGE, _WIDE = 1e15, 40.0
 
 
 def posterior_entropy(
-    mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], *, nodes: int = 512, tol: float = 1e-5
+    mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int] = (), *, nodes: int = 512, tol: float = 1e-5
 ) -> PosteriorEntropy:
     """Entropies of each latent under the aggregate posterior, overall and given each class of each factor.
 
@@ -30,7 +30,8 @@ def posterior_entropy(
     Args:
         mu: ``[N, D]`` of the full grid of the factors, the last of them running fastest.
         logvar: log sigma^2, of the shape, dtype and device of ``mu``.
-        factor_sizes: number of classes of each factor; their product is N.
+        factor_sizes: number of classes of each factor; their product is N. Without any, N posteriors in any order have
+            their marginal entropies alone.
         nodes: of the first grid, at least 4. It spans all posteriors to 8 standard deviations.
         tol: nats. The nodes of a latent are doubled until its error is at most this. Posteriors too sharp for 65,536 of
             them have grids where they lie, which takes a minute for each latent of dSprites: however sharp they are,

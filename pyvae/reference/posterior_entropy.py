@@ -66,14 +66,18 @@ def posterior_density(
 
 
 def check_posteriors(mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], nodes: int, tol: float) -> None:
-    """Raise unless the posteriors are finite and one for each point of the grid; waits for the device."""
+    """Raise unless the posteriors are finite and, where there are factors, one for each point of their grid; waits for
+    the device."""
     check_latents(mu, logvar)
-    check_factor_sizes(factor_sizes)
-    points = math.prod(factor_sizes)
-    if mu.ndim != 2 or len(mu) != points:
-        raise ValueError(
-            f"mu: expected [{points}, D], the grid of {tuple(factor_sizes)}, got {list(mu.shape)}"
-        )
+    if factor_sizes:
+        check_factor_sizes(factor_sizes)
+        points = math.prod(factor_sizes)
+        if mu.ndim != 2 or len(mu) != points:
+            raise ValueError(
+                f"mu: expected [{points}, D], the grid of {tuple(factor_sizes)}, got {list(mu.shape)}"
+            )
+    elif mu.ndim != 2 or len(mu) < 1:
+        raise ValueError(f"mu: expected [N, D] with N at least 1, got {list(mu.shape)}")
     check_whole("nodes", nodes)
     if nodes < 4:
         raise ValueError(f"nodes: at least 4 are needed, got {nodes}")
@@ -91,6 +95,29 @@ def check_magnitudes(mu: Tensor, logvar: Tensor) -> None:
             raise ValueError(f"{name}: NaN or a magnitude above {limit:g} in dimensions {dims}")
 
 
+def undivided(density: Density) -> Density:
+    """The density of posteriors that are no grid, for factor sizes ``[1]``.
+
+    A power of two of them is a grid of factors of two classes, and any number is a sum of such powers.
+    """
+
+    def whole(
+        mu: Tensor, logvar: Tensor, low: Tensor, step: Tensor, factor_sizes: list[int], nodes: int
+    ) -> Tensor:
+        rows, start = mu.shape[1], 0
+        total = torch.zeros((len(mu), 1, nodes), dtype=torch.float64, device=mu.device)
+        for power in range(rows.bit_length()):
+            if count := rows & 1 << power:
+                m, lv = (x[:, start : start + count].contiguous() for x in (mu, logvar))
+                sizes = [2] * power or [1]
+                found = density(m, lv, low, step, sizes, nodes)[:, : sizes[0]]
+                total += count / rows * found.mean(1, keepdim=True)
+                start += count
+        return total
+
+    return whole
+
+
 def refined_entropy(
     density: Density, mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], nodes: int, tol: float
 ) -> PosteriorEntropy:
@@ -99,6 +126,8 @@ def refined_entropy(
     A latent whose posteriors no grid resolves, be they too sharp for the range of their means or for float32 nodes, has
     panels of its own: :func:`pyvae.reference.panels.mixture_entropies`.
     """
+    if not factor_sizes:
+        return refined_entropy(undivided(density), mu, logvar, (1,), nodes, tol)._replace(conditional=())
     sizes = [int(size) for size in factor_sizes]
     m, lv = mu.detach().mT.contiguous(), logvar.detach().mT.contiguous()
     entropy = torch.zeros((len(m), 1 + sum(sizes)), dtype=torch.float64, device=mu.device)
@@ -149,7 +178,7 @@ def _entropy_by_panels(mu: Tensor, logvar: Tensor, sizes: list[int], tol: float)
 
 
 def posterior_entropy(
-    mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int], *, nodes: int = 512, tol: float = 1e-5
+    mu: Tensor, logvar: Tensor, factor_sizes: Sequence[int] = (), *, nodes: int = 512, tol: float = 1e-5
 ) -> PosteriorEntropy:
     """Specification of :func:`pyvae.posterior_entropy`."""
     refuse("posterior_entropy", mu, logvar)

@@ -22,9 +22,9 @@ Column = npt.NDArray[np.float64]
 Setting = tuple[tuple[str, Any], ...]
 """Swept hyperparameters of a model, (name, value) each."""
 
-_CHECKS_OF_FITS = ("train", "evaluation")
-"""Parts of a metric that say how well its own classifier was fitted, and nothing of a model."""
-_LOWEST = ("recon", "kl", "unsupervised")
+_CHECKS_OF_FITS = ("train", "evaluation", "error")
+"""Parts of a metric that say how well its own classifier was fitted or how sure it is, and nothing of a model."""
+_LOWEST = ("recon", "kl", "unsupervised", "total-correlation")
 AS_IT_IS = "as the recipe has it"
 """The setting of a method without hyperparameters that are swept."""
 

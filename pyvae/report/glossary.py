@@ -164,8 +164,23 @@ TERMS: dict[str, Term] = {
         "little. Suter et al. 2019.",
         "higher",
     ),
-    "unsupervised.gaussian_total_correlation": Term(
+    "total-correlation": Term(
         "total correlation",
+        "How far the latents are from independent: the divergence of the aggregate posterior q(z) of all images from "
+        "the product of its marginals, by its density. From 0, where they are independent, upwards; lower is better. "
+        "No factors are needed. Kim & Mnih 2018, Chen et al. 2018.",
+        "lower",
+        "nats",
+    ),
+    "total-correlation.gaussian": Term(
+        "total correlation, as if Gaussian",
+        "The total correlation of the Gaussian that has the covariance of the aggregate posterior q(z): what "
+        "correlations alone see. From 0 upwards; lower is better, but 0 does not mean independent.",
+        "lower",
+        "nats",
+    ),
+    "unsupervised.gaussian_total_correlation": Term(
+        "Gaussian total correlation",
         "Dependence between the latents of the mean codes, as if they were Gaussian. From 0, where they are "
         f"uncorrelated, upwards; lower is better. No factors are needed. {_LIBRARY}",
         "lower",

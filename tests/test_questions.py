@@ -112,7 +112,7 @@ class TestCapacity:
         left = 1 - (t + 1) / 1_000
         found = capacity.exponent(t, 16 - 15.5 * np.minimum(left / 0.5, 1), objective)
         assert found["band"] == pytest.approx([0, 1], abs=0.02)
-        assert 0.85 < found["p"] < 0.95  # log 2 of log 1,000 is waited
+        np.testing.assert_allclose(found["parts"], [0] * 10 + [1] * 10, atol=0.05)
 
     def test_mig_without_shape_is_the_mean_of_the_others(self):
         capacity = module("questions.capacity")

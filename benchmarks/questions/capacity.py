@@ -91,19 +91,19 @@ def exponent(
 ) -> dict[str, Any]:
     """p of ``stop - C(t) = (stop - start) (1 - t / T)^p``, and its band over the run.
 
-    The share of steps that raise C is the slope of ``-log`` of the gap over ``-log(1 - t / T)``. It is taken over all
-    of the schedule but its last thousandth, and in 20 parts that are as long in ``-log(1 - t / T)``: the band is from
-    the second lowest to the second highest of them, nine tenths.
+    The share of steps that raise C is the slope of ``-log`` of the gap over ``-log(1 - t / T)``. It is taken in 20
+    parts of the schedule, as long as one another, without its last thousandth: p is their median, the band is from the
+    second lowest to the second highest of them, nine tenths.
     """
     left = 1.0 - (step + 1.0) / objective.capacity_steps
     inside = left > _END
     u = -np.log(left[inside])
     gap = -np.log((objective.capacity - capacity[inside]) / (objective.capacity - objective.capacity_start))
-    edges = np.linspace(u[0], u[-1], BLOCKS + 1)
+    edges = -np.log1p(np.linspace(math.expm1(-u[0]), math.expm1(-u[-1]), BLOCKS + 1))
     slopes = np.diff(np.interp(edges, u, gap)) / np.diff(edges)
     ordered = np.sort(slopes)
     return {
-        "p": round(float((gap[-1] - gap[0]) / (u[-1] - u[0])), 4),
+        "p": round(float(np.median(slopes)), 4),
         "band": [round(float(ordered[1]), 4), round(float(ordered[-2]), 4)],
         "parts": [round(float(slope), 4) for slope in slopes],
         "part_starts": [round(float(1.0 - math.exp(-edge)), 5) for edge in edges[:-1]],
@@ -238,6 +238,19 @@ def dead_table(found: Sequence[Result]) -> str:
     )
 
 
+def parts_table(found: Sequence[Result]) -> str:
+    """p in each part of the run."""
+    known = [result for result in found if result["exponent"] is not None]
+    if not known:
+        return NONE_YET
+    starts = known[0]["exponent"]["part_starts"]
+    rows = [
+        [f"{start:.2f}", *(f"{result['exponent']['parts'][k]:.2f}" for result in known)]
+        for k, start in enumerate(starts)
+    ]
+    return markdown(["from t / T", *(f"`{r['arm']}`, seed {r['seed']}" for r in known)], rows)
+
+
 def levels_table(found: Sequence[Result]) -> str:
     """Reconstruction and MIG without shape at equal KL."""
     if not found:
@@ -267,5 +280,11 @@ QUESTION = Question(
     arms=ARMS,
     measure=measure,
     pictures=pictures,
-    tables={"trained": trained, "runs": runs_table, "levels": levels_table, "dead": dead_table},
+    tables={
+        "trained": trained,
+        "runs": runs_table,
+        "levels": levels_table,
+        "dead": dead_table,
+        "parts": parts_table,
+    },
 )

@@ -100,7 +100,7 @@ def test_gaussians_and_density_agree_on_a_gaussian():
 
 
 def test_between_two_betas():
-    between = module("questions.correlation").between
+    between = module("questions.correlation_tables").between
     points = [{"recon": 90.0, "tc": 1.0}, {"recon": 50.0, "tc": 3.0}, {"recon": 150.0, "tc": 0.4}]
     assert between(points, 60.0) == pytest.approx({"recon": 60.0, "tc": 2.5})
     assert between(points, 120.0) == pytest.approx({"recon": 120.0, "tc": 0.7})
@@ -110,7 +110,7 @@ def test_between_two_betas():
 
 def test_the_study_changes_the_objective_alone():
     models = read_plan(STUDY).models
-    assert {model.method for model in models} == set(module("questions.correlation").ARMS)
+    assert {model.method for model in models} == set(module("questions.correlation_tables").ARMS)
     recipes = [{**model.recipe.to_json(), "seed": 0} for model in models]
     objectives = [recipe.pop("objective") for recipe in recipes]
     assert all(recipe == recipes[0] for recipe in recipes)
@@ -136,7 +136,14 @@ def runs(tmp_path, monkeypatch):
         "data": "tiny",
     }
     for name, beta in (("beta-vae-4", 4.0), ("beta-vae-8", 8.0)):
-        pyvae.train("beta-vae", out=tmp_path / name / "seed-0", architecture="kim", beta=beta, **settings)
+        pyvae.train(
+            "beta-vae",
+            out=tmp_path / name / "seed-0",
+            architecture="kim",
+            init="torch",
+            beta=beta,
+            **settings,
+        )
     pyvae.train("factor-vae", out=tmp_path / "factor-vae-35/seed-0", discriminator_width=20, **settings)
     return tmp_path
 
@@ -164,6 +171,7 @@ def test_runs_are_measured_and_drawn(runs, tmp_path, monkeypatch):
         assert result["whole"]["tc_error"] == pytest.approx(expected.standard_error, abs=1e-4)
         parts = [result["whole"][key] for key in ("mutual_information", "tc", "dimension_wise_kl")]
         assert sum(parts) == pytest.approx(float(run.codes(progress=False).table.mean_kl().sum()), abs=1e-3)
+        assert [units for _, units in result["snapshots"][0]["dead"]] == [32, 32, 64, 64, 128]
         assert list(result["whole"]["minibatch"]) == ["mws 8", "mws 32", "mss 8", "mss 32"]
     told = [each["discriminator"] for each in found[0]["snapshots"]]
     assert len({each["log_odds"] for each in told}) == 3
@@ -180,6 +188,9 @@ def test_runs_are_measured_and_drawn(runs, tmp_path, monkeypatch):
     findings.draw(results, pages)
     text = (pages / "correlation.md").read_text()
     assert f"| factor-vae-35, seed 0 | {found[0]['snapshots'][-1]['recon']:.1f} |" in text
+    for step in (0, 4, 12):
+        assert f"| factor-vae-35, seed 0 | {step} | 0 of 32 | 0 of 32 | " in text
+    assert found[0]["dead_at_first"] == found[1]["dead_at_first"] != found[0]["snapshots"][-1]["dead"]
     assert "| by its density, an eighth of the images |" in text
     last = pyvae.open(runs / "factor-vae-35/seed-0").trace()["tc"][-1]
     assert f"| discriminator in training, last tenth: mean log-odds | {last:.2f} | - | - |" in text

@@ -1,8 +1,6 @@
 """In which order factors enter: what is measured of a run, and how it becomes tables and pictures."""
 
-import importlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,17 +9,11 @@ import pyvae
 from pyvae.evaluation.averages import correlation_ratio, evaluate
 from pyvae.metrics import CodeTable
 from pyvae.studies.plan import read_plan
+from scripts import ROOT, module, scripts  # noqa: F401
 from sprites_tiny import GRID, use_tiny_sprites
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("shape", "scale", "orientation", "posX", "posY")
 SIZES = (3, 6, 4, 5, 5)
-
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module
 
 
 @pytest.fixture
@@ -42,8 +34,8 @@ CLASSES = torch.cartesian_prod(*map(torch.arange, SIZES))
 SHAPE, SCALE, TURN, X, Y = (column.double() for column in CLASSES.unbind(-1))
 
 
-def test_total_effects_are_those_of_closed_forms(script):
-    effects = script("questions.effects").grid_effects
+def test_total_effects_are_those_of_closed_forms():
+    effects = module("questions.effects").grid_effects
     # 5 classes have variance 2 and 6 have 35/12
     found = effects(grid(2 * X + Y, SCALE, (SHAPE - 1) * (X - 2), torch.zeros_like(X)))
     expected = torch.tensor(
@@ -52,18 +44,18 @@ def test_total_effects_are_those_of_closed_forms(script):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_a_turn_that_differs_with_the_shape_is_seen(script):
+def test_a_turn_that_differs_with_the_shape_is_seen():
     """A square is the same after a quarter of a turn: what it does to a code is not what a heart's does."""
     turned = torch.where(SHAPE == 0, (TURN % 2) - 0.5, torch.where(SHAPE == 1, 0.5 - (TURN % 2), 0.0))
-    assert float(script("questions.effects").grid_effects(grid(turned))[0, 2]) == pytest.approx(1)
+    assert float(module("questions.effects").grid_effects(grid(turned))[0, 2]) == pytest.approx(1)
     assert float(correlation_ratio(turned.float().unsqueeze(-1), CLASSES)[0, 2]) == pytest.approx(0, abs=1e-6)
 
 
-def test_effects_of_siblings_are_those_of_the_grid(script, monkeypatch, tmp_path):
+def test_effects_of_siblings_are_those_of_the_grid(monkeypatch, tmp_path):
     data = use_tiny_sprites(monkeypatch, tmp_path)
     classes = data.factor_classes(torch.arange(len(data))).double()
     codes = torch.stack([classes[:, 3] + 0.5 * classes[:, 4], classes[:, 0] * classes[:, 2]], -1).float()
-    found = script("questions.effects")
+    found = module("questions.effects")
     groups = [found.siblings(data, factor, 4000) for factor in range(5)]
     for factor, index in enumerate(groups):
         own = data.factor_classes(index)
@@ -71,12 +63,12 @@ def test_effects_of_siblings_are_those_of_the_grid(script, monkeypatch, tmp_path
         others = [k for k in range(5) if k != factor]
         assert torch.equal(own[..., others], own[:, :1, others].expand(-1, GRID[factor], -1))
     effects = found.total_effects([codes[index] for index in groups])
-    exact = script("questions.effects").grid_effects(CodeTable(codes, torch.zeros_like(codes), NAMES, GRID))
+    exact = module("questions.effects").grid_effects(CodeTable(codes, torch.zeros_like(codes), NAMES, GRID))
     torch.testing.assert_close(effects, exact, rtol=0, atol=0.03)
 
 
-def test_nats_are_shared_out_as_effects_are(script):
-    tables = script("questions.order_tables")
+def test_nats_are_shared_out_as_effects_are():
+    tables = module("questions.order_tables")
     snapshot = {
         "kl": [2.0, 1.0, 0.5],
         "effect": [[0.5, 0.5, 0, 0, 0], [0, 0, 3, 1, 0], [0, 0, 0, 0, 0]],
@@ -85,31 +77,31 @@ def test_nats_are_shared_out_as_effects_are(script):
     assert tables.spent(snapshot).tolist() == [1.0, 1.0, 0.75, 0.25, 0.0]
 
 
-def test_the_first_capacity_lies_between_snapshots(script):
-    first = script("questions.order_tables").first_capacity
+def test_the_first_capacity_lies_between_snapshots():
+    first = module("questions.order_tables").first_capacity
     result = {"snapshots": [{"capacity": c} for c in (1.0, 2.0, 4.0)]}
     assert first(result, [0.0, 0.25, 0.75]) == pytest.approx(3.0)
     assert first(result, [1.0, 1.0, 1.0]) == pytest.approx(0.5)
     assert first(result, [0.0, 0.0, 0.49]) is None
 
 
-def test_a_latent_of_two_factors_bears_both_names(script):
-    followed = script("questions.order_tables").followed
+def test_a_latent_of_two_factors_bears_both_names():
+    followed = module("questions.order_tables").followed
     effect = [[0.0, 0.0, 0.0, 0.7, 0.36], [0.2, 0.8, 0.1, 0.0, 0.0]]
     result = {"factors": NAMES, "snapshots": [{"effect": effect}]}
     assert followed(result, 0) == ["posX", "posY"]
     assert followed(result, 1) == ["scale"]
 
 
-def test_labels_stand_apart_and_move_little(script):
-    apart = script("questions.labels").apart
+def test_labels_stand_apart_and_move_little():
+    apart = module("questions.labels").apart
     assert apart([0.0, 1.0, 5.0], 1.0) == [0.0, 1.0, 5.0]
     assert apart([1.0, 1.0, 1.0, 9.0], 1.0) == pytest.approx([0.0, 1.0, 2.0, 9.0])
     assert apart([0.0, 0.1, 1.0], 1.0) == pytest.approx([-0.63333, 0.36667, 1.36667], abs=1e-4)
 
 
-def test_thumbnails_come_back(script):
-    thumbnails = script("questions.thumbnails")
+def test_thumbnails_come_back():
+    thumbnails = module("questions.thumbnails")
     images = torch.rand(2, 3, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     images[1, 2] = 1.0
     back = thumbnails.unpack(json.loads(json.dumps(thumbnails.pack(images))))
@@ -118,8 +110,8 @@ def test_thumbnails_come_back(script):
     torch.testing.assert_close(back, small, rtol=0, atol=0.5 / 15 + 1e-6)
 
 
-def test_a_run_becomes_a_file_tables_and_pictures(run, script, monkeypatch, tmp_path):
-    findings, order = script("findings"), script("questions.order")
+def test_a_run_becomes_a_file_tables_and_pictures(run, monkeypatch, tmp_path):
+    findings, order = module("findings"), module("questions.order")
     results, pages = tmp_path / "results", tmp_path / "pages"
     (path,) = findings.measure("order", run.path.parents[1], results)
     assert path == results / "order/gamma-100-seed-3.json"
@@ -154,15 +146,15 @@ def test_a_run_becomes_a_file_tables_and_pictures(run, script, monkeypatch, tmp_
     assert all((pages / name).stat().st_size > 5_000 for name in pictures)
 
 
-def test_tables_without_a_run_say_so(script):
-    question = script("questions.order").QUESTION
+def test_tables_without_a_run_say_so():
+    question = module("questions.order").QUESTION
     assert {table([]) for table in question.tables.values()} == {"No run has been measured yet."}
 
 
-def test_the_study_has_the_arms_of_the_question(script):
+def test_the_study_has_the_arms_of_the_question():
     plan = read_plan(ROOT / "examples/studies/findings/order.toml")
     assert (
-        tuple(dict.fromkeys(model.method for model in plan.models)) == script("questions.order").QUESTION.arms
+        tuple(dict.fromkeys(model.method for model in plan.models)) == module("questions.order").QUESTION.arms
     )
     trained, _, _, given = (model.recipe for model in plan.models[::2])
     assert (given.code, trained.code) == ("factors", "encoder")

@@ -10,10 +10,19 @@ import numpy.typing as npt
 import pyvae
 from pyvae.metrics import mig_chen
 from pyvae.objectives import ControlVAE
-from questions.drawing import COLOURS, INK, tidy
+from pyvae.report.palette import plain_axes
+from questions.drawing import COLOURS, INK
 from questions.question import Question, Result
-from questions.runs import GRID, dead_of, grid_codes, snapshot
-from questions.tables import NONE_YET, dead_units, machines, markdown, steps_and_minutes
+from questions.runs import ALL, GRID, dead_of, grid_codes, snapshot, steps_of
+from questions.tables import (
+    NONE_YET,
+    dead_units,
+    first_of_arms,
+    machines,
+    markdown,
+    name_of,
+    steps_and_minutes,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +31,6 @@ if TYPE_CHECKING:
 ARMS = ("linear", "linear-stretched", "adaptive", "adaptive-held", "adaptive-smoothed", "linear-hot")
 LEVELS = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
 """Nats at which MIG is measured, in the first snapshot whose KL is nearest; further at the end."""
-ALL = (1, 1, 1, 1, 1)
 SHAPE = "shape"
 BLOCKS = 20
 _END = 1e-3
@@ -39,7 +47,7 @@ def measure(run: pyvae.Run) -> Result:
     objective = run.recipe.objective
     assert isinstance(objective, ControlVAE)
     adaptive = objective.schedule == "adaptive"
-    steps = [*run.recipe.keep_at, run.step]
+    steps = steps_of(run)
     found = [snapshot_of(run, step) for step in steps]
     chosen = sorted({nearest([each["kl"] for each in found], level) for level in LEVELS} | {len(found) - 1})
     for k in chosen:
@@ -122,15 +130,16 @@ def course(found: Sequence[Result]) -> "Figure":
     figure = Figure(figsize=(9.6, 6.4), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True).ravel()
     titles = {"capacity": "C, nats", "kl": "KL, nats", "beta": "beta", "recon": "reconstruction, nats"}
+    firsts = first_of_arms(found)
     for ax, (name, title) in zip(axes, titles.items(), strict=True):
         for result in found:
             trace = result["trace"]
             x = np.asarray(trace["step"]) / result["recipe"]["steps"]
-            first = result["seed"] == min(r["seed"] for r in found if r["arm"] == result["arm"])
+            first = any(result is each for each in firsts)
             colour = colour_of(result["arm"])
             ax.plot(x, trace[name], color=colour, linewidth=1.3, alpha=1.0 if first else 0.45)
         ax.set_title(title, fontsize=10, loc="left")
-        tidy(ax)
+        plain_axes(ax)
     axes[2].set_yscale("log")
     axes[3].set_ylim(0, _HIGHEST_RECON)
     t = np.linspace(0, 1, 400)
@@ -166,7 +175,7 @@ def at_equal_kl(found: Sequence[Result]) -> "Figure":
     ):
         ax.set_title(title, fontsize=10, loc="left")
         ax.set_xlabel("KL, nats", fontsize=9)
-        tidy(ax)
+        plain_axes(ax)
     axes[0].set_ylim(0, _HIGHEST_RECON)
     label_arms(axes[0], found)
     return figure
@@ -180,7 +189,7 @@ def label_arms(axes: "Axes", found: Sequence[Result]) -> None:
     """One line each, in its colour."""
     from matplotlib.lines import Line2D
 
-    arms = [arm for arm in ARMS if any(result["arm"] == arm for result in found)]
+    arms = [result["arm"] for result in first_of_arms(found)]
     axes.legend(
         [Line2D([], [], color=colour_of(arm), linewidth=2) for arm in arms], arms, fontsize=8, frameon=False
     )
@@ -195,7 +204,7 @@ def runs_table(found: Sequence[Result]) -> str:
         p, last = result["exponent"], result["last_percent"]
         rows.append(
             [
-                f"`{result['arm']}`, seed {result['seed']}",
+                name_of(result),
                 "-" if p is None else f"{p['p']:.2f} ({p['band'][0]:.2f} to {p['band'][1]:.2f})",
                 f"{100 * result['share_at_full_capacity']:.0f}%",
                 f"{result['mean_beta']:.1f}",
@@ -231,10 +240,7 @@ def dead_table(found: Sequence[Result]) -> str:
     """Dead units of the encoder, at the last step at which they were counted."""
     last = [max(result["dead"], key=int) for result in found]
     return dead_units(
-        [
-            (f"`{result['arm']}`, seed {result['seed']}", int(step), result["dead"][step])
-            for result, step in zip(found, last, strict=True)
-        ]
+        [(name_of(result), int(step), result["dead"][step]) for result, step in zip(found, last, strict=True)]
     )
 
 
@@ -248,7 +254,7 @@ def parts_table(found: Sequence[Result]) -> str:
         [f"{start:.2f}", *(f"{result['exponent']['parts'][k]:.2f}" for result in known)]
         for k, start in enumerate(starts)
     ]
-    return markdown(["from t / T", *(f"`{r['arm']}`, seed {r['seed']}" for r in known)], rows)
+    return markdown(["from t / T", *(name_of(result) for result in known)], rows)
 
 
 def levels_table(found: Sequence[Result]) -> str:
@@ -264,7 +270,7 @@ def levels_table(found: Sequence[Result]) -> str:
             scored = [each for each in result["snapshots"] if "mig_gaps" in each]
             mig = at_level(scored, level, lambda each: mig_of(each["mig_gaps"], shape=False))
             cells.append("-" if recon is None or mig is None else f"{recon:.1f} / {mig:.3f}")
-        rows.append([f"`{result['arm']}`, seed {result['seed']}", *cells])
+        rows.append([name_of(result), *cells])
     return markdown(["run", *(f"{level:g} nats" for level in levels)], rows)
 
 

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 import pyvae
-from pyvae.evaluation import dead_units
 from pyvae.metrics import CodeTable, factor_vae, mig, total_correlation, unsupervised
 from pyvae.nets import build
 from pyvae.objectives import FactorVAE
@@ -13,9 +12,8 @@ from pyvae.objectives.tc_vae import decompose_kl
 from questions import correlation_pictures, correlation_tables
 from questions.discriminator import catch_up, discriminator_of, says
 from questions.question import Question, Result
-from questions.runs import GRID, dead_of, grid_codes, snapshot
+from questions.runs import ALL, GRID, dead_in, dead_of, grid_codes, snapshot, steps_of
 
-ALL = (1, 1, 1, 1, 1)
 BATCHES = ((64, 128), (2048, 4))
 """Of beta-TCVAE's estimates: images in one, and how many."""
 _SEED = 23
@@ -23,7 +21,7 @@ _SEED = 23
 
 def measure(run: pyvae.Run) -> Result:
     """Total correlation and its estimates at every snapshot, of an eighth of the images; at the end also of all."""
-    steps = [*run.recipe.keep_at, run.step]
+    steps = steps_of(run)
     found: Result = {
         "dead_at_first": dead_at_first(run),
         "snapshots": [snapshot_of(run, step) for step in steps],
@@ -45,7 +43,7 @@ def dead_at_first(run: pyvae.Run) -> list[list[int]]:
     recipe = run.recipe
     channels, side, _ = run.dataset.image_shape
     net = build(recipe.architecture, channels, recipe.latents, side=side, init=recipe.init, seed=recipe.seed)
-    return [[layer.dead, layer.units] for layer in dead_units(net.encoder, run.dataset)]
+    return dead_in(net.encoder, run.dataset)
 
 
 def snapshot_of(run: pyvae.Run, step: int) -> dict[str, Any]:

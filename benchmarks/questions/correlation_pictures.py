@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyvae.report.palette import plain_axes
 from questions.correlation_tables import ARMS, PARTS, arms_of
-from questions.drawing import COLOURS, FAINT, tidy
+from questions.drawing import COLOURS, FAINT
 from questions.question import Result
+from questions.tables import first_of_arms
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +55,7 @@ def course(found: Sequence[Result]) -> "Figure":
     last.set_xlabel("further steps of the discriminator", fontsize=8)
     for ax in (*axes, last):
         ax.axhline(0, color=FAINT, linewidth=0.6)
-        tidy(ax)
+        plain_axes(ax)
     names = {
         "by its density": _DENSITY,
         "mean log-odds": COLOURS[1],
@@ -67,7 +69,7 @@ def parts_of_kl(found: Sequence[Result]) -> "Figure":
     """Mutual information, total correlation and dimension-wise KL over the run: a panel an arm, its first seed."""
     from matplotlib.figure import Figure
 
-    firsts = [next(result for result in found if result["arm"] == arm) for arm in arms_of(found)]
+    firsts = first_of_arms(found)
     figure = Figure(figsize=(9.6, 3.0), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(firsts), sharey=True))
     for ax, result in zip(axes, firsts, strict=True):
@@ -76,7 +78,7 @@ def parts_of_kl(found: Sequence[Result]) -> "Figure":
         ax.stackplot(steps, values, colors=_PART_COLOURS, alpha=0.75, linewidth=0)
         ax.set_title(f"{result['arm']}, KL in nats", fontsize=9, loc="left")
         ax.set_xlabel("thousand steps", fontsize=8)
-        tidy(ax)
+        plain_axes(ax)
     _legend(axes[-1], dict(zip(reversed(PARTS.values()), reversed(_PART_COLOURS), strict=True)))
     return figure
 
@@ -99,7 +101,7 @@ def at_equal_reconstruction(found: Sequence[Result]) -> "Figure":
             ax.plot(x[-1:], y[-1:], "o", color=colour, markersize=8)
         ax.set_title(title, fontsize=10, loc="left")
         ax.set_xlabel("reconstruction, nats", fontsize=8)
-        tidy(ax)
+        plain_axes(ax)
     _legend(axes[0], {arm: colour_of(arm) for arm in arms_of(found)})
     return figure
 

@@ -15,7 +15,7 @@ from pyvae.report import generated, traversal
 from questions import generators_pictures, generators_tables
 from questions.effects import grid_effects
 from questions.question import Question, Result, short
-from questions.runs import GRID, grid_codes, snapshot
+from questions.runs import GRID, grid_codes, snapshot, steps_of
 from questions.thumbnails import Thumbnails, pack
 
 _SAMPLES = (3, 6)
@@ -26,7 +26,7 @@ _SEED = 4
 
 def measure(run: pyvae.Run) -> Result:
     """Scores at each kept step, what each code follows at the end, and images: samples on the way, moved codes."""
-    steps = [*sorted(step for step in run.recipe.keep_at if step < run.step), run.step]
+    steps = steps_of(run)
     return {
         "snapshots": [_scores(run, step) for step in steps],
         "codes": _codes(run),

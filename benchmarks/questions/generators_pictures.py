@@ -13,6 +13,7 @@ from pyvae.report.palette import palette_of, plain_axes
 from questions.generators_tables import METRICS, is_generator, real_images
 from questions.labels import label_ends
 from questions.question import Result
+from questions.tables import first_of_arms
 from questions.thumbnails import SIDE, unpack
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _CONTINUOUS = (math.log(2) - 0.5 * (math.log(2 * math.pi) + 1 / 3), math.log(2) 
 
 def pictures(found: Sequence[Result]) -> dict[str, Figure]:
     """Scores against time and images; what is drawn on the way; codes moved; information and critic's loss."""
-    first = _first_of_arms(found)
+    first = first_of_arms(found)
     drawn = {
         "generators-scores.png": _scores(found),
         "generators-samples.png": _samples(first),
@@ -33,13 +34,6 @@ def pictures(found: Sequence[Result]) -> dict[str, Figure]:
     }
     pairs = [result for result in first if is_generator(result)]
     return drawn | ({"generators-training.png": _training(pairs)} if pairs else {})
-
-
-def _first_of_arms(found: Sequence[Result]) -> list[Result]:
-    first: dict[str, Result] = {}
-    for result in found:
-        first.setdefault(result["arm"], result)
-    return list(first.values())
 
 
 def _scores(found: Sequence[Result]) -> Figure:

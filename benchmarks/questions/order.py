@@ -12,7 +12,7 @@ from pyvae.report.traversal import ACTIVE_NATS, compute, default_seeds
 from questions import order_pictures, order_tables
 from questions.effects import siblings, total_effects
 from questions.question import Question, Result, short
-from questions.runs import dead_of, snapshot
+from questions.runs import dead_of, snapshot, steps_of
 from questions.thumbnails import pack
 
 PUBLISHED = (3.1, 7.3, 15.4, 23.8)
@@ -27,7 +27,7 @@ def measure(run: pyvae.Run) -> Result:
     """At each snapshot what latents cost and which factors move them, and traversals near the published C."""
     dataset = run.dataset
     assert isinstance(dataset, FactorDataset)
-    steps = [*sorted(step for step in run.recipe.keep_at if step < run.step), run.step]
+    steps = steps_of(run)
     return {
         "factors": dataset.factor_names,
         "snapshots": [_snapshot(run, dataset, step) for step in steps],

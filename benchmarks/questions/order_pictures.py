@@ -13,6 +13,7 @@ from pyvae.report.traversal import ACTIVE_NATS
 from questions.labels import label_ends
 from questions.order_tables import CARRIED, curves, followed
 from questions.question import Result
+from questions.tables import first_of_arms
 from questions.thumbnails import SIDE, unpack
 
 if TYPE_CHECKING:
@@ -29,16 +30,9 @@ def pictures(found: Sequence[Result]) -> dict[str, Figure]:
         "order-spent.png": _spent(found),
         "order-recon.png": _recon(found),
     }
-    for result in _first_of_arms(found):
+    for result in first_of_arms(found):
         drawn[f"order-traversals-{result['arm']}.png"] = _traversals(result)
     return drawn
-
-
-def _first_of_arms(found: Sequence[Result]) -> list[Result]:
-    first: dict[str, Result] = {}
-    for result in found:
-        first.setdefault(result["arm"], result)
-    return list(first.values())
 
 
 def _panels(rows: int, columns: int, height: float) -> tuple[Figure, Any]:
@@ -117,7 +111,7 @@ def _recon(found: Sequence[Result]) -> Figure:
         which("{x:g}")
     axes.set_xlabel("C, nats", fontsize=8)
     axes.set_ylabel("reconstruction, nats per image", fontsize=8)
-    arms = _first_of_arms(found)
+    arms = first_of_arms(found)
     label_ends(axes, [(each["trace"]["recon"][-1], each["arm"], colours[each["arm"]]) for each in arms])
     return figure
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from questions.question import Result
-from questions.tables import NONE_YET, dead_units, machines, markdown, steps_and_minutes
+from questions.tables import NONE_YET, dead_units, machines, markdown, name_of, steps_and_minutes
 
 CARRIED = 0.5
 """Nats from which on a factor counts as carried."""
@@ -102,6 +102,4 @@ def latents(found: Sequence[Result]) -> str:
 def dead(found: Sequence[Result]) -> str:
     """Dead units of the encoder, at the first snapshot and at the end."""
     ends = [(result, result["snapshots"][at]) for result in found for at in (0, -1)]
-    return dead_units(
-        [(f"`{result['arm']}`, seed {result['seed']}", each["step"], each["dead"]) for result, each in ends]
-    )
+    return dead_units([(name_of(result), each["step"], each["dead"]) for result, each in ends])

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pyvae.objectives import ControlVAE
-from questions.drawing import COLOURS, FAINT, INK, tidy
-from questions.question import Question, Result
+from pyvae.report.palette import plain_axes
+from questions.drawing import COLOURS, FAINT, INK
+from questions.question import Question, Result, short
 from questions.tables import markdown
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def simulate(trial: Trial) -> dict[str, Any]:
         "sd": trial.sd,
         "raised": round(raised / min(end, trial.steps), 4) if o.schedule == "adaptive" else None,
         **{
-            name: [float(f"{total / count:.4g}") for total, count in zip(totals, counts, strict=True)]
+            name: [short(total / count) for total, count in zip(totals, counts, strict=True)]
             for name, totals in curves.items()
         },
     }
@@ -183,7 +184,7 @@ def pictures(found: Sequence[Result]) -> dict[str, "Figure"]:
                     colour, style, width = LINES[trial["name"]]
                     ax.plot(x, trial[name], style, color=colour, linewidth=width, label=trial["name"])
             ax.set_title(f"{words}: {title}", fontsize=10, loc="left")
-            tidy(ax)
+            plain_axes(ax)
     axes[1, 1].set_xlabel("t / T", fontsize=9)
     axes[0, 2].legend(fontsize=8, frameon=False)
     return {"plant.png": figure}

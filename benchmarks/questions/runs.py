@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 import pyvae
+from pyvae.data.dataset import Dataset
 from pyvae.engine.run import RunDirectory
 from pyvae.evaluation import dead_units
 from pyvae.evaluation.averages import Evaluation, evaluate
@@ -18,6 +19,7 @@ ROWS = 300
 """Of a thinned trace."""
 GRID = (1, 1, 2, 2, 2)
 """Of dSprites, every second orientation and position: an eighth of the images, and every combination of the rest."""
+ALL = (1, 1, 1, 1, 1)
 _BATCH = 512
 
 
@@ -64,10 +66,20 @@ def thinned(trace: dict[str, npt.NDArray[Any]], rows: int = ROWS) -> dict[str, l
     return {name: [float(f"{values[part].mean():.5g}") for part in parts] for name, values in trace.items()}
 
 
+def steps_of(run: pyvae.Run) -> list[int]:
+    """Those whose weights were kept, and the last."""
+    return [*sorted(step for step in run.recipe.keep_at if step < run.step), run.step]
+
+
 def dead_of(run: pyvae.Run, step: int) -> list[list[int]]:
     """Dead units of the encoder, and all units, of each of its layers."""
     model: Any = run.model(step)
-    return [[layer.dead, layer.units] for layer in dead_units(model.net.encoder, run.dataset)]
+    return dead_in(model.net.encoder, run.dataset)
+
+
+def dead_in(encoder: torch.nn.Module, dataset: Dataset) -> list[list[int]]:
+    """As numbers that a file can hold."""
+    return [[layer.dead, layer.units] for layer in dead_units(encoder, dataset)]
 
 
 def snapshot(run: pyvae.Run, step: int) -> Evaluation:

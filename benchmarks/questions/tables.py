@@ -25,6 +25,19 @@ def machines(found: Sequence[Result]) -> str:
     return "\n\n".join(dict.fromkeys(lines))
 
 
+def name_of(result: Result) -> str:
+    """Which run it is."""
+    return f"`{result['arm']}`, seed {result['seed']}"
+
+
+def first_of_arms(found: Sequence[Result]) -> list[Result]:
+    """The first run of each arm, in their order."""
+    first: dict[str, Result] = {}
+    for result in found:
+        first.setdefault(result["arm"], result)
+    return list(first.values())
+
+
 def steps_and_minutes(result: Result) -> tuple[str, str]:
     """How long the training was."""
     training = result["training"]

@@ -28,11 +28,12 @@ def test_units_are_dead_that_no_image_excites():
     assert dead_units(network(), TinyData()) == [DeadUnits("1", 1, 4), DeadUnits("4", 1, 3)]
 
 
-def test_a_unit_that_one_image_of_the_last_batch_excites_lives(monkeypatch):
+@pytest.mark.parametrize("last", [True, False])
+def test_a_unit_that_one_image_excites_lives_whichever_its_batch(last, monkeypatch):
     images = TinyData()
     everywhere = torch.arange(len(images))
     means = F.avg_pool2d(images.images(everywhere), 32).flatten(1).amax(1)
-    order = means.argsort()
+    order = means.argsort(descending=not last)
     levels = means.unique()
     net = network()
     monkeypatch.setattr("pyvae.evaluation.dead._BATCH", len(images) - int((means == levels[-1]).sum()))

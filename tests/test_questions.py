@@ -24,10 +24,13 @@ class TestPlant:
         [
             ControlVAE(capacity_period=20, kp=0.2, ki=0.02),
             ControlVAE(schedule="linear", capacity_steps=1_500, kp=0.2, ki=0.02),
+            ControlVAE(
+                schedule="linear", capacity=12, capacity_start=12, capacity_steps=2_000, kp=0.2, ki=0.2
+            ),
             ControlVAE(schedule="adaptive", capacity_steps=2_000, kp=0.2, ki=0.02),
             ControlVAE(schedule="adaptive", capacity_steps=1_500, adaptive_smoothing=0.9, kp=0.2, ki=0.02),
         ],
-        ids=["stepwise", "linear", "adaptive", "smoothed"],
+        ids=["stepwise", "linear", "frozen", "adaptive", "smoothed"],
     )
     def test_its_rules_are_those_of_pyvae_control(self, objective):
         plant = module("questions.plant")

@@ -1,6 +1,7 @@
 """Studies as data, their scaling, the verdict on a number, and the way from recipes to a report."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from fractions import Fraction
@@ -13,7 +14,7 @@ from pyvae.engine.loop import Outcome, train
 from pyvae.engine.recipe import Recipe
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError, RunError
-from pyvae.evaluation import read_scores
+from pyvae.evaluation import compute_scores, read_scores
 from pyvae.objectives import AnnealedVAE, BetaVAE, CapacityVAE, ControlVAE
 from pyvae.report.study import write_page
 from pyvae.studies import findings, work
@@ -262,6 +263,32 @@ def test_a_full_study_is_judged(tmp_path, monkeypatch):
     )
     assert recon["verdict"]["text"] in page.read_text()
     assert "no reproduction" not in page.read_text()
+
+
+def test_generators_stand_beside_a_vae(tmp_path):
+    study = STUDIES["infogan"]
+    arms = tuple(
+        replace(arm, recipe=replace(arm.recipe, batch_size=4, steps=2))
+        for arm in study.arms
+        if arm.name != "infogan"
+    )
+    page = run_study(tmp_path, study=replace(study, arms=arms), scale=Fraction(1), seeds=(0,))
+    runs = {run["arm"]: run["values"] for run in numbers(tmp_path)["runs"]}
+    of_codes = {"factor-vae", "mig"}
+    assert {name: set(values) for name, values in runs.items()} == {
+        "infogan-5-codes": of_codes,
+        "infowgan-gp": of_codes,
+        "vae": of_codes | {"recon", "kl"},
+    }
+    for name, values in runs.items():
+        run = RunDirectory.open(tmp_path / name / "seed-0")
+        scores = compute_scores(run, TinyData(), ["mig", "factor-vae"], device=torch.device("cpu"))
+        assert {metric: found["score"] for metric, found in scores.found.items()} == {
+            m: values[m] for m in of_codes
+        }
+    text = page.read_text()
+    assert {"0.82", "0.63", "0.1"} <= set(re.findall(r"[\d.]+", text))
+    assert text.count("A grid of images that the generator made") == 2
 
 
 def test_other_data_reproduces_nothing(tmp_path):

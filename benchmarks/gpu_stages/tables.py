@@ -45,9 +45,10 @@ STUDIES: tuple[tuple[str, int, Precision], ...] = (
     ("control-vae-capacity-controls", 1, "fp16"),
     ("burgess", 1, "tf32"),
     ("factor-vae", 1, "fp16"),
+    ("infogan", 1, "tf32"),
 )
-"""With their seeds, and a precision; fp16 is that of the fused engine, which has no kernels of tc-vae's MLP and none of
-burgess's factors. The last three are the questions of docs/findings at full length."""
+"""With their seeds, and a precision; fp16 is that of the fused engine, which has no kernels of tc-vae's MLP, none of
+burgess's factors and none of critics. The last four are the questions of docs/findings at full length."""
 
 
 def published_tables(case: Cases) -> None:

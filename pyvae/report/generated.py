@@ -25,6 +25,8 @@ _SAMPLE_SEED, _BOUND_SEED = 0, 1
 _FIRST_NOISE = (2, 3, 4)
 
 SAMPLES_CAPTION = "Images of the generator, noise and codes drawn anew for each: not chosen."
+SAMPLES_ALT = "A grid of images that the generator made"
+CODES_ALT = "Generated images in a row for each code that is moved"
 CODES_CAPTION = (
     "Each row moves one code, a continuous one from -1 to 1, the categorical through its classes; noise and the other "
     "codes stay as they were drawn."

@@ -112,21 +112,16 @@ def report_pair(run: RunDirectory, dataset: Dataset, *, explorer: bool = True) -
     pictures = [
         Section(
             "Generated images",
-            figure(samples, generated.SAMPLES_CAPTION, alt="A grid of images that the generator made"),
+            figure(samples, generated.SAMPLES_CAPTION, alt=generated.SAMPLES_ALT),
         ),
         Section(
             "Codes",
-            "".join(
-                figure(
-                    path, generated.CODES_CAPTION, alt="Generated images in a row for each code that is moved"
-                )
-                for path in codes
-            ),
+            "".join(figure(path, generated.CODES_CAPTION, alt=generated.CODES_ALT) for path in codes),
         ),
         Section(
             "Codes on the way",
             "".join(
-                figure(path, caption, alt="Generated images in a row for each code, of weights on the way")
+                figure(path, caption, alt=f"{generated.CODES_ALT}, of weights on the way")
                 for path, caption in snapshots.draw_codes(run)
             ),
         ),

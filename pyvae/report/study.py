@@ -16,13 +16,13 @@ from pyvae.engine.run import RunDirectory
 from pyvae.evaluation import read_metrics
 from pyvae.evaluation.averages import evaluate
 from pyvae.objectives import ControlVAE
-from pyvae.report import curves, reconstructions, snapshots, traversal
+from pyvae.report import curves, generated, reconstructions, snapshots, traversal
 from pyvae.report.charts import SCRIPT
 from pyvae.report.figures import save
 from pyvae.report.glossary import glossary
 from pyvae.report.markup import Section, document, duration, figure, row
-from pyvae.report.panels import smooth
-from pyvae.report.trained import load_trained
+from pyvae.report.panels import Trace, smooth
+from pyvae.report.trained import load_trained, load_trained_pair
 from pyvae.studies.findings import Findings, Measured, Number, Ours, read_findings
 from pyvae.studies.published import CERTAINTIES, LIKELIHOODS, QUANTITIES, Published, Quantity
 from pyvae.studies.verdict import plain
@@ -60,7 +60,7 @@ def write_page(out: Path, dataset: Dataset) -> Path:
     traces = figure(
         save(_draw_traces(runs), out / "figures/traces.png"),
         "Running means over minibatches against the step, a line for each seed; C as it is.",
-        alt="Reconstruction, KL, weight of the KL and capacity against the step, for every arm and seed",
+        alt="What training minimised and how it went against the step, for every arm and seed",
     )
     sources = "".join(f"<li>{html.escape(source)}</li>" for source in _sources(found))
     sections = [
@@ -116,7 +116,7 @@ def _runs(found: Findings) -> str:
             run["arm"],
             str(run["seed"]),
             f"{run['steps']:,}",
-            *(plain(q, run["values"][q]) for q in quantities),
+            *(plain(q, run["values"][q]) if q in run["values"] else "" for q in quantities),
             "" if seconds is None else duration(seconds),
             f"{speed:,.1f}" if speed else "",
             run["device"] or "",
@@ -159,20 +159,38 @@ def _caption(found: Findings) -> str:
 
 
 def _arm(name: str, run: RunDirectory, whole: Dataset) -> str:
+    head = f"<h3>{html.escape(name)}, seed {run.recipe.seed}</h3>"
+    trace = curves.trace_of(run)
+    draw = _generator if run.adversarial else _autoencoder
+    return head + curves.draw(run, trace) + draw(run, whole, trace)
+
+
+def _generator(run: RunDirectory, whole: Dataset, trace: Trace | None) -> str:
+    pair = load_trained_pair(run, whole).net
+    *_, codes = generated.draw_codes(run, pair)
+    samples = generated.draw_samples(run, pair)
+    return (
+        figure(samples, generated.SAMPLES_CAPTION, alt=generated.SAMPLES_ALT)
+        + figure(codes, generated.CODES_CAPTION, alt=generated.CODES_ALT)
+        + "".join(
+            figure(path, caption, alt=f"{generated.CODES_ALT}, of weights on the way")
+            for path, caption in snapshots.draw_codes(run)
+        )
+    )
+
+
+def _autoencoder(run: RunDirectory, whole: Dataset, trace: Trace | None) -> str:
     trained = load_trained(run, whole)
     # of what metrics.json holds, the scores may have become those of other factors since, by `pyvae evaluate`
     kl = read_metrics(run, trained.steps, whole).get("kl_of_latents")
     dataset = run.shown(whole)
     if kl is None:
         kl = evaluate(trained.net, dataset, run.recipe.likelihood).kl
-    trace = curves.trace_of(run)
     seed = traversal.default_seeds(dataset)[-1]
     traversals = traversal.draw(run, trained.net, dataset, kl, span=_SPAN, seeds=(seed,))
     picture = next(path for path, _ in traversals if path.suffix == ".png")
     return (
-        f"<h3>{html.escape(name)}, seed {run.recipe.seed}</h3>"
-        + curves.draw(run, trace)
-        + figure(
+        figure(
             reconstructions.draw(run, trained.net, dataset), reconstructions.CAPTION, alt=reconstructions.ALT
         )
         + figure(
@@ -196,16 +214,22 @@ def _draw_traces(runs: Mapping[str, Sequence[RunDirectory]]) -> Figure:
         for name, found in runs.items()
     }
     panels = [
-        ("recon", "reconstruction, nats per image"),
-        ("kl", "KL, nats per image"),
-        ("beta", "weight of the KL in the gradient"),
-        ("capacity", "capacity C, nats"),
+        (column, title)
+        for column, title in [
+            ("recon", "reconstruction, nats per image"),
+            ("kl", "KL, nats per image"),
+            ("beta", "weight of the KL in the gradient"),
+            ("capacity", "capacity C, nats"),
+            ("information", "information bound, nats"),
+        ]
+        if any(column in trace for found in traces.values() for trace in found)
     ]
-    figure = Figure(figsize=(11, 6.6), layout="constrained")
+    rows = max(-(-len(panels) // 2), 1)
+    figure = Figure(figsize=(11, 3.3 * rows), layout="constrained")
     for number, (column, title) in enumerate(panels):
-        axes = figure.add_subplot(2, 2, number + 1)
+        axes = figure.add_subplot(rows, 2, number + 1)
         for arm, (name, found) in enumerate(traces.items()):
-            for i, trace in enumerate(found):
+            for i, trace in enumerate(trace for trace in found if column in trace):
                 values = trace[column] if column == "capacity" else smooth(trace[column])
                 axes.plot(
                     trace["step"], values, lw=1.2, color=colormaps["tab10"](arm), label=None if i else name

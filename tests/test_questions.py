@@ -84,7 +84,7 @@ class TestPlant:
         from pyvae.studies.plan import read_plan
 
         plan = read_plan(ROOT / "examples/studies/findings/capacity.toml")
-        plant, arms = module("questions.plant"), module("questions.capacity").ARMS
+        plant, arms = module("questions.plant"), module("questions.capacity_tables").ARMS
         taken = {"linear": plant.trials("stepwise", 2e3)[2], "adaptive": plant.trials("adaptive", 2e3)[2]}
         for model in plan.models:
             objective = model.recipe.objective
@@ -118,13 +118,13 @@ class TestCapacity:
         np.testing.assert_allclose(found["parts"], [0] * 10 + [1] * 10, atol=0.05)
 
     def test_mig_without_shape_is_the_mean_of_the_others(self):
-        capacity = module("questions.capacity")
+        mig_of = module("questions.capacity_tables").mig_of
         gaps = {"shape": 0.0, "scale": 0.4, "orientation": 0.0, "posX": 0.8, "posY": 0.8}
-        assert capacity.mig_of(gaps, shape=True) == pytest.approx(0.4)
-        assert capacity.mig_of(gaps, shape=False) == pytest.approx(0.5)
+        assert mig_of(gaps, shape=True) == pytest.approx(0.4)
+        assert mig_of(gaps, shape=False) == pytest.approx(0.5)
 
     def test_a_level_that_no_snapshot_is_near_has_no_value(self):
-        at_level = module("questions.capacity").at_level
+        at_level = module("questions.capacity_tables").at_level
         found = [{"kl": 1.0, "recon": 10.0}, {"kl": 3.2, "recon": 7.0}, {"kl": 9.0, "recon": 3.0}]
         assert at_level(found, 3.0, lambda each: each["recon"]) == 7.0
         assert at_level(found, 5.0, lambda each: each["recon"]) is None
@@ -166,6 +166,7 @@ def test_the_codes_of_a_grid_are_those_of_its_images(runs):
 
 def test_finished_runs_are_measured_once_and_drawn(runs, tmp_path, monkeypatch):
     findings, capacity = module("findings"), module("questions.capacity")
+    mig_of = module("questions.capacity_tables").mig_of
     monkeypatch.setattr(capacity, "GRID", (3, 1, 1))
     monkeypatch.setattr(capacity, "ALL", (1, 1, 1))
     results, pages = tmp_path / "results", tmp_path / "pages"
@@ -178,9 +179,10 @@ def test_finished_runs_are_measured_once_and_drawn(runs, tmp_path, monkeypatch):
         run = pyvae.open(runs / f"{result['arm']}/seed-0")
         score = mig_chen(run.codes(progress=False).table, without=("size",), progress=False).score
         del result["mig_gaps"]["size"]
-        assert capacity.mig_of(result["mig_gaps"], shape=False) == pytest.approx(score, abs=1e-4)
+        assert mig_of(result["mig_gaps"], shape=False) == pytest.approx(score, abs=1e-4)
         last = capacity.snapshot_of(run, 12)
         assert result["snapshots"][-1].items() >= last.items()
+        assert "12" in result["dead"]
     assert found[0]["exponent"] is None
     assert found[1]["exponent"]["p"] > 0
     assert findings.measure("capacity", runs, results) == []

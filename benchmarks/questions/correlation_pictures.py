@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyvae.report.palette import plain_axes
+from pyvae.report.palette import Colour, palette_of, plain_axes
 from questions.correlation_tables import ARMS, PARTS, arms_of
 from questions.drawing import COLOURS, FAINT
 from questions.question import Result
@@ -122,5 +122,5 @@ def thousands(steps: Iterable[float]) -> list[float]:
     return [step / 1000 for step in steps]
 
 
-def colour_of(arm: str) -> str:
-    return COLOURS[ARMS.index(arm)]
+def colour_of(arm: str) -> Colour:
+    return palette_of(ARMS)[arm]

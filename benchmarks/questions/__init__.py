@@ -1,11 +1,12 @@
 """The questions of docs/findings: what is measured of a run for each, and how the answer is drawn."""
 
-from questions import capacity, correlation, generators, order, plant
+from questions import capacity, correlation, generators, order, plant, starts
 from questions.question import Question, Result
 
 QUESTIONS: dict[str, Question] = {
     "plant": plant.QUESTION,
     "capacity": capacity.QUESTION,
+    "starts": starts.QUESTION,
     "order": order.QUESTION,
     "correlation": correlation.QUESTION,
     "generators": generators.QUESTION,

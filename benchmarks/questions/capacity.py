@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 import pyvae
-from pyvae.metrics import mig_chen
+from pyvae.metrics import CodeTable, mig_chen
 from pyvae.objectives import ControlVAE
 from questions import capacity_pictures, capacity_tables
 from questions.capacity_tables import ARMS, LEVELS, nearest
@@ -58,8 +58,13 @@ def snapshot_of(run: pyvae.Run, step: int) -> dict[str, Any]:
 
 
 def gaps(run: pyvae.Run, step: int, strides: Sequence[int]) -> dict[str, float]:
+    """Those of the codes of a snapshot."""
+    return gaps_of(grid_codes(run, step, strides))
+
+
+def gaps_of(table: CodeTable) -> dict[str, float]:
     """Of each factor, the gap of the MIG of Chen et al. 2018; their mean is the MIG."""
-    found = mig_chen(grid_codes(run, step, strides), progress=False)
+    found = mig_chen(table, progress=False)
     return {name: round(float(gap), 5) for name, gap in zip(found.factors, found.gaps, strict=True)}
 
 
@@ -95,6 +100,7 @@ QUESTION = Question(
         "trained": capacity_tables.trained,
         "runs": capacity_tables.runs,
         "levels": capacity_tables.levels,
+        "full": capacity_tables.full,
         "dead": capacity_tables.dead,
         "parts": capacity_tables.parts,
     },

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from questions.question import Result
 from questions.tables import NONE_YET, dead_units, machines, markdown, name_of, steps_and_minutes
@@ -13,6 +14,11 @@ LEVELS = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
 """Nats at which MIG is measured, in the first snapshot whose KL is nearest; further at the end."""
 SHAPE = "shape"
 _NEAR = 0.5
+_REACHED = 0.2
+"""Nats below the set point at which the KL counts as there."""
+_AFTER = (5_000, 15_000, 25_000, 34_000)
+"""Steps with the KL at its set point."""
+_AROUND = 500
 
 
 def mig_of(by_factor: Mapping[str, float], *, shape: bool) -> float:
@@ -103,6 +109,28 @@ def levels(found: Sequence[Result]) -> str:
             cells.append("-" if recon is None or mig is None else f"{recon:.1f} / {mig:.3f}")
         rows.append([name_of(result), *cells])
     return markdown(["run", *(f"{level:g} nats" for level in levels)], rows)
+
+
+def full(found: Sequence[Result]) -> str:
+    """Reconstruction after as many steps with the KL at the last set point, of the runs that got there."""
+    rows = []
+    for result in found:
+        trace = {name: np.array(result["trace"][name]) for name in ("step", "kl", "capacity", "recon")}
+        there = trace["kl"] >= trace["capacity"][-1] - _REACHED
+        if there.any():
+            begin = trace["step"][there.argmax()]
+            cells = [mean_at(trace["step"], trace["recon"], begin + after) for after in _AFTER]
+            shown = ("-" if value is None else f"{value:.1f}" for value in cells)
+            rows.append([name_of(result), f"{begin:,.0f}", *shown])
+    head = ["run", "at 16 nats from step", *(f"{after:,} steps later" for after in _AFTER)]
+    return markdown(head, rows) if rows else NONE_YET
+
+
+def mean_at(step: npt.NDArray[Any], values: npt.NDArray[Any], at: float) -> float | None:
+    """Mean over a thousand steps; None where the run ends before them."""
+    if at + _AROUND > step[-1] + (step[-1] - step[-2]):
+        return None
+    return float(values[np.abs(step - at) <= _AROUND].mean())
 
 
 def at_level(

@@ -123,11 +123,13 @@ class TestCapacity:
         assert mig_of(gaps, shape=True) == pytest.approx(0.4)
         assert mig_of(gaps, shape=False) == pytest.approx(0.5)
 
-    def test_a_level_that_no_snapshot_is_near_has_no_value(self):
+    def test_a_level_is_where_the_kl_first_rises_through_it(self):
         at_level = module("questions.capacity_tables").at_level
-        found = [{"kl": 1.0, "recon": 10.0}, {"kl": 3.2, "recon": 7.0}, {"kl": 9.0, "recon": 3.0}]
-        assert at_level(found, 3.0, lambda each: each["recon"]) == 7.0
-        assert at_level(found, 5.0, lambda each: each["recon"]) is None
+        kls = (2.0, 1.0, 3.0, 5.0, 3.0, 9.0)
+        found = [{"kl": kl, "recon": 10.0 - 2 * kl - 0.1 * i} for i, kl in enumerate(kls)]
+        assert at_level(found, 4.0, lambda each: each["recon"]) == pytest.approx(2.0 - 0.25)
+        assert at_level(found, 1.5, lambda each: each["recon"]) == pytest.approx(7.0 - 0.125)
+        assert at_level(found, 9.5, lambda each: each["recon"]) is None
 
 
 def test_rows_are_means_over_as_many_steps():

@@ -35,15 +35,16 @@ def test_a_start_is_measured_at_its_level(tmp_path, monkeypatch):
     monkeypatch.setattr(starts, "GRID", (1, 1, 1))
     monkeypatch.setattr(starts, "STEPS", 9)
     monkeypatch.setattr(starts, "_WINDOW", 2)
+    monkeypatch.setattr(starts, "_FRESH", 2)
     monkeypatch.setattr(data, "load", lambda path, **options: TinyData())
     run = pyvae.train(
         "control-vae-linear", out=tmp_path, steps=12, keep_at=(3, 6), log_every=1, batch_size=8, data="tiny",
         device="cpu", capacity_period=1,
     )  # fmt: skip
     found = starts.measure(run)
-    kl = run.trace()["kl"][:9]
+    kl = run.trace()["kl"][2:9]
     assert found["lowest_kl"] == pytest.approx(((kl[1:] + kl[:-1]) / 2).min(), abs=1e-3)
-    assert found["highest_beta"] == pytest.approx(run.trace()["beta"][:9].max(), abs=0.01)
+    assert found["highest_beta"] == pytest.approx(run.trace()["beta"][2:9].max(), abs=0.01)
     at = found["at_level"]
     assert at["step"] in (3, 6)  # the last step is beyond what is looked at
     score = mig_chen(module("questions.runs").grid_codes(run, at["step"], (1, 1, 1)), progress=False).score

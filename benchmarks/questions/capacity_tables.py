@@ -1,6 +1,7 @@
 """Tables of docs/findings/capacity.md."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,6 @@ ARMS = ("linear", "linear-stretched", "adaptive", "adaptive-held", "adaptive-smo
 LEVELS = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0)
 """Nats at which MIG is measured, in the first snapshot whose KL is nearest; further at the end."""
 SHAPE = "shape"
-_NEAR = 0.5
 _REACHED = 0.2
 """Nats below the set point at which the KL counts as there."""
 _AFTER = (5_000, 15_000, 25_000, 34_000)
@@ -98,17 +98,16 @@ def levels(found: Sequence[Result]) -> str:
     """Reconstruction and MIG without shape at equal KL."""
     if not found:
         return NONE_YET
-    levels = (*LEVELS[1::2], 16.0)
     rows = []
     for result in found:
+        scored = [each for each in result["snapshots"] if "mig_gaps" in each]
         cells = []
-        for level in levels:
+        for level in LEVELS[1:-1]:
             recon = at_level(result["snapshots"], level, lambda each: each["recon"])
-            scored = [each for each in result["snapshots"] if "mig_gaps" in each]
             mig = at_level(scored, level, lambda each: mig_of(each["mig_gaps"], shape=False))
-            cells.append("-" if recon is None or mig is None else f"{recon:.1f} / {mig:.3f}")
+            cells.append("-" if recon is None or mig is None else f"{recon:.0f} / {mig:.2f}")
         rows.append([name_of(result), *cells])
-    return markdown(["run", *(f"{level:g} nats" for level in levels)], rows)
+    return markdown(["run", *(f"{level:g} nats" for level in LEVELS[1:-1])], rows)
 
 
 def full(found: Sequence[Result]) -> str:
@@ -136,6 +135,9 @@ def mean_at(step: npt.NDArray[Any], values: npt.NDArray[Any], at: float) -> floa
 def at_level(
     snapshots: Sequence[dict[str, Any]], level: float, value: Callable[[dict[str, Any]], float]
 ) -> float | None:
-    """Of the snapshot whose KL is nearest; None where none is within half a nat."""
-    best = snapshots[nearest([each["kl"] for each in snapshots], level)]
-    return value(best) if abs(best["kl"] - level) <= _NEAR else None
+    """Where the KL first rises through the level, on a straight line between snapshots; None where it never does."""
+    for before, after in pairwise(snapshots):
+        if before["kl"] < level <= after["kl"]:
+            share = (level - before["kl"]) / (after["kl"] - before["kl"])
+            return value(before) + share * (value(after) - value(before))
+    return None

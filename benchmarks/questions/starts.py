@@ -10,6 +10,7 @@ import numpy as np
 import pyvae
 from pyvae.report.palette import palette_of, plain_axes
 from questions.capacity import gaps_of, snapshot_of
+from questions.capacity_tables import ARMS as CAPACITY_ARMS
 from questions.capacity_tables import mig_of, nearest
 from questions.effects import grid_effects
 from questions.question import Question, Result
@@ -28,13 +29,15 @@ _OPEN = 0.3
 """Nats from which on a latent counts."""
 _WINDOW = 500
 """Steps over which the KL of minibatches is averaged."""
+_FRESH = 1_000
+"""Steps in which the KL of new weights first rises."""
 _POSITION = ("posX", "posY")
 
 
 def measure(run: pyvae.Run) -> Result:
     """The lowest KL before C is met, the highest beta, and the code at 8 nats."""
     trace = run.trace()
-    begun = trace["step"] < STEPS
+    begun = (trace["step"] >= _FRESH) & (trace["step"] < STEPS)
     kl, beta = trace["kl"][begun], trace["beta"][begun]
     width = int(min(max(_WINDOW // np.diff(trace["step"][:2])[0], 1), len(kl)))
     means = np.convolve(kl, np.full(width, 1 / width), "valid")
@@ -101,7 +104,7 @@ def pictures(found: Sequence[Result]) -> dict[str, Figure]:
     """MIG at 8 nats against the lowest KL of the start, a point a run, with its latents of position."""
     from matplotlib.figure import Figure
 
-    colours = palette_of(ARMS)
+    colours = palette_of(CAPACITY_ARMS)
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes: Any = figure.subplots()
     for result in found:
@@ -119,7 +122,7 @@ def pictures(found: Sequence[Result]) -> dict[str, Figure]:
     axes.set_title(
         "MIG without shape at 8 nats, and the number of latents of position", fontsize=10, loc="left"
     )
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
     axes.legend(fontsize=8, frameon=False)
     plain_axes(axes)
     return {"capacity-starts.png": figure}

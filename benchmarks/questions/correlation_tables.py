@@ -8,7 +8,7 @@ import numpy as np
 from questions.question import Result
 from questions.tables import NONE_YET, dead_units, machines, markdown, steps_and_minutes
 
-ARMS = ("factor-vae-35", "beta-vae-2", "beta-vae-4", "beta-vae-8")
+ARMS = ("factor-vae-35", "beta-vae-4", "beta-vae-8", "beta-vae-16")
 PARTS = {
     "mutual_information": "mutual information",
     "tc": "total correlation",

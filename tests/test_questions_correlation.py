@@ -178,6 +178,20 @@ def test_runs_are_measured_and_drawn(runs, tmp_path, monkeypatch):
     assert "discriminator" not in found[1]["snapshots"][0]
     assert [each["steps"] for each in found[0]["caught_up"]] == [0, 5]
     assert found[0]["caught_up"][0]["log_odds"] != found[0]["caught_up"][1]["log_odds"]
+    most, snapshots = found[0]["most"], found[0]["snapshots"]
+    assert most["tc"] == max(each["tc"] for each in snapshots)
+    (at,) = (each for each in snapshots if each["step"] == most["step"])
+    begun, *_, taught = most["caught_up"]
+    assert {name: value for name, value in begun.items() if name != "steps"} == pytest.approx(
+        at["discriminator"], abs=1e-3
+    )
+    assert taught["log_odds"] != begun["log_odds"]
+    mu, _ = (
+        pyvae.open(runs / "factor-vae-35/seed-0")
+        .model(most["step"])
+        .encode(TinyData().images(torch.arange(0, 120, 2)))
+    )
+    assert abs(most["farthest"][0]) == pytest.approx(mu.mean(0).abs().max().item(), abs=1e-3)
     assert all(path.stat().st_size < 150_000 for path in results.rglob("*.json"))
 
     pages.mkdir()

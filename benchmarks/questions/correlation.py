@@ -1,5 +1,6 @@
 """Does the discriminator see the total correlation, and is FactorVAE's code less entangled at equal reconstruction?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +36,23 @@ def measure(run: pyvae.Run) -> Result:
     }
     if isinstance(run.recipe.objective, FactorVAE):
         found["caught_up"] = catch_up(run, run.step, codes)
+        found["most"] = most_correlated(run, found["snapshots"])
     return found
+
+
+def most_correlated(run: pyvae.Run, snapshots: Sequence[Result]) -> Result:
+    """Of the snapshot with the highest total correlation: the latent that is farthest from the prior, mean and standard
+    deviation of its codes, and what the discriminator says of them after more steps of its own."""
+    most = max(snapshots, key=lambda each: each["tc"])
+    codes = grid_codes(run, most["step"], GRID)
+    mean = codes.mu.double().mean(0)
+    far = int(mean.abs().argmax())
+    return {
+        "step": most["step"],
+        "tc": most["tc"],
+        "farthest": [round(float(value), 3) for value in (mean[far], codes.mu[:, far].std())],
+        "caught_up": catch_up(run, most["step"], codes),
+    }
 
 
 def dead_at_first(run: pyvae.Run) -> list[list[int]]:
@@ -102,6 +119,7 @@ QUESTION = Question(
         "trained": correlation_tables.trained,
         "runs": correlation_tables.runs,
         "estimates": correlation_tables.estimates,
+        "still": correlation_tables.still,
         "equal": correlation_tables.equal,
         "dead": correlation_tables.dead,
     },

@@ -36,7 +36,7 @@ def course(found: Sequence[Result]) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 3.4), layout="constrained")
-    *axes, last = figure.subplots(1, len(found) + 1, sharey=True)
+    *axes, early, last = figure.subplots(1, len(found) + 2, sharey=True)
     for ax, result in zip(axes, found, strict=True):
         snapshots = result["snapshots"]
         steps = thousands(each["step"] for each in snapshots)
@@ -44,16 +44,21 @@ def course(found: Sequence[Result]) -> "Figure":
         _plot(ax, steps, [each["tc"] for each in snapshots], _DENSITY)
         for key, colour in _ESTIMATES.items():
             _plot(ax, steps, [each["discriminator"][key] for each in snapshots], colour)
-        ax.set_title(f"total correlation, nats (seed {result['seed']})", fontsize=10, loc="left")
-        ax.set_xlabel("thousand steps (grey: log-odds of training batches)", fontsize=8)
+        ax.set_title(f"total correlation, nats (seed {result['seed']})", fontsize=9, loc="left")
+        ax.set_xlabel("thousand steps (grey: log-odds of training batches)", fontsize=7)
     for result in found:
-        steps = [each["steps"] for each in result["caught_up"]]
-        last.axhline(result["whole"]["tc"], color=_DENSITY, linewidth=1.2)
-        for key, colour in _ESTIMATES.items():
-            _plot(last, steps, [each[key] for each in result["caught_up"]], colour)
-    last.set_title("at the end, the encoder held still", fontsize=10, loc="left")
-    last.set_xlabel("further steps of the discriminator", fontsize=8)
-    for ax in (*axes, last):
+        for ax, tc, said in (
+            (early, result["most"]["tc"], result["most"]["caught_up"]),
+            (last, result["whole"]["tc"], result["caught_up"]),
+        ):
+            ax.axhline(tc, color=_DENSITY, linewidth=1.2)
+            for key, colour in _ESTIMATES.items():
+                _plot(ax, [each["steps"] for each in said], [each[key] for each in said], colour)
+    early.set_title(f"encoder held still after step {found[0]['most']['step']:,}", fontsize=9, loc="left")
+    last.set_title("encoder held still at the end", fontsize=9, loc="left")
+    for ax in (early, last):
+        ax.set_xlabel("further steps of the discriminator", fontsize=7)
+    for ax in (*axes, early, last):
         ax.axhline(0, color=FAINT, linewidth=0.6)
         plain_axes(ax)
     names = {

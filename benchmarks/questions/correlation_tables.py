@@ -82,6 +82,31 @@ def estimates(found: Sequence[Result]) -> str:
     return markdown(["nats", *map(name_of, found)], rows)
 
 
+def still(found: Sequence[Result]) -> str:
+    """What a discriminator comes to say of codes that do not move any more, where they were most dependent."""
+    rows = []
+    for result in found:
+        if most := result.get("most"):
+            for said in most["caught_up"]:
+                cells = [
+                    f"{said[key]:.2f}" for key in ("log_odds", "log_odds_of_product", "bound", "accuracy")
+                ]
+                rows.append(
+                    [name_of(result), f"{most['step']:,}", f"{said['steps']:,}", f"{most['tc']:.2f}", *cells]
+                )
+    head = [
+        "run",
+        "encoder of step",
+        "further steps of the discriminator",
+        "total correlation",
+        "mean log-odds of codes",
+        "of permuted codes",
+        "bound",
+        "told apart",
+    ]
+    return markdown(head, rows) if rows else NONE_YET
+
+
 def equal(found: Sequence[Result]) -> str:
     """FactorVAE beside what beta-VAEs have at its reconstruction, in a straight line between two of them."""
     if not found:

@@ -82,7 +82,7 @@ class Findings(TypedDict):
     title: str
     arms: list[str]
     quantities: list[Quantity]
-    """That were measured of every run."""
+    """That were measured: of a generator, which has no reconstruction and no KL, the others."""
     seeds: int
     """That were asked for."""
     scale: float

@@ -16,3 +16,9 @@ def scripts(monkeypatch):
 
 def module(name):
     return importlib.import_module(name)
+
+
+def page_of(question):
+    """A page that has every table of a question of docs/findings, none filled."""
+    tables = module("questions").QUESTIONS[question].tables
+    return "".join(f"<!-- finding: {question} {name} -->\n<!-- end -->\n" for name in tables)

@@ -13,7 +13,7 @@ from pyvae import data
 from pyvae.metrics import factor_vae, mig, total_correlation
 from pyvae.objectives import FactorVAE
 from pyvae.studies.plan import read_plan
-from scripts import ROOT, module, scripts  # noqa: F401
+from scripts import ROOT, module, page_of, scripts  # noqa: F401
 from tiny import TinyData
 
 STUDY = ROOT / "examples/studies/findings/correlation.toml"
@@ -195,10 +195,7 @@ def test_runs_are_measured_and_drawn(runs, tmp_path, monkeypatch):
     assert all(path.stat().st_size < 150_000 for path in results.rglob("*.json"))
 
     pages.mkdir()
-    slots = "".join(
-        f"<!-- finding: correlation {name} -->\n<!-- end -->\n" for name in correlation.QUESTION.tables
-    )
-    (pages / "correlation.md").write_text(slots)
+    (pages / "correlation.md").write_text(page_of("correlation"))
     findings.draw(results, pages)
     text = (pages / "correlation.md").read_text()
     assert f"| factor-vae-35, seed 0 | {found[0]['snapshots'][-1]['recon']:.1f} |" in text

@@ -9,7 +9,7 @@ import torch
 import pyvae
 from pyvae.metrics import factor_vae, mig
 from pyvae.studies.plan import read_plan
-from scripts import ROOT, module, scripts  # noqa: F401
+from scripts import ROOT, module, page_of, scripts  # noqa: F401
 from sprites_tiny import use_tiny_sprites
 
 STEPS = {"steps": 3, "keep_at": (1, 2), "batch_size": 8, "lr": 0.02, "device": "cpu", "log_every": 1}
@@ -25,7 +25,7 @@ def study(monkeypatch, tmp_path):
 
 
 def test_runs_become_files_tables_and_pictures(study, tmp_path):
-    findings, generators = module("findings"), module("questions.generators")
+    findings = module("findings")
     results, pages = tmp_path / "results", tmp_path / "pages"
     assert len(findings.measure("generators", study, results)) == 2
     gan, vae = findings.read("generators", results)
@@ -51,10 +51,7 @@ def test_runs_become_files_tables_and_pictures(study, tmp_path):
     assert vae["moved"]["codes"] == strongest[:5]
 
     pages.mkdir()
-    slots = "".join(
-        f"<!-- finding: generators {name} -->\n<!-- end -->\n" for name in generators.QUESTION.tables
-    )
-    (pages / "generators.md").write_text(slots)
+    (pages / "generators.md").write_text(page_of("generators"))
     findings.draw(results, pages)
     page = (pages / "generators.md").read_text()
     assert "| `infogan` | 0 | 0 | 3 | 0.0 % | 24 |" in page

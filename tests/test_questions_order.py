@@ -9,7 +9,7 @@ import pyvae
 from pyvae.evaluation.averages import correlation_ratio, evaluate
 from pyvae.metrics import CodeTable
 from pyvae.studies.plan import read_plan
-from scripts import ROOT, module, scripts  # noqa: F401
+from scripts import ROOT, module, page_of, scripts  # noqa: F401
 from sprites_tiny import GRID, use_tiny_sprites
 
 NAMES = ("shape", "scale", "orientation", "posX", "posY")
@@ -111,7 +111,7 @@ def test_thumbnails_come_back():
 
 
 def test_a_run_becomes_a_file_tables_and_pictures(run, monkeypatch, tmp_path):
-    findings, order = module("findings"), module("questions.order")
+    findings = module("findings")
     results, pages = tmp_path / "results", tmp_path / "pages"
     (path,) = findings.measure("order", run.path.parents[1], results)
     assert path == results / "order/gamma-100-seed-3.json"
@@ -129,8 +129,7 @@ def test_a_run_becomes_a_file_tables_and_pictures(run, monkeypatch, tmp_path):
     assert result["trace"]["capacity"][3] == pytest.approx(2.5)
 
     pages.mkdir()
-    slots = "".join(f"<!-- finding: order {name} -->\n<!-- end -->\n" for name in order.QUESTION.tables)
-    (pages / "order.md").write_text(slots)
+    (pages / "order.md").write_text(page_of("order"))
     # of the other questions there are no results here
     findings.draw(results, pages)
     page = (pages / "order.md").read_text()

@@ -10,6 +10,7 @@ import numpy as np
 from pyvae.report.palette import palette_of, plain_axes
 from questions.capacity_tables import ARMS, mig_of
 from questions.drawing import INK
+from questions.labels import legend
 from questions.question import Result
 from questions.tables import first_of_arms
 
@@ -86,9 +87,5 @@ def at_equal_kl(found: Sequence[Result]) -> Figure:
 
 def label_arms(axes: Axes, found: Sequence[Result]) -> None:
     """One line each, in its colour."""
-    from matplotlib.lines import Line2D
-
-    arms, colours = [result["arm"] for result in first_of_arms(found)], palette_of(ARMS)
-    axes.legend(
-        [Line2D([], [], color=colours[arm], linewidth=2) for arm in arms], arms, fontsize=8, frameon=False
-    )
+    colours = palette_of(ARMS)
+    legend(axes, {result["arm"]: colours[result["arm"]] for result in found})

@@ -1,6 +1,6 @@
 """Pictures of what FactorVAE's discriminator says, and of FactorVAE beside beta-VAEs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from pyvae.report.palette import Colour, palette_of, plain_axes
 from questions.correlation_tables import ARMS, PARTS, arms_of
 from questions.drawing import COLOURS, FAINT
+from questions.labels import legend
 from questions.question import Result
 from questions.tables import first_of_arms
 
@@ -66,7 +67,7 @@ def course(found: Sequence[Result]) -> "Figure":
         "mean log-odds": COLOURS[1],
         "bound by the discriminator": COLOURS[2],
     }
-    _legend(axes[0], names)
+    legend(axes[0], names)
     return figure
 
 
@@ -84,7 +85,7 @@ def parts_of_kl(found: Sequence[Result]) -> "Figure":
         ax.set_title(f"{result['arm']}, KL in nats", fontsize=9, loc="left")
         ax.set_xlabel("thousand steps", fontsize=8)
         plain_axes(ax)
-    _legend(axes[-1], dict(zip(reversed(PARTS.values()), reversed(_PART_COLOURS), strict=True)))
+    legend(axes[-1], dict(zip(reversed(PARTS.values()), reversed(_PART_COLOURS), strict=True)))
     return figure
 
 
@@ -107,20 +108,12 @@ def at_equal_reconstruction(found: Sequence[Result]) -> "Figure":
         ax.set_title(title, fontsize=10, loc="left")
         ax.set_xlabel("reconstruction, nats", fontsize=8)
         plain_axes(ax)
-    _legend(axes[0], {arm: colour_of(arm) for arm in arms_of(found)})
+    legend(axes[0], {arm: colour_of(arm) for arm in arms_of(found)})
     return figure
 
 
 def _plot(axes: "Axes", x: Sequence[float], y: Sequence[float], colour: str) -> None:
     axes.plot(x, y, "o-", color=colour, markersize=3.5, linewidth=1.2)
-
-
-def _legend(axes: "Axes", names: Mapping[str, str]) -> None:
-    """What each colour is, in words of that colour."""
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], color=colour, linewidth=2.5) for colour in names.values()]
-    axes.legend(handles, names, fontsize=8, frameon=False, labelcolor="linecolor")
 
 
 def thousands(steps: Iterable[float]) -> list[float]:

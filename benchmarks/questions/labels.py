@@ -1,6 +1,6 @@
-"""Names at the ends of lines, instead of a legend."""
+"""Names at the ends of lines, or in their colours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,14 @@ import numpy as np
 _SIZE = 7
 _LINE = 1.15 * _SIZE / 72
 """Inches from one line of text to the next."""
+
+
+def legend(axes: Any, colours: Mapping[str, Any]) -> None:
+    """What each colour is, in words of that colour."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, linewidth=2.5) for colour in colours.values()]
+    axes.legend(handles, colours, fontsize=8, frameon=False, labelcolor="linecolor")
 
 
 def label_ends(axes: Any, ends: Sequence[tuple[float, str, Any]]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pyvae
 from pyvae.report.palette import palette_of, plain_axes
 from questions.capacity import gaps_of, snapshot_of
+from questions.capacity_pictures import label_arms
 from questions.capacity_tables import ARMS as CAPACITY_ARMS
 from questions.capacity_tables import mig_of, nearest
 from questions.effects import grid_effects
@@ -109,12 +110,7 @@ def pictures(found: Sequence[Result]) -> dict[str, Figure]:
     axes: Any = figure.subplots()
     for result in found:
         x, y = result["lowest_kl"], mig_of(result["at_level"]["mig_gaps"], shape=False)
-        name = (
-            None
-            if any(result["arm"] == label for label in axes.get_legend_handles_labels()[1])
-            else result["arm"]
-        )
-        axes.plot(x, y, "o", color=colours[result["arm"]], label=name)
+        axes.plot(x, y, "o", color=colours[result["arm"]])
         axes.annotate(
             str(of_position(result["at_level"])), (x, y), (6, 4), textcoords="offset points", fontsize=8
         )
@@ -123,7 +119,7 @@ def pictures(found: Sequence[Result]) -> dict[str, Figure]:
         "MIG without shape at 8 nats, and the number of latents of position", fontsize=10, loc="left"
     )
     axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
-    axes.legend(fontsize=8, frameon=False)
+    label_arms(axes, found)
     plain_axes(axes)
     return {"capacity-starts.png": figure}
 

@@ -77,7 +77,7 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0, explorer: 
             figure(reconstructions.draw(run, net, dataset), reconstructions.CAPTION, alt=reconstructions.ALT),
         ),
         Section("Latent traversals", "".join(moved)),
-        Section("Traversals on the way", _snapshots(run, dataset, trace, span)),
+        Section("Traversals on the way", snapshots.figures(run, dataset, trace, span=span)),
     ]
     scores = read_scores(run, steps, dataset)
     likelihood = read_likelihood(run, steps, dataset)
@@ -118,13 +118,7 @@ def report_pair(run: RunDirectory, dataset: Dataset, *, explorer: bool = True) -
             "Codes",
             "".join(figure(path, generated.CODES_CAPTION, alt=generated.CODES_ALT) for path in codes),
         ),
-        Section(
-            "Codes on the way",
-            "".join(
-                figure(path, caption, alt=f"{generated.CODES_ALT}, of weights on the way")
-                for path, caption in snapshots.draw_codes(run)
-            ),
-        ),
+        Section("Codes on the way", snapshots.codes_figures(run)),
     ]
     return _write(
         run,
@@ -201,13 +195,6 @@ def _compare(run: RunDirectory) -> str:
         '<p class="note">Puts this run beside others in one page: numbers with their differences, curves in one chart, '
         "the same images reconstructed by each. A click selects the line; name the other runs in place of "
         f'OTHER_RUN.</p>\n<code class="command">{command}</code>'
-    )
-
-
-def _snapshots(run: RunDirectory, dataset: Dataset, trace: Trace | None, span: float) -> str:
-    return "".join(
-        figure(path, caption, alt="Decoded images in a row for each latent, of weights on the way")
-        for path, caption in snapshots.draw(run, dataset, trace, span=span)
     )
 
 

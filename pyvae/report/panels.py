@@ -20,18 +20,20 @@ _TITLES = {name: f"{name}, nats" for kind in OBJECTIVES.values() for name in kin
 }
 """Of what a trace has beside the terms of all objectives, where it is a published one's; of others nobody knows the
 unit."""
-_OF_PAIRS = {
+OF_PAIRS = {
     "loss": "loss of the generator",
     "discriminator_loss": "loss of the critic",
     "information": "information bound, nats",
     "gradient_penalty": "gradient penalty",
 }
-_OF_ALL = {
+"""Columns of the trace of a generator and its critic, and what they are called."""
+OF_ALL = {
     "recon": "reconstruction, nats per image",
     "kl": "KL, nats per image",
     "beta": "weight of the KL in the gradient",
     "capacity": "capacity C, nats",
 }
+"""The same of all with an encoder and a decoder."""
 
 
 class Line(NamedTuple):
@@ -61,22 +63,22 @@ class Panel(NamedTuple):
 
 def panels_of(trace: Trace) -> list[Panel]:
     """Reconstruction, KL, KL of each latent, beta and C where they say something, and the objective's own terms."""
-    if not _OF_ALL.keys() <= trace.keys():
+    if not OF_ALL.keys() <= trace.keys():
         return [
-            *(_panel(trace, name, title) for name, title in _OF_PAIRS.items() if name in trace),
+            *(_panel(trace, name, title) for name, title in OF_PAIRS.items() if name in trace),
             _each(trace, "information_", "bound of each code, nats", "code"),
         ]
     found = [
-        _panel(trace, "recon", _OF_ALL["recon"]),
-        _panel(trace, "kl", _OF_ALL["kl"]),
+        _panel(trace, "recon", OF_ALL["recon"]),
+        _panel(trace, "kl", OF_ALL["kl"]),
         _each(trace, "kl_", "KL of each latent, nats", "latent"),
     ]
     if varies(trace["beta"]):
-        found.append(_panel(trace, "beta", _OF_ALL["beta"]))
+        found.append(_panel(trace, "beta", OF_ALL["beta"]))
     if varies(trace["capacity"]):
         c = Line("C", trace["step"], trace["capacity"], "dashed", None)
         found[1] = Panel(found[1].title, [*_lines(trace, "kl", "KL"), c])
-        found.append(Panel(_OF_ALL["capacity"], [Line("C", trace["step"], trace["capacity"])]))
+        found.append(Panel(OF_ALL["capacity"], [Line("C", trace["step"], trace["capacity"])]))
         if np.isfinite(trace["capacity"]).all():
             by_capacity = _each(trace, "kl_", "KL of each latent against C, nats", "latent", "capacity")
             found.append(by_capacity._replace(x_title="C, nats"))
@@ -102,20 +104,20 @@ def shared_panels(traces: Mapping[str, Trace | None]) -> list[Panel]:
                 plain = len(trace["step"]) < SMOOTHED_ROWS or name == "capacity"
                 lines.append(Line(run, trace["step"], trace[name] if plain else smooth(trace[name]), hue=hue))
         values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
-        if title not in (_OF_ALL["beta"], _OF_ALL["capacity"]) or varies(values):
+        if title not in (OF_ALL["beta"], OF_ALL["capacity"]) or varies(values):
             found.append(
-                Panel(title, lines, log=title == _OF_ALL["recon"] and _is_wide(values), hues=len(traces))
+                Panel(title, lines, log=title == OF_ALL["recon"] and _is_wide(values), hues=len(traces))
             )
     return found
 
 
 def _terms(trace: Trace) -> dict[str, str]:
     """Columns of a trace by what they are called where several trainings are compared."""
-    if not _OF_ALL.keys() <= trace.keys():
-        return {title: name for name, title in _OF_PAIRS.items() if name in trace}
+    if not OF_ALL.keys() <= trace.keys():
+        return {title: name for name, title in OF_PAIRS.items() if name in trace}
     elbo = {"ELBO, nats per image": "elbo"} if "elbo" in trace else {}
     return (
-        {title: name for name, title in _OF_ALL.items()} | elbo | {_title(name): name for name in _own(trace)}
+        {title: name for name, title in OF_ALL.items()} | elbo | {_title(name): name for name in _own(trace)}
     )
 
 

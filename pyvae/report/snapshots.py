@@ -13,10 +13,23 @@ from pyvae.engine.run import RunDirectory
 from pyvae.errors import RunError
 from pyvae.evaluation.averages import evaluate, posterior
 from pyvae.report import generated, traversal
+from pyvae.report.markup import figure
 from pyvae.report.panels import Trace
 
 _LOG = logging.getLogger(__name__)
 _COLUMNS = 11
+
+
+def figures(run: RunDirectory, dataset: Dataset, trace: Trace | None, *, span: float) -> str:
+    """The pictures of :func:`draw`, for a page."""
+    alt = "Decoded images in a row for each latent, of weights on the way"
+    return "".join(figure(path, caption, alt=alt) for path, caption in draw(run, dataset, trace, span=span))
+
+
+def codes_figures(run: RunDirectory) -> str:
+    """The pictures of :func:`draw_codes`, for a page."""
+    alt = f"{generated.CODES_ALT}, of weights on the way"
+    return "".join(figure(path, caption, alt=alt) for path, caption in draw_codes(run))
 
 
 def draw(run: RunDirectory, dataset: Dataset, trace: Trace | None, *, span: float) -> list[tuple[Path, str]]:

@@ -21,7 +21,7 @@ from pyvae.report.charts import SCRIPT
 from pyvae.report.figures import save
 from pyvae.report.glossary import glossary
 from pyvae.report.markup import Section, document, duration, figure, row
-from pyvae.report.panels import Trace, smooth
+from pyvae.report.panels import OF_ALL, OF_PAIRS, Trace, smooth
 from pyvae.report.trained import load_trained, load_trained_pair
 from pyvae.studies.findings import Findings, Measured, Number, Ours, read_findings
 from pyvae.studies.published import CERTAINTIES, LIKELIHOODS, QUANTITIES, Published, Quantity
@@ -161,21 +161,18 @@ def _caption(found: Findings) -> str:
 def _arm(name: str, run: RunDirectory, whole: Dataset) -> str:
     head = f"<h3>{html.escape(name)}, seed {run.recipe.seed}</h3>"
     trace = curves.trace_of(run)
-    draw = _generator if run.adversarial else _autoencoder
-    return head + curves.draw(run, trace) + draw(run, whole, trace)
+    pictures = _generator(run, whole) if run.adversarial else _autoencoder(run, whole, trace)
+    return head + curves.draw(run, trace) + pictures
 
 
-def _generator(run: RunDirectory, whole: Dataset, trace: Trace | None) -> str:
+def _generator(run: RunDirectory, whole: Dataset) -> str:
     pair = load_trained_pair(run, whole).net
     *_, codes = generated.draw_codes(run, pair)
     samples = generated.draw_samples(run, pair)
     return (
         figure(samples, generated.SAMPLES_CAPTION, alt=generated.SAMPLES_ALT)
         + figure(codes, generated.CODES_CAPTION, alt=generated.CODES_ALT)
-        + "".join(
-            figure(path, caption, alt=f"{generated.CODES_ALT}, of weights on the way")
-            for path, caption in snapshots.draw_codes(run)
-        )
+        + snapshots.codes_figures(run)
     )
 
 
@@ -198,10 +195,7 @@ def _autoencoder(run: RunDirectory, whole: Dataset, trace: Trace | None) -> str:
             f"From image {seed:,}: each row sets one latent from {-_SPAN:g} to {_SPAN:g}, highest KL first.",
             alt=f"Decoded images in a row for each latent, from image {seed:,}",
         )
-        + "".join(
-            figure(path, caption, alt="Decoded images in a row for each latent, of weights on the way")
-            for path, caption in snapshots.draw(run, dataset, trace, span=_SPAN)
-        )
+        + snapshots.figures(run, dataset, trace, span=_SPAN)
     )
 
 
@@ -215,13 +209,7 @@ def _draw_traces(runs: Mapping[str, Sequence[RunDirectory]]) -> Figure:
     }
     panels = [
         (column, title)
-        for column, title in [
-            ("recon", "reconstruction, nats per image"),
-            ("kl", "KL, nats per image"),
-            ("beta", "weight of the KL in the gradient"),
-            ("capacity", "capacity C, nats"),
-            ("information", "information bound, nats"),
-        ]
+        for column, title in [*OF_ALL.items(), ("information", OF_PAIRS["information"])]
         if any(column in trace for found in traces.values() for trace in found)
     ]
     rows = max(-(-len(panels) // 2), 1)

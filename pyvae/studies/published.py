@@ -204,21 +204,23 @@ def _trained(arm: str, recipe: Recipe, recon: float, kl: float) -> Arm:
 
 
 def _factor(gamma: float, metric: float, mig: float) -> Arm:
-    return Arm(
-        f"factor-vae-{gamma:g}",
-        _recipe("factor-vae", objective=FactorVAE(gamma=gamma)),
-        (
-            Published("factor-vae", metric, _INFOGAN_CR, "quoted", runs=10, resolution=0.005),
-            Published("mig", mig, _INFOGAN_CR, "quoted", runs=10, resolution=0.005),
-        ),
-    )
+    recipe = _recipe("factor-vae", objective=FactorVAE(gamma=gamma))
+    return _scored(f"factor-vae-{gamma:g}", recipe, _INFOGAN_CR, metric, mig, runs=10)
 
 
 def _beside_infogan(arm: str, recipe: Recipe, said: str, metric: float, mig: float | None = None) -> Arm:
-    source = f"{said}, table 1 of InfoGAN-CR (Lin et al. 2020)"
-    numbers = [Published("factor-vae", metric, source, "quoted", resolution=0.005)]
-    if mig is not None:
-        numbers.append(Published("mig", mig, source, "quoted", resolution=0.005))
+    return _scored(arm, recipe, f"{said}, table 1 of InfoGAN-CR (Lin et al. 2020)", metric, mig)
+
+
+def _scored(
+    arm: str, recipe: Recipe, source: str, metric: float, mig: float | None, runs: int | None = None
+) -> Arm:
+    scores: dict[Quantity, float | None] = {"factor-vae": metric, "mig": mig}
+    numbers = (
+        Published(quantity, value, source, "quoted", runs=runs, resolution=0.005)
+        for quantity, value in scores.items()
+        if value is not None
+    )
     return Arm(arm, recipe, tuple(numbers))
 
 

@@ -117,6 +117,11 @@ class TestCapacity:
         assert found["band"] == pytest.approx([0, 1], abs=0.02)
         np.testing.assert_allclose(found["parts"], [0] * 10 + [1] * 10, atol=0.05)
 
+    def test_dead_units_are_counted_at_the_end_too(self):
+        counted = module("questions.capacity").counted
+        assert counted(range(100, 6_001, 100)) == [100, 1_100, 2_100, 3_100, 4_100, 5_100, 6_000]
+        assert counted([4, 8, 12]) == [4, 8, 12]
+
     def test_mig_without_shape_is_the_mean_of_the_others(self):
         mig_of = module("questions.capacity_tables").mig_of
         gaps = {"shape": 0.0, "scale": 0.4, "orientation": 0.0, "posX": 0.8, "posY": 0.8}

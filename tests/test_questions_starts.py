@@ -41,14 +41,27 @@ def test_a_start_is_measured_at_its_level(tmp_path, monkeypatch):
         "control-vae-linear", out=tmp_path, steps=12, keep_at=(3, 6), log_every=1, batch_size=8, data="tiny",
         device="cpu", capacity_period=1,
     )  # fmt: skip
+    # the last step is beyond what is looked at, though it is at the level
+    monkeypatch.setattr(starts, "LEVEL", module("questions.capacity").snapshot_of(run, 12)["kl"])
     found = starts.measure(run)
     kl = run.trace()["kl"][2:9]
     assert found["lowest_kl"] == pytest.approx(((kl[1:] + kl[:-1]) / 2).min(), abs=1e-3)
     assert found["highest_beta"] == pytest.approx(run.trace()["beta"][2:9].max(), abs=0.01)
     at = found["at_level"]
-    assert at["step"] in (3, 6)  # the last step is beyond what is looked at
+    assert at["step"] in (3, 6)
     score = mig_chen(module("questions.runs").grid_codes(run, at["step"], (1, 1, 1)), progress=False).score
     assert sum(at["mig_gaps"].values()) / len(at["mig_gaps"]) == pytest.approx(score, abs=1e-4)
+
+
+def test_the_low_of_the_kl_is_not_that_of_new_weights_nor_of_what_comes_later():
+    step = np.arange(0, 30_000, 10)
+    kl = np.where(step < 900, 1.0, np.where(step < 20_000, 3.0, 0.5))
+    kl[(step >= 5_000) & (step < 5_500)] = 2.0
+    beta = np.where(step < 20_000, step / 100.0, 900.0)
+    assert module("questions.starts").pressed({"step": step, "kl": kl, "beta": beta}) == {
+        "lowest_kl": 2.0,
+        "highest_beta": 199.9,
+    }
 
 
 def test_latents_of_position_are_open_and_follow_it():

@@ -31,7 +31,6 @@ def measure(run: pyvae.Run) -> Result:
     chosen = sorted({nearest([each["kl"] for each in found], level) for level in LEVELS} | {len(found) - 1})
     for k in chosen:
         found[k]["mig_gaps"] = gaps(run, steps[k], GRID)
-    counted = dict.fromkeys([*steps[:: max(len(steps) // 6, 1)], steps[-1]])
     tail = slice(-max(len(trace["step"]) // 100, 1), None)
     return {
         "exponent": exponent(trace["step"], trace["capacity"], objective) if adaptive else None,
@@ -42,8 +41,13 @@ def measure(run: pyvae.Run) -> Result:
         },
         "snapshots": found,
         "mig_gaps": gaps(run, run.step, ALL),
-        "dead": {str(step): dead_of(run, step) for step in counted},
+        "dead": {str(step): dead_of(run, step) for step in counted(steps)},
     }
+
+
+def counted(steps: Sequence[int]) -> list[int]:
+    """Those at which dead units are counted: about six, and the last."""
+    return list(dict.fromkeys([*steps[:: max(len(steps) // 6, 1)], steps[-1]]))
 
 
 def snapshot_of(run: pyvae.Run, step: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 import pyvae
 from pyvae.report.palette import palette_of, plain_axes
+from pyvae.report.panels import Trace
 from questions.capacity import gaps_of, snapshot_of
 from questions.capacity_pictures import label_arms
 from questions.capacity_tables import ARMS as CAPACITY_ARMS
@@ -37,24 +38,27 @@ _POSITION = ("posX", "posY")
 
 def measure(run: pyvae.Run) -> Result:
     """The lowest KL before C is met, the highest beta, and the code at 8 nats."""
-    trace = run.trace()
-    begun = (trace["step"] >= _FRESH) & (trace["step"] < STEPS)
-    kl, beta = trace["kl"][begun], trace["beta"][begun]
-    width = int(min(max(_WINDOW // np.diff(trace["step"][:2])[0], 1), len(kl)))
-    means = np.convolve(kl, np.full(width, 1 / width), "valid")
     snapshots = [snapshot_of(run, step) for step in steps_of(run) if step <= STEPS]
     at = snapshots[nearest([each["kl"] for each in snapshots], LEVEL)]
     table = grid_codes(run, at["step"], GRID)
     effects = dict(zip(table.factor_names, grid_effects(table).T.tolist(), strict=True))
     return {
-        "lowest_kl": round(float(means.min()), 3),
-        "highest_beta": round(float(beta.max()), 2),
+        **pressed(run.trace()),
         "at_level": {
             **at,
             "mig_gaps": gaps_of(table),
             "effects": {name: [round(each, 3) for each in own] for name, own in effects.items()},
         },
     }
+
+
+def pressed(trace: Trace) -> dict[str, float]:
+    """How low the KL got under pressure, in running means, and how high beta."""
+    begun = (trace["step"] >= _FRESH) & (trace["step"] < STEPS)
+    kl, beta = trace["kl"][begun], trace["beta"][begun]
+    width = int(min(max(_WINDOW // np.diff(trace["step"][:2])[0], 1), len(kl)))
+    means = np.convolve(kl, np.full(width, 1 / width), "valid")
+    return {"lowest_kl": round(float(means.min()), 3), "highest_beta": round(float(beta.max()), 2)}
 
 
 def of_position(at: Result) -> int:

@@ -16,6 +16,7 @@ from pyvae.engine.run import RunDirectory
 from pyvae.errors import PyvaeError, RunError
 from pyvae.evaluation import compute_scores, read_scores
 from pyvae.objectives import AnnealedVAE, BetaVAE, CapacityVAE, ControlVAE
+from pyvae.report import study as study_page
 from pyvae.report.study import write_page
 from pyvae.studies import findings, work
 from pyvae.studies import reproduce as module
@@ -289,6 +290,13 @@ def test_generators_stand_beside_a_vae(tmp_path):
     text = page.read_text()
     assert {"0.82", "0.63", "0.1"} <= set(re.findall(r"[\d.]+", text))
     assert text.count("A grid of images that the generator made") == 2
+    # a beta of 1 and a capacity of 0, which never change, are left to the settings
+    drawn = study_page._draw_traces({name: [RunDirectory.open(tmp_path / name / "seed-0")] for name in runs})
+    assert [axes.get_title(loc="left") for axes in drawn.axes] == [
+        "reconstruction, nats per image",
+        "KL, nats per image",
+        "information bound, nats",
+    ]
 
 
 def test_other_data_reproduces_nothing(tmp_path):

@@ -104,7 +104,7 @@ def shared_panels(traces: Mapping[str, Trace | None]) -> list[Panel]:
                 plain = len(trace["step"]) < SMOOTHED_ROWS or name == "capacity"
                 lines.append(Line(run, trace["step"], trace[name] if plain else smooth(trace[name]), hue=hue))
         values = np.concatenate([line.y[np.isfinite(line.y)] for line in lines])
-        if title not in (OF_ALL["beta"], OF_ALL["capacity"]) or varies(values):
+        if says_something(title, values):
             found.append(
                 Panel(title, lines, log=title == OF_ALL["recon"] and _is_wide(values), hues=len(traces))
             )
@@ -153,6 +153,12 @@ def _window_sums(values: np.ndarray, width: int) -> np.ndarray:
     begins = blocks.cumsum(1).ravel()[first + size - 1]
     ends = blocks[:, ::-1].cumsum(1)[:, ::-1].ravel()[first]
     return np.where(first % size == 0, begins, ends + begins)
+
+
+def says_something(title: str, values: np.ndarray) -> bool:
+    """Whether a panel with this title is worth its place: a weight or a capacity that stays what it is belongs to the
+    settings."""
+    return title not in (OF_ALL["beta"], OF_ALL["capacity"]) or varies(values)
 
 
 def varies(values: np.ndarray) -> bool:

@@ -21,7 +21,7 @@ from pyvae.report.charts import SCRIPT
 from pyvae.report.figures import save
 from pyvae.report.glossary import glossary
 from pyvae.report.markup import Section, document, duration, figure, row
-from pyvae.report.panels import OF_ALL, OF_PAIRS, Trace, smooth
+from pyvae.report.panels import OF_ALL, OF_PAIRS, Trace, says_something, smooth
 from pyvae.report.trained import load_trained, load_trained_pair
 from pyvae.studies.findings import Findings, Measured, Number, Ours, read_findings
 from pyvae.studies.published import CERTAINTIES, LIKELIHOODS, QUANTITIES, Published, Quantity
@@ -207,11 +207,11 @@ def _draw_traces(runs: Mapping[str, Sequence[RunDirectory]]) -> Figure:
         name: [trace for run in found if (trace := curves.trace_of(run)) is not None]
         for name, found in runs.items()
     }
-    panels = [
-        (column, title)
-        for column, title in [*OF_ALL.items(), ("information", OF_PAIRS["information"])]
-        if any(column in trace for found in traces.values() for trace in found)
-    ]
+    panels = []
+    for column, title in [*OF_ALL.items(), ("information", OF_PAIRS["information"])]:
+        of_runs = [trace[column] for found in traces.values() for trace in found if column in trace]
+        if of_runs and says_something(title, np.concatenate(of_runs)):
+            panels.append((column, title))
     rows = max(-(-len(panels) // 2), 1)
     figure = Figure(figsize=(11, 3.3 * rows), layout="constrained")
     for number, (column, title) in enumerate(panels):

@@ -70,10 +70,11 @@ def test_effects_of_siblings_are_those_of_the_grid(monkeypatch, tmp_path):
 def test_nats_are_shared_out_as_effects_are():
     tables = module("questions.order_tables")
     snapshot = {
-        "kl": [2.0, 1.0, 0.5],
-        "effect": [[0.5, 0.5, 0, 0, 0], [0, 0, 3, 1, 0], [0, 0, 0, 0, 0]],
+        "kl": [2.0, 1.0, 0.5, 4.0],
+        "effect": [[0.5, 0.5, 0, 0, 0], [0, 0, 3, 1, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1.0]],
+        "std": [1.0, 0.05, 0.05, 0.001],
     }
-    # of a latent that nothing moves nothing is shared out
+    # of a latent that nothing moves, or hardly, nothing is shared out
     assert tables.spent(snapshot).tolist() == [1.0, 1.0, 0.75, 0.25, 0.0]
 
 
@@ -145,6 +146,21 @@ def test_a_run_becomes_a_file_tables_and_pictures(run, monkeypatch, tmp_path):
     assert all((pages / name).stat().st_size > 5_000 for name in pictures)
 
 
+def test_a_run_that_ends_early_is_drawn_as_far_as_it_went(monkeypatch, tmp_path):
+    use_tiny_sprites(monkeypatch, tmp_path / "cache")
+    out = tmp_path / "study/gamma-1000/seed-0"
+    options = {"capacity_steps": 30, "steps": 10, "keep_at": (5,), "batch_size": 16}
+    pyvae.train("capacity-vae", out=out, seed=0, device="cpu", log_every=1, **options)
+    findings = module("findings")
+    findings.measure("order", out.parents[1], tmp_path)
+    (result,) = findings.read("order", tmp_path)
+    assert [(each["published"], each["step"]) for each in result["traversals"]] == [(3.1, 5), (7.3, 10)]
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    findings.draw(tmp_path, pages)
+    assert (pages / "order-traversals-gamma-1000.png").is_file()
+
+
 def test_tables_without_a_run_say_so():
     question = module("questions.order").QUESTION
     assert {table([]) for table in question.tables.values()} == {"No run has been measured yet."}
@@ -155,7 +171,14 @@ def test_the_study_has_the_arms_of_the_question():
     assert (
         tuple(dict.fromkeys(model.method for model in plan.models)) == module("questions.order").QUESTION.arms
     )
-    trained, _, _, given = (model.recipe for model in plan.models[::2])
+    trained, slow, collapsed, kaiming, given = (model.recipe for model in plan.models[::2])
+    assert (slow.lr, collapsed.objective.gamma, kaiming.objective.gamma) == (1e-4, 1000, 1000)
+    assert [each.init for each in (trained, slow, collapsed, kaiming)] == [
+        "torch",
+        "torch",
+        "torch",
+        "kaiming",
+    ]
     assert (given.code, trained.code) == ("factors", "encoder")
     assert given.objective == trained.objective
     assert trained.objective.capacity_steps == trained.steps

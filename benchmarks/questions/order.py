@@ -31,7 +31,9 @@ def measure(run: pyvae.Run) -> Result:
     return {
         "factors": dataset.factor_names,
         "snapshots": [_snapshot(run, dataset, step) for step in steps],
-        "traversals": [_traversal(run, steps, capacity) for capacity in PUBLISHED],
+        "traversals": [
+            _traversal(run, steps, each) for each in PUBLISHED if each <= capacity_at(run, run.step)
+        ],
     }
 
 
@@ -56,6 +58,7 @@ def _snapshot(run: pyvae.Run, dataset: FactorDataset, step: int) -> Result:
         "kl": [short(each) for each in found.kl],
         "dead": None if net.reads_factors else dead_of(run, step),
         "effect": [[short(each) for each in row] for row in total_effects(codes).tolist()],
+        "std": [short(each) for each in torch.cat([each.flatten(0, 1) for each in codes]).std(0).tolist()],
     }
 
 
@@ -78,7 +81,7 @@ def _traversal(run: pyvae.Run, steps: Sequence[int], capacity: float) -> Result:
 
 
 QUESTION = Question(
-    arms=("gamma-100", "gamma-100-slow", "gamma-1000", "factor-bottleneck"),
+    arms=("gamma-100", "gamma-100-slow", "gamma-1000", "gamma-1000-kaiming", "factor-bottleneck"),
     measure=measure,
     pictures=order_pictures.pictures,
     tables={

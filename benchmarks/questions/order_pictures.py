@@ -11,7 +11,7 @@ from pyvae.report.figures import show, tile
 from pyvae.report.palette import palette_of, plain_axes
 from pyvae.report.traversal import ACTIVE_NATS
 from questions.labels import label_ends
-from questions.order_tables import CARRIED, curves, followed
+from questions.order_tables import CARRIED, CONSTANT, curves, followed
 from questions.question import Result
 from questions.tables import first_of_arms
 from questions.thumbnails import SIDE, unpack
@@ -35,39 +35,38 @@ def pictures(found: Sequence[Result]) -> dict[str, Figure]:
     return drawn
 
 
-def _panels(rows: int, columns: int, height: float) -> tuple[Figure, Any]:
+def _panels(count: int, height: float) -> tuple[Figure, list[Any]]:
+    """At most three in a row."""
     from matplotlib.figure import Figure
 
+    rows, columns = -(-count // 3), min(count, 3)
     figure = Figure(figsize=(_WIDTH, height * rows + 0.3), layout="constrained")
-    return figure, figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    for axes in panels[:count]:
+        plain_axes(axes)
+        axes.set_xlabel("C, nats", fontsize=8)
+        axes.tick_params(labelbottom=True)
+    return figure, panels[:count]
 
 
 def _kl(found: Sequence[Result]) -> Figure:
-    """Columns are methods, rows are seeds; a line for each latent, in the colour of the factor that it follows."""
-    arms = list(dict.fromkeys(result["arm"] for result in found))
-    seeds = sorted({result["seed"] for result in found})
+    """A panel for each run; a line for each latent, in the colour of the factor that it follows."""
     colours = palette_of(found[0]["factors"])
-    figure, panels = _panels(len(seeds), len(arms), 2.5)
-    ends: dict[Any, list[tuple[float, str, Any]]] = {axes: [] for axes in panels.flat}
-    for axes in panels.flat:
-        axes.set_visible(False)
-    for result in found:
-        axes = panels[seeds.index(result["seed"]), arms.index(result["arm"])]
-        axes.set_visible(True)
-        plain_axes(axes)
-        trace = result["trace"]
-        for j, last in enumerate(result["snapshots"][-1]["kl"]):
+    figure, panels = _panels(len(found), 2.5)
+    for axes, result in zip(panels, found, strict=True):
+        trace, end, ends = result["trace"], result["snapshots"][-1], []
+        for j, (last, std) in enumerate(zip(end["kl"], end["std"], strict=True)):
             awake = last >= ACTIVE_NATS
-            names = followed(result, j)
-            colour = colours[names[0]] if awake else _ASLEEP
+            names = followed(result, j) if std >= CONSTANT else ["constant"]
+            colour = colours.get(names[0], _ASLEEP) if awake else _ASLEEP
             axes.plot(trace["capacity"], trace[f"kl_{j}"], color=colour, lw=1.1 if awake else 0.6)
             if awake:
-                ends[axes].append((trace[f"kl_{j}"][-1], " + ".join(names), colour))
+                ends.append((trace[f"kl_{j}"][-1], " + ".join(names), colour))
         axes.set_title(f"{result['arm']}, seed {result['seed']}", fontsize=9, loc="left")
-        axes.set_xlabel("C, nats", fontsize=8)
-    for axes, names_at in ends.items():
-        label_ends(axes, names_at)
-    for axes in panels[:, 0]:
+        label_ends(axes, ends)
+    for axes in panels[::3]:
         axes.set_ylabel("KL of each latent, nats", fontsize=8)
     return figure
 
@@ -77,20 +76,19 @@ def _spent(found: Sequence[Result]) -> Figure:
     arms = list(dict.fromkeys(result["arm"] for result in found))
     first = {result["arm"]: result for result in reversed(found)}
     colours = palette_of(found[0]["factors"])
-    figure, panels = _panels(1, len(arms), 2.9)
+    figure, panels = _panels(len(arms), 2.5)
     for result in found:
-        axes = panels[0, arms.index(result["arm"])]
-        plain_axes(axes)
+        axes = panels[arms.index(result["arm"])]
         x = [0.0, *(each["capacity"] for each in result["snapshots"])]
         for factor, nats in curves(result).items():
             width = 1.4 if result is first[result["arm"]] else 0.6
             axes.plot(x, [0.0, *nats], color=colours[factor], lw=width)
-    for axes, arm in zip(panels[0], arms, strict=True):
+    for axes, arm in zip(panels, arms, strict=True):
         axes.axhline(CARRIED, color="0.5", lw=0.6, ls=":")
         axes.set_title(arm, fontsize=9, loc="left")
-        axes.set_xlabel("C, nats", fontsize=8)
         label_ends(axes, [(nats[-1], name, colours[name]) for name, nats in curves(first[arm]).items()])
-    panels[0, 0].set_ylabel("nats spent on each factor", fontsize=8)
+    for axes in panels[::3]:
+        axes.set_ylabel("nats spent on each factor", fontsize=8)
     return figure
 
 
@@ -122,9 +120,9 @@ def _traversals(result: Result) -> Figure:
 
     blocks = result["traversals"]
     most = max(len(block["latents"]) for block in blocks)
-    figure = Figure(figsize=(_WIDTH, 0.3 * most + 0.5), layout="constrained")
+    figure = Figure(figsize=(_WIDTH * len(blocks) / 4, 0.3 * most + 0.5), layout="constrained")
     snapshots = [each["step"] for each in result["snapshots"]]
-    for axes, block in zip(figure.subplots(1, len(blocks)), blocks, strict=True):
+    for axes, block in zip(figure.subplots(1, len(blocks), squeeze=False).flat, blocks, strict=True):
         images = unpack(block["images"])
         rows, columns = images.shape[:2]
         empty = images.new_ones(most - rows, columns, 1, SIDE, SIDE)

@@ -9,16 +9,19 @@ from questions.tables import NONE_YET, dead_units, machines, markdown, name_of, 
 
 CARRIED = 0.5
 """Nats from which on a factor counts as carried."""
+CONSTANT = 0.05
+"""Standard deviation of a latent's means over the images below which it says nothing of them, whatever it costs."""
 
 
 def spent(snapshot: Result) -> np.ndarray:
     """Nats ``[F]`` of the KL that go to each factor: a latent's are shared out as its total effects are.
 
-    Of a bottleneck of true factors, where a latent has one factor, it is the KL of each channel.
+    Of a bottleneck of true factors, where a latent has one factor, it is the KL of each channel. A latent that is the
+    same for all images is spent on none.
     """
     effect = np.array(snapshot["effect"])
     share = effect / np.maximum(effect.sum(1, keepdims=True), np.finfo(float).tiny)
-    return np.array(snapshot["kl"]) @ share
+    return (np.array(snapshot["kl"]) * (np.array(snapshot["std"]) >= CONSTANT)) @ share
 
 
 def curves(result: Result) -> dict[str, np.ndarray]:
@@ -92,7 +95,8 @@ def latents(found: Sequence[Result]) -> str:
         end = result["snapshots"][-1]
         for j in sorted(range(len(end["kl"])), key=lambda j: -end["kl"][j]):
             if end["kl"][j] >= 0.05:
-                shares = [f"{share:.2f}" for share in end["effect"][j]]
+                says = end["std"][j] >= CONSTANT
+                shares = [f"{share:.2f}" if says else "constant" for share in end["effect"][j]]
                 rows.append(
                     (f"`{result['arm']}`", str(result["seed"]), f"z{j}", f"{end['kl'][j]:.2f}", *shares)
                 )

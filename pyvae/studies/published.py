@@ -395,7 +395,7 @@ STUDIES: dict[str, Study] = {
             "Figure 3 of the paper has no numbers but an order: position pays at the lowest C (3.1 nats), then scale "
             "(7.3), shape, and orientation (15.4 and 23.8); see the arm factor-bottleneck.",
             "The published run of capacity-100 counts C from step 1, not 0, and starts from kaiming_uniform weights, "
-            "ours from torch's. Our numbers are of the final weights.",
+            "ours from kaiming_normal ones. Our numbers are of the final weights.",
         ),
     ),
     "beta-vae": Study(

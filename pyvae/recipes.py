@@ -80,8 +80,8 @@ RECIPES: dict[str, tuple[str, Recipe]] = {
     "capacity-vae": (
         "Capacity-annealed beta-VAE of Burgess et al. 2018: gamma 1000, C to 25 nats in 100,000 steps, Adam 5e-4; "
         "300,000 steps as disentanglement_lib, whose network, rate (1e-4) and way of drawing images (--sampling "
-        "replacement) are others. Initial weights as 1Konny's code: from torch's, with gamma 1000, comes a code that is "
-        "the same for all images",
+        "replacement) are others. Initial weights as 1Konny's code: from torch's, with gamma 1000, comes a code that "
+        "is the same for all images",
         Recipe(objective=CapacityVAE(), architecture="burgess", init="kaiming", lr=5e-4, steps=300_000),
     ),
     "control-vae": (

@@ -8,6 +8,7 @@ from torch import nn
 import pyvae
 from pyvae import data
 from pyvae.evaluation import DeadUnits, dead_units
+from pyvae.evaluation.averages import evaluate
 from pyvae.nets import build
 from pyvae.report.page import MOSTLY
 from tiny import TinyData
@@ -64,3 +65,30 @@ def test_the_report_tells_of_an_encoder_that_is_mostly_dead(dead, tmp_path, monk
     page = run.report(explorer=False).read_text()
     assert ("in its layer 2, 17 of 32." in page) is dead
     assert ("A lower learning rate" in page) is dead
+
+
+def biased(channels, latents, side):
+    """Its first latent has the mean 2 for every image, the second tells how bright one is."""
+    linear = nn.Linear(channels * side * side, 2 * latents)
+    with torch.no_grad():
+        linear.weight.zero_()
+        linear.weight[1] = 0.01
+        linear.bias.copy_(torch.tensor([2.0, 0.0, 0.0, 0.0]))
+    decoder = nn.Sequential(nn.Linear(latents, linear.in_features), nn.Unflatten(1, (channels, side, side)))
+    return nn.Sequential(nn.Flatten(), linear), decoder
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_the_report_tells_of_latents_that_are_the_same_for_all_images(constant, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda path, **options: TinyData())
+    settings = {"data": "tiny", "steps": 1, "batch_size": 4, "latents": 2, "lr": 1e-9, "device": "cpu"}
+    own = {"architecture": biased if constant else "burgess", "init": "torch" if constant else "kaiming"}
+    run = pyvae.train("vae", out=tmp_path / "run", **settings, **own)
+    found = evaluate(run.model().net, TinyData())
+    means = run.codes(progress=False).mu.double()
+    assert found.std == pytest.approx(means.std(0, correction=0).tolist(), rel=1e-3, abs=1e-6)
+    page = run.report(explorer=False).read_text()
+    assert (
+        "1 of the 2 latents above 0.05 nats</strong> are nearly the same for all images" in page
+    ) is constant
+    assert ("try a lower gamma" in page) is constant

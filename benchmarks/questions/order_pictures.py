@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pyvae.evaluation.averages import CONSTANT
 from pyvae.report.figures import show, tile
 from pyvae.report.palette import palette_of, plain_axes
 from pyvae.report.traversal import ACTIVE_NATS
 from questions.labels import label_ends
-from questions.order_tables import CARRIED, CONSTANT, curves, followed
+from questions.order_tables import CARRIED, curves, followed
 from questions.question import Result
 from questions.tables import first_of_arms
 from questions.thumbnails import SIDE, unpack

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pyvae.evaluation.averages import CONSTANT
 from questions.question import Result
 from questions.tables import NONE_YET, dead_units, machines, markdown, name_of, steps_and_minutes
 
 CARRIED = 0.5
 """Nats from which on a factor counts as carried."""
-CONSTANT = 0.05
-"""Standard deviation of a latent's means over the images below which it says nothing of them, whatever it costs."""
 
 
 def spent(snapshot: Result) -> np.ndarray:

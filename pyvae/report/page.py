@@ -12,7 +12,7 @@ from pyvae.engine.recipe import Recipe, objective_label
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import printable
 from pyvae.evaluation import read_likelihood, read_scores, write_metrics
-from pyvae.evaluation.averages import Evaluation, evaluate
+from pyvae.evaluation.averages import CONSTANT, Evaluation, evaluate
 from pyvae.evaluation.dead import dead_units
 from pyvae.nets import Autoencoder
 from pyvae.report import curves, generated, markup, reconstructions, snapshots, traversal
@@ -93,7 +93,7 @@ def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0, explorer: 
         results=[*_averages(metrics), *_likelihood(likelihood), *_scores(scores)],
         latents=latents_table(metrics, traversal.names_of(net, dataset)),
         keys=["eta_squared"] if evaluation.dependence else [],
-        caption=_caption(evaluation) + _dead(net, dataset),
+        caption=_caption(evaluation) + _constant(evaluation) + _dead(net, dataset),
         trace=trace,
         explorer=section(net, dataset, evaluation) if explorer else "",
         pictures=pictures,
@@ -250,6 +250,20 @@ def _caption(evaluation: Evaluation) -> str:
             " The factors of these images are not known, so nothing is said of which latent follows which."
         )
     return text
+
+
+def _constant(evaluation: Evaluation) -> str:
+    """A sentence of latents that cost nats and say nothing; nothing where none is."""
+    active = [j for j, kl in enumerate(evaluation.kl) if kl >= traversal.ACTIVE_NATS]
+    same = [j for j in active if evaluation.std is not None and evaluation.std[j] < CONSTANT]
+    if not same:
+        return ""
+    return (
+        f" <strong>{len(same):,} of the {len(active):,} latents above {traversal.ACTIVE_NATS} nats</strong> are nearly "
+        f"the same for all images (their means have a standard deviation below {CONSTANT}): their nats say nothing of an "
+        "image. That happens where a KL is asked for before the decoder has a use for it; try a lower gamma, or "
+        "another --init."
+    )
 
 
 def _dead(net: Autoencoder, dataset: Dataset) -> str:

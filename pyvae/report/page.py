@@ -259,10 +259,10 @@ def _constant(evaluation: Evaluation) -> str:
     if not same:
         return ""
     return (
-        f" <strong>{len(same):,} of the {len(active):,} latents above {traversal.ACTIVE_NATS} nats</strong> are nearly "
-        f"the same for all images (their means have a standard deviation below {CONSTANT}): their nats say nothing of an "
-        "image. That happens where a KL is asked for before the decoder has a use for it; try a lower gamma, or "
-        "another --init."
+        f" <strong>{len(same):,} of the {len(active):,} latents above {traversal.ACTIVE_NATS} nats</strong> are "
+        f"nearly the same for all images (their means have a standard deviation below {CONSTANT}): what they cost "
+        "says nothing of an image. A KL that is asked for before the decoder has a use for it does that: in capacity-vae "
+        "a lower --gamma or --init kaiming helps."
     )
 
 

@@ -261,8 +261,8 @@ def _constant(evaluation: Evaluation) -> str:
     return (
         f" <strong>{len(same):,} of the {len(active):,} latents above {traversal.ACTIVE_NATS} nats</strong> are "
         f"nearly the same for all images (their means have a standard deviation below {CONSTANT}): what they cost "
-        "says nothing of an image. A KL that is asked for before the decoder has a use for it does that: in capacity-vae "
-        "a lower --gamma or --init kaiming helps."
+        "says nothing of an image. A KL that is asked for before the decoder has a use for it does that: in "
+        "capacity-vae a lower --gamma or --init kaiming helps."
     )
 
 

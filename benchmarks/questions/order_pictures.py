@@ -56,17 +56,24 @@ def _kl(found: Sequence[Result]) -> Figure:
     """A panel for each run; a line for each latent, in the colour of the factor that it follows."""
     colours = palette_of(found[0]["factors"])
     figure, panels = _panels(len(found), 2.5)
-    for axes, result in zip(panels, found, strict=True):
-        trace, end, ends = result["trace"], result["snapshots"][-1], []
+    ends: list[list[tuple[float, str, Any]]] = [[] for _ in found]
+    for axes, result, names_at in zip(panels, found, ends, strict=True):
+        trace, end, same = result["trace"], result["snapshots"][-1], []
         for j, (last, std) in enumerate(zip(end["kl"], end["std"], strict=True)):
             awake = last >= ACTIVE_NATS
-            names = followed(result, j) if std >= CONSTANT else ["constant"]
-            colour = colours.get(names[0], _ASLEEP) if awake else _ASLEEP
+            names = followed(result, j)
+            colour = colours[names[0]] if awake and std >= CONSTANT else _ASLEEP
             axes.plot(trace["capacity"], trace[f"kl_{j}"], color=colour, lw=1.1 if awake else 0.6)
-            if awake:
-                ends.append((trace[f"kl_{j}"][-1], " + ".join(names), colour))
+            if awake and std >= CONSTANT:
+                names_at.append((trace[f"kl_{j}"][-1], " + ".join(names), colour))
+            elif awake:
+                same.append(trace[f"kl_{j}"][-1])
+        if same:
+            names_at.append((sum(same) / len(same), f"{len(same)} constant", "0.5"))
         axes.set_title(f"{result['arm']}, seed {result['seed']}", fontsize=9, loc="left")
-        label_ends(axes, ends)
+    # the panels share their limits, which are known once all are drawn
+    for axes, names_at in zip(panels, ends, strict=True):
+        label_ends(axes, names_at)
     for axes in panels[::3]:
         axes.set_ylabel("KL of each latent, nats", fontsize=8)
     return figure
@@ -134,8 +141,11 @@ def _traversals(result: Result) -> Figure:
         axes.spines[:].set_visible(False)
         axes.set_xticks([])
         at = snapshots.index(block["step"])
-        kl = result["snapshots"][at]["kl"]
-        labels = [f"{'+'.join(_short(followed(result, j, at)))} {kl[j]:.1f}" for j in block["latents"]]
+        kl, std = result["snapshots"][at]["kl"], result["snapshots"][at]["std"]
+        labels = [
+            f"{'+'.join(_short(followed(result, j, at))) if std[j] >= CONSTANT else 'constant'} {kl[j]:.1f}"
+            for j in block["latents"]
+        ]
         axes.set_yticks([(SIDE + 2) * (row + 0.5) for row in range(rows)], labels, fontsize=6)
         axes.tick_params(length=0, pad=1)
         axes.set_title(f"C = {block['capacity']:.1f} (for {block['published']:g})", fontsize=8, loc="left")

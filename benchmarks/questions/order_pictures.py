@@ -92,7 +92,7 @@ def _spent(found: Sequence[Result]) -> Figure:
             width = 1.4 if result is first[result["arm"]] else 0.6
             axes.plot(x, [0.0, *nats], color=colours[factor], lw=width)
     for axes, arm in zip(panels, arms, strict=True):
-        axes.axhline(CARRIED, color="0.5", lw=0.6, ls=":")
+        axes.axhline(CARRIED, color="0.2", lw=0.9, ls=":")
         axes.set_title(arm, fontsize=9, loc="left")
         label_ends(axes, [(nats[-1], name, colours[name]) for name, nats in curves(first[arm]).items()])
     for axes in panels[::3]:

@@ -124,7 +124,7 @@ def a_network(decoder: nn.Module, latents: int) -> Autoencoder:
 def test_sliders_by_kl_with_the_factors_that_they_follow():
     net, data = build("mlp", 1, 3, side=12).eval(), Corner()
     dependence = [[0.1, 0.2, 0.7], [0.6, 0.1, 0.3], [0.9, 0.0, 0.0]]
-    content = of_autoencoder(net, data, Evaluation(120, 1.0, [0.5, 2.0, 0.01], dependence))
+    content = of_autoencoder(net, data, Evaluation(120, 1.0, [0.5, 2.0, 0.01], dependence, [1.0] * 3))
     assert [(s.name, s.index, s.follows, s.active) for s in content.sliders] == [
         ("z1", 1, "size", True),
         ("z0", 0, "column", True),
@@ -144,7 +144,7 @@ def test_sliders_by_kl_with_the_factors_that_they_follow():
 def test_a_slider_reaches_every_mean():
     net = a_network(nn.Linear(2, 144), 2)
     net.encoder.head.bias.data[1] = -7.3
-    evaluation = Evaluation(120, 1.0, [1.0, 1.0], None)
+    evaluation = Evaluation(120, 1.0, [1.0, 1.0], None, [1.0] * 2)
     spans = [s.span for s in of_autoencoder(net, Corner(), evaluation).sliders]
     assert spans[0] == 3
     assert 7.3 < spans[1] < 9
@@ -181,7 +181,7 @@ def test_names_cannot_end_the_script():
     net = a_network(nn.Sequential(nn.Linear(2, 144), nn.Unflatten(1, (1, 12, 12))), 2)
     data = Corner()
     data.factor_names = ("</script>", "row", "column")
-    text = section(net, data, Evaluation(120, 1.0, [1.0, 1.0], [[1.0, 0, 0]] * 2))
+    text = section(net, data, Evaluation(120, 1.0, [1.0, 1.0], [[1.0, 0, 0]] * 2, [1.0] * 2))
     found = text.split('id="explorer-data">')[1].split("</script>")[0]
     assert json.loads(found)["sliders"][0]["follows"] == "</script>"
     assert "follows &lt;/script&gt;" in text

@@ -46,12 +46,12 @@ def net():
 
 @pytest.fixture(scope="module")
 def content(net):
-    return of_autoencoder(net, TinyData(), Evaluation(120, 1.0, KL, FACTORS))
+    return of_autoencoder(net, TinyData(), Evaluation(120, 1.0, KL, FACTORS, [1.0] * len(KL)))
 
 
 @pytest.fixture(scope="module")
 def page(net, tmp_path_factory):
-    body = section(net, TinyData(), Evaluation(120, 1.0, KL, FACTORS))
+    body = section(net, TinyData(), Evaluation(120, 1.0, KL, FACTORS, [1.0] * len(KL)))
     return write(tmp_path_factory.mktemp("explorer") / "page.html", body)
 
 
@@ -127,7 +127,7 @@ def test_decodes_as_torch_does(browser, tmp_path, monkeypatch, architecture):
     monkeypatch.setattr(explorer_content, "_MOST_MEASURED", 24)
     data = TinyData(channels=3 if architecture == "kim-256" else 1)
     net = widened(build(architecture, data.image_shape[0], 6, seed=2))
-    evaluation = Evaluation(120, 1.0, KL, FACTORS)
+    evaluation = Evaluation(120, 1.0, KL, FACTORS, [1.0] * len(KL))
     page = write(tmp_path / "page.html", section(net, data, evaluation))
     if architecture == "burgess":
         assert page.stat().st_size < 1_000_000  # of the three megabytes of a report
@@ -159,7 +159,7 @@ def test_decodes_a_network_of_ones_own(browser, tmp_path, monkeypatch):
     data = Data(channels=3)
     data.image_shape = (3, 25, 27)
     own = Autoencoder(Encoder(torch.nn.Flatten(), 3 * 25 * 27, 5), decoder).eval()
-    page = write(tmp_path / "page.html", section(own, data, Evaluation(120, 1.0, [1.0] * 5, None)))
+    page = write(tmp_path / "page.html", section(own, data, Evaluation(120, 1.0, [1.0] * 5, None, [1.0] * 5)))
     with browser.open(page) as visit:
         torch.testing.assert_close(decoded(visit, z, (3, 25, 27)), held.means(z), rtol=0, atol=1e-4)
         visit.assert_quiet()

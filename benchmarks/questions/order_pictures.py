@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pyvae.evaluation.averages import CONSTANT
 from pyvae.report.figures import show, tile
 from pyvae.report.palette import palette_of, plain_axes
 from pyvae.report.traversal import ACTIVE_NATS
 from questions.labels import label_ends
-from questions.order_tables import CARRIED, curves, followed
+from questions.order_tables import CARRIED, curves, followed, tells
 from questions.question import Result
 from questions.tables import first_of_arms
 from questions.thumbnails import SIDE, unpack
@@ -59,15 +58,15 @@ def _kl(found: Sequence[Result]) -> Figure:
     ends: list[list[tuple[float, str, Any]]] = [[] for _ in found]
     for axes, result, names_at in zip(panels, found, ends, strict=True):
         trace, end, same = result["trace"], result["snapshots"][-1], []
-        for j, (last, std) in enumerate(zip(end["kl"], end["std"], strict=True)):
-            awake = last >= ACTIVE_NATS
-            names = followed(result, j)
-            colour = colours[names[0]] if awake and std >= CONSTANT else _ASLEEP
-            axes.plot(trace["capacity"], trace[f"kl_{j}"], color=colour, lw=1.1 if awake else 0.6)
-            if awake and std >= CONSTANT:
-                names_at.append((trace[f"kl_{j}"][-1], " + ".join(names), colour))
+        for j, (last, says) in enumerate(zip(end["kl"], tells(end), strict=True)):
+            nats, awake, colour = trace[f"kl_{j}"], last >= ACTIVE_NATS, _ASLEEP
+            if awake and says:
+                names = followed(result, j)
+                colour = colours[names[0]]
+                names_at.append((nats[-1], " + ".join(names), colour))
             elif awake:
-                same.append(trace[f"kl_{j}"][-1])
+                same.append(nats[-1])
+            axes.plot(trace["capacity"], nats, color=colour, lw=1.1 if awake else 0.6)
         if same:
             names_at.append((sum(same) / len(same), f"{len(same)} constant", "0.5"))
         axes.set_title(f"{result['arm']}, seed {result['seed']}", fontsize=9, loc="left")
@@ -141,9 +140,9 @@ def _traversals(result: Result) -> Figure:
         axes.spines[:].set_visible(False)
         axes.set_xticks([])
         at = snapshots.index(block["step"])
-        kl, std = result["snapshots"][at]["kl"], result["snapshots"][at]["std"]
+        kl, says = result["snapshots"][at]["kl"], tells(result["snapshots"][at])
         labels = [
-            f"{'+'.join(_short(followed(result, j, at))) if std[j] >= CONSTANT else 'constant'} {kl[j]:.1f}"
+            f"{'+'.join(_short(followed(result, j, at))) if says[j] else 'constant'} {kl[j]:.1f}"
             for j in block["latents"]
         ]
         axes.set_yticks([(SIDE + 2) * (row + 0.5) for row in range(rows)], labels, fontsize=6)

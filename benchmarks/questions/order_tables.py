@@ -4,12 +4,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pyvae.evaluation.averages import CONSTANT
+from pyvae.metrics.factor_vae import CONSTANT
+from pyvae.report.traversal import ACTIVE_NATS
 from questions.question import Result
 from questions.tables import NONE_YET, dead_units, machines, markdown, name_of, steps_and_minutes
 
 CARRIED = 0.5
 """Nats from which on a factor counts as carried."""
+
+
+def tells(snapshot: Result) -> np.ndarray:
+    """Whether each latent differs between images, bool ``[D]``; one that does not may cost nats all the same."""
+    return np.array(snapshot["std"]) >= CONSTANT
 
 
 def spent(snapshot: Result) -> np.ndarray:
@@ -20,7 +26,7 @@ def spent(snapshot: Result) -> np.ndarray:
     """
     effect = np.array(snapshot["effect"])
     share = effect / np.maximum(effect.sum(1, keepdims=True), np.finfo(float).tiny)
-    return (np.array(snapshot["kl"]) * (np.array(snapshot["std"]) >= CONSTANT)) @ share
+    return (np.array(snapshot["kl"]) * tells(snapshot)) @ share
 
 
 def curves(result: Result) -> dict[str, np.ndarray]:
@@ -93,8 +99,8 @@ def latents(found: Sequence[Result]) -> str:
     for result in found:
         end = result["snapshots"][-1]
         for j in sorted(range(len(end["kl"])), key=lambda j: -end["kl"][j]):
-            if end["kl"][j] >= 0.05:
-                says = end["std"][j] >= CONSTANT
+            if end["kl"][j] >= ACTIVE_NATS:
+                says = tells(end)[j]
                 shares = [f"{share:.2f}" if says else "constant" for share in end["effect"][j]]
                 rows.append(
                     (f"`{result['arm']}`", str(result["seed"]), f"z{j}", f"{end['kl'][j]:.2f}", *shares)

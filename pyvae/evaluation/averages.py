@@ -12,9 +12,6 @@ from pyvae.nets import Autoencoder
 from pyvae.objectives.likelihood import Likelihood, image_nll
 from pyvae.random import Stream, make_key
 
-CONSTANT = 0.05
-"""Standard deviation of a latent's means over the images below which it says nothing of them, whatever it costs: that
-from which on the FactorVAE metric leaves a latent out."""
 _BATCH = 256
 _SEED = 0
 
@@ -28,7 +25,7 @@ class Evaluation(NamedTuple):
     """Of each latent."""
     dependence: list[list[float]] | None
     """eta^2 of each latent (row) and factor (column); None for data without factors."""
-    std: list[float] | None = None
+    std: list[float]
     """Of each latent's means over the images."""
 
     def to_json(self, dataset: Dataset) -> dict[str, Any]:

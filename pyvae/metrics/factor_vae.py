@@ -21,7 +21,9 @@ FACTOR_VAE_PAPER: Mapping[str, Any] = {
 }
 """Options of Kim & Mnih 2018: 800 votes of 100 points, accuracy on those votes, latents of KL up to .01 pruned."""
 
-_THRESHOLDS = {"std": 0.05, "kl": 1e-2}
+CONSTANT = 0.05
+"""Standard deviation of a latent's means over the images below which it says nothing of them, whatever it costs."""
+_THRESHOLDS = {"std": CONSTANT, "kl": 1e-2}
 _CHUNK = 1024
 
 

@@ -12,8 +12,9 @@ from pyvae.engine.recipe import Recipe, objective_label
 from pyvae.engine.run import RunDirectory
 from pyvae.errors import printable
 from pyvae.evaluation import read_likelihood, read_scores, write_metrics
-from pyvae.evaluation.averages import CONSTANT, Evaluation, evaluate
+from pyvae.evaluation.averages import Evaluation, evaluate
 from pyvae.evaluation.dead import dead_units
+from pyvae.metrics.factor_vae import CONSTANT
 from pyvae.nets import Autoencoder
 from pyvae.report import curves, generated, markup, reconstructions, snapshots, traversal
 from pyvae.report.charts import SCRIPT
@@ -255,7 +256,7 @@ def _caption(evaluation: Evaluation) -> str:
 def _constant(evaluation: Evaluation) -> str:
     """A sentence of latents that cost nats and say nothing; nothing where none is."""
     active = [j for j, kl in enumerate(evaluation.kl) if kl >= traversal.ACTIVE_NATS]
-    same = [j for j in active if evaluation.std is not None and evaluation.std[j] < CONSTANT]
+    same = [j for j in active if evaluation.std[j] < CONSTANT]
     if not same:
         return ""
     return (

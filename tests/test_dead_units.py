@@ -8,9 +8,9 @@ from torch import nn
 import pyvae
 from pyvae import data
 from pyvae.evaluation import DeadUnits, dead_units
-from pyvae.evaluation.averages import evaluate
+from pyvae.evaluation.averages import Evaluation, evaluate
 from pyvae.nets import build
-from pyvae.report.page import MOSTLY
+from pyvae.report.page import MOSTLY, _constant
 from tiny import TinyData
 
 
@@ -92,3 +92,10 @@ def test_the_report_tells_of_latents_that_are_the_same_for_all_images(constant, 
         "1 of the 2 latents above 0.05 nats</strong> are nearly the same for all images" in page
     ) is constant
     assert ("a lower --gamma or --init kaiming helps" in page) is constant
+
+
+def test_nothing_is_said_of_a_closed_latent_that_costs_a_little():
+    """As in the report of the demo: 0.056 nats of 7.8."""
+    kl = [3.068, 2.964, 1.54, 0.056]
+    assert _constant(Evaluation(4096, 120.0, kl, None, [1.0, 1.0, 1.0, 0.01])) == ""
+    assert "1 of the 4" in _constant(Evaluation(4096, 120.0, kl, None, [1.0, 1.0, 0.01, 1.0]))

@@ -28,6 +28,8 @@ from pyvae.report.trained import Trained, TrainedPair, load_trained, load_traine
 
 MOSTLY = 0.5
 """A layer with more than this share of dead units is told of."""
+WASTED = 0.1
+"""Latents that say nothing of an image are told of where they cost more than this share of the KL."""
 
 
 def report(run: RunDirectory, dataset: Dataset, *, span: float = 2.0, explorer: bool = True) -> Path:
@@ -254,10 +256,10 @@ def _caption(evaluation: Evaluation) -> str:
 
 
 def _constant(evaluation: Evaluation) -> str:
-    """A sentence of latents that cost nats and say nothing; nothing where none is."""
+    """A sentence of latents that cost nats and say nothing; nothing where they cost little, as closed ones do."""
     active = [j for j, kl in enumerate(evaluation.kl) if kl >= traversal.ACTIVE_NATS]
     same = [j for j in active if evaluation.std[j] < CONSTANT]
-    if not same:
+    if sum(evaluation.kl[j] for j in same) <= WASTED * sum(evaluation.kl):
         return ""
     return (
         f" <strong>{len(same):,} of the {len(active):,} latents above {traversal.ACTIVE_NATS} nats</strong> are "
